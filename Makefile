@@ -1,0 +1,46 @@
+# leanvit: `make` lists what can be done. Every target sets up what it needs and can be run again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install leanvit with all that demo and tests need (2 to 5 minutes, 6 GB)
+
+$(STAMP): pyproject.toml
+	@echo "make: setting up $(VENV) (PyTorch, ONNX Runtime, test tools): 2 to 5 minutes, 6 GB of disk"
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or run: make PYTHON=python3 $(MAKECMDGOALS)" >&2; exit 4; }
+	@$(PYTHON) -m venv $(VENV) || { echo "make: no venv module; on Debian or Ubuntu run: apt-get install python3-venv" >&2; exit 4; }
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[onnx,dev]"
+	@touch $@
+
+demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (under 5 minutes on 2 cores)
+	@echo "make: running leanvit demo, under 5 minutes on 2 cores; results in runs/demo"
+	$(BIN)/leanvit demo
+
+test: $(STAMP)  ## run the tests (about 10 minutes on 2 cores)
+	@echo "make: running the tests, about 10 minutes on 2 cores"
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the README's table over three seeds, into benchmarks/results (about 12 minutes)
+	$(BIN)/python benchmarks/demo.py
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

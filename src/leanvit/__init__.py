@@ -1,0 +1,39 @@
+"""leanvit: images and a vision transformer in; a small, fast, proven artifact out.
+
+The names below are imported when they are first used, so that `import leanvit` needs neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from leanvit._version import __version__
+
+if TYPE_CHECKING:
+    from leanvit.config import MPTQConfig
+    from leanvit.export.api import export
+    from leanvit.quant import QuantizedModel, quantize
+    from leanvit.runtime import Predictor
+
+_LAZY = {
+    "MPTQConfig": "leanvit.config",
+    "Predictor": "leanvit.runtime",
+    "QuantizedModel": "leanvit.quant",
+    "quantize": "leanvit.quant",
+}
+
+__all__ = ["MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":
+        # The subpackage is callable (see its docstring), so that function and package share the name.
+        return importlib.import_module("leanvit.export")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'leanvit' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,420 @@
+"""Drawing for the report: escaped markup, numbers as text, axes, charts, pictures and the style sheet.
+
+Charts are inline SVG, 440 units wide with 11-unit text, so that two stand side by side on a desk and one
+fills a phone without its text becoming too small to read. Nothing here knows a file of a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 440
+EXACT_DB = 120.0
+_VOID = frozenset({"meta", "link", "img", "br"})
+_VIRIDIS = np.array(
+    [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
+     (170, 220, 50), (253, 231, 37)], np.float64
+)  # fmt: skip
+
+
+class Markup(str):
+    """Text that is HTML already; any other text is escaped where it enters a tag."""
+
+    __slots__ = ()
+
+
+def join(parts: Iterable[object]) -> Markup:
+    """Parts in one: Markup as it is, None as nothing, everything else escaped."""
+    return Markup(
+        "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts if part is not None)
+    )
+
+
+def tag(name: str, *children: object, **attributes: object) -> Markup:
+    """One element. Trailing underscores of attributes fall off, inner ones become hyphens; None omits one."""
+    text = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_number(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{text}>") if name in _VOID else Markup(f"<{name}{text}>{join(children)}</{name}>")
+
+
+def _number(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def finite(value: Any) -> float | None:
+    """A number from JSON as a float; None where it is absent, not a number, NaN or infinite."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def fixed(value: Any, digits: int = 0, unit: str = "") -> str:
+    """A number with `digits` decimals and a true minus sign, such as '−0.28%'; a dash where there is none."""
+    number = finite(value)
+    return "–" if number is None else f"{number:,.{digits}f}{unit}".replace("-", "−")
+
+
+def significant(value: Any, unit: str = "") -> str:
+    """A number with about three significant digits and no exponent."""
+    number = finite(value)
+    if number is None or number == 0:
+        return fixed(number, 0, unit)
+    return fixed(number, min(6, max(0, 2 - math.floor(math.log10(abs(number))))), unit)
+
+
+def short(text: str, limit: int) -> str:
+    """At most `limit` characters; an ellipsis takes the place of the front, because ends tell names apart."""
+    return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
+
+
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """At most `count` (3 or more) round numbers, rising, the first not above `low`, the last not below `high`."""
+    largest = max(abs(low), abs(high))
+    if high - low < 1e-6 * max(1e-3, largest):
+        pad = 0.1 * largest if largest > 1e-6 else 1.0
+        low, high = low - pad, high + pad
+    exponent = math.floor(math.log10((high - low) / count))
+    while True:
+        for factor in (1, 2, 5):
+            first = math.floor(low / (factor * 10.0**exponent) + 1e-9)
+            first -= _multiple(first, factor, exponent) > low
+            last = math.ceil(high / (factor * 10.0**exponent) - 1e-9)
+            last += _multiple(last, factor, exponent) < high
+            if last - first < count:
+                return [_multiple(i, factor, exponent) for i in range(first, last + 1)]
+        exponent += 1
+
+
+def _multiple(index: int, factor: int, exponent: int) -> float:
+    # Dividing by a whole power of ten is rounded correctly; multiplying by 0.1 is not.
+    return index * factor / 10**-exponent if exponent < 0 else float(index * factor * 10**exponent)
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """Labels of ticks, all with the decimals that their distance needs."""
+    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    return [fixed(value, digits) for value in values]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear axis: the value `low` lies at `start`, `high` at `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Position of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def drawing(key: str, title: str, description: str, height: float, children: Iterable[object]) -> Markup:
+    """An SVG image of the chart width with a name and a description for those who can't see it."""
+    return tag(
+        "svg",
+        tag("title", title, id=f"{key}-title"),
+        tag("desc", description, id=f"{key}-desc"),
+        *children,
+        viewBox=f"0 0 {WIDTH} {_number(float(height))}",
+        role="img",
+        aria_labelledby=f"{key}-title {key}-desc",
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css)
+
+
+def _text(x: float, y: float, text: object, css: str | None = None, anchor: str | None = None) -> Markup:
+    return tag("text", text, x=x, y=y, class_=css, text_anchor=anchor)
+
+
+def _vertical_grid(scale: Scale, values: Sequence[float], top: float, bottom: float) -> list[Markup]:
+    """Grid lines with their labels below."""
+    parts = []
+    for value, label in zip(values, tick_texts(values), strict=True):
+        parts.append(_line(scale(value), top, scale(value), bottom, "axis" if value == 0 else "grid"))
+        parts.append(_text(scale(value), bottom + 14, label, "tick", "middle"))
+    return parts
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: (x, y) points, all finite. css: class that gives colour and dashes."""
+
+    points: list[tuple[float, float]]
+    css: str
+
+
+def line_chart(
+    key: str, title: str, description: str, lines: Sequence[Line], *, x_label: str, y_label: str,
+    mark: tuple[float, float, str] | None = None, hints: Sequence[tuple[float, str]] = (),
+) -> Markup:  # fmt: skip
+    """Curves over one x axis. mark: (x, y, text) of a point to point out. hints: text shown over an x."""
+    height, left, right, top, bottom = 256, 44, WIDTH - 12, 30, 214
+    points = [point for line in lines for point in line.points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    y_ticks = ticks(min(ys), max(ys))
+    spread = 0.0 if max(xs) > min(xs) else 0.5
+    x = Scale(min(xs) - spread, max(xs) + spread, left, right)
+    y = Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    parts = [_text(0, 12, y_label, "label"), _text((left + right) / 2, height - 6, x_label, "label", "middle")]
+    for value, label in zip(y_ticks, tick_texts(y_ticks), strict=True):
+        parts.append(_line(left, y(value), right, y(value), "axis" if value == y_ticks[0] else "grid"))
+        parts.append(_text(left - 7, y(value) + 4, label, "tick", "end"))
+    whole = [v for v in ticks(x.low, x.high, 9) if x.low <= v <= x.high and v == round(v)]
+    parts += [_text(x(value), bottom + 16, fixed(value), "tick", "middle") for value in whole]
+    for line in lines:
+        path = " ".join(f"{_number(x(a))},{_number(y(b))}" for a, b in line.points)
+        parts.append(tag("polyline", points=path, class_=f"curve {line.css}"))
+        if len(line.points) == 1:
+            parts.append(tag("circle", cx=x(line.points[0][0]), cy=y(line.points[0][1]), r=4, class_=f"dot {line.css}"))
+    band = (right - left) / max(1, len(hints))
+    for at, text in hints:
+        area = {"x": x(at) - band / 2, "y": top, "width": band, "height": bottom - top}
+        parts.append(tag("rect", tag("title", text), class_="hover", **area))
+    if mark:
+        at_x, at_y = x(mark[0]), y(mark[1])
+        anchor, shift = ("end", -9) if at_x > (left + right) / 2 else ("start", 9)
+        above = at_y > (top + bottom) / 2
+        parts.append(_line(at_x, top, at_x, bottom, "marker"))
+        parts.append(tag("circle", cx=at_x, cy=at_y, r=4.5, class_="best"))
+        parts.append(_text(at_x + shift, at_y + (-14 if above else 24), mark[2], "strong halo", anchor))
+    return drawing(key, title, description, height, parts)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One horizontal bar. value None: not measured. text: printed at its end. low, high: ends of a whisker."""
+
+    name: str
+    value: float | None
+    text: str
+    css: str = "s1"
+    low: float | None = None
+    high: float | None = None
+
+
+def bar_chart(key: str, title: str, description: str, rows: Sequence[Row], label: str) -> Markup:
+    """Horizontal bars from zero, each under its name, with its number at the end; label names the axis."""
+    pitch, bar, end = 40, 14, WIDTH - 96
+    bottom = pitch * len(rows) + 2
+    largest = max((max(row.value or 0.0, row.high or 0.0) for row in rows), default=0.0)
+    values = ticks(0.0, largest or 1.0, 5)
+    scale = Scale(0.0, values[-1], 1, end)
+    parts = _vertical_grid(scale, values, 0, bottom)
+    parts.append(_text(1, bottom + 32, label, "label"))
+    for index, row in enumerate(rows):
+        y = pitch * index + 18
+        parts.append(_text(6, y - 5, short(row.name, 52), "halo"))
+        if row.value is None:
+            parts.append(_text(6, y + 11, row.text, "tick halo"))
+            continue
+        tip = tag("title", f"{row.name}: {row.text}")
+        width = max(1.0, scale(row.value) - 1)
+        parts.append(tag("rect", tip, x=1, y=y, width=width, height=bar, rx=2, class_=row.css))
+        reach = scale(row.value)
+        if row.low is not None and row.high is not None:
+            low, high, middle = scale(row.low), scale(row.high), y + bar / 2
+            parts += [_line(a, middle + b, c, middle + d, css) for css in ("whisker under", "whisker")
+                      for a, b, c, d in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))]  # fmt: skip
+            reach = max(reach, high)
+        parts.append(_text(reach + 6, y + 11, row.text, "strong halo"))
+    return drawing(key, title, description, bottom + 40, parts)
+
+
+def sqnr_domain(values: Iterable[float | None]) -> list[float]:
+    """Ticks of an axis in dB for all these values; those of exact sites (200 dB) don't stretch it."""
+    usual = [v for v in values if v is not None and v < EXACT_DB]
+    return ticks(min(0.0, *usual, 0.0), max(1.0, *usual, 0.0), 7)
+
+
+def site_bars(
+    key: str, title: str, description: str, sites: Sequence[tuple[str, Sequence[float | None]]],
+    *, values: Sequence[float], names: Sequence[str], lowest: Sequence[str],
+) -> Markup:  # fmt: skip
+    """A group of thin bars for every site, one for each run.
+
+    sites: (name, dB for each run, None where it isn't quantized). values: ticks of the axis, shared by all
+    parts of the figure. names: of the runs. lowest: for each run the site whose number is printed.
+    """
+    bar = 7.0 if len(sites) <= 40 else 5.0
+    pitch = bar * len(names) + (7 if bar > 6 else 5)
+    left, top = 142.0, 18.0
+    bottom = top + max(pitch, 11.0) * len(sites) + 2
+    pitch = max(pitch, 11.0)
+    scale = Scale(values[0], values[-1], left, WIDTH - 22)
+    parts = _vertical_grid(scale, values, top - 4, bottom)
+    parts += [_text(scale(v), top - 8, t, "tick", "middle") for v, t in zip(values, tick_texts(values), strict=True)]
+    parts.append(_text((left + WIDTH - 22) / 2, bottom + 30, "SQNR (dB)", "label", "middle"))
+    for index, (site, levels) in enumerate(sites):
+        y = top + pitch * index + 3
+        head, dot, leaf = short(site, 27).rpartition(".")
+        label = join([tag("tspan", head + dot, class_="mute"), leaf])
+        parts.append(_text(left - 7, y + bar * len(names) / 2 + 3.5, label, "site", "end"))
+        for run, level in enumerate(levels):
+            if level is None:
+                continue
+            a, b = sorted((scale(0.0), scale(min(level, values[-1]))))
+            tip = "exact" if level >= EXACT_DB else fixed(level, 1, " dB")
+            parts.append(
+                tag(
+                    "rect",
+                    tag("title", f"{site}, {names[run]}: {tip}"),
+                    x=a,
+                    y=y + bar * run,
+                    width=max(1.0, b - a),
+                    height=bar - 1,
+                    rx=1,
+                    class_=f"s{run % 4 + 1}",
+                )  # fmt: skip
+            )
+            if lowest[run] == site:
+                parts.append(_text(b + 4, y + bar * run + bar - 0.5, f"lowest: {tip}", "note halo"))
+    return drawing(key, title, description, bottom + 36, parts)
+
+
+def key_swatch(css: str) -> Markup:
+    """A small sample of a line or an area for a legend."""
+    shape = (
+        _line(1, 6, 23, 6, f"curve {css}")
+        if css.startswith("l")
+        else tag("rect", x=1, y=1, width=22, height=10, rx=2, class_=css)
+    )
+    return tag("svg", shape, viewBox="0 0 24 12", class_="swatch", aria_hidden="true")
+
+
+def png_uri(pixels: NDArray[np.uint8]) -> str:
+    """An image (height, width, 3) uint8 RGB as a PNG inside a data URI."""
+    height, width, _ = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, 3 * width)], axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
+
+
+def heat(values: NDArray[np.float64], top: float) -> NDArray[np.uint8]:
+    """Values (height, width) as viridis colours (height, width, 3) uint8: 0 dark blue, `top` and above yellow."""
+    at = np.nan_to_num(np.clip(values / top, 0.0, 1.0)) * (len(_VIRIDIS) - 1)
+    steps = np.arange(len(_VIRIDIS))
+    return np.stack([np.interp(at, steps, channel) for channel in _VIRIDIS.T], axis=-1).round().astype(np.uint8)
+
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#fff;--wash:#f5f6f8;--ink:#15191f;--mute:#58626f;--line:#d9dde3;--grid:#e6e9ed;
+--accent:#005f96;--tint:#eaf3f9;--c1:#0072b2;--c2:#d55e00;--c3:#009e73;--c4:#b4568c;--good:#00694a;--bad:#a83200}
+@media screen and (prefers-color-scheme:dark){:root{--paper:#14171b;--wash:#1c2126;--ink:#e8eaed;--mute:#a0aab5;
+--line:#363d45;--grid:#2a3037;--accent:#7cc4f0;--tint:#16293a;--c1:#56b4e9;--c2:#f08a4b;--c3:#35c79d;--c4:#e29bc4;
+--good:#5fd6ae;--bad:#ff9a6b}}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
+body{margin:0;background:var(--paper);color:var(--ink);counter-reset:figure table;
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,sans-serif}
+header,main,footer{max-width:1144px;margin:0 auto;padding:0 20px}
+header{padding-top:40px}
+h1{font-size:clamp(1.7rem,4.5vw,2.5rem);line-height:1.15;letter-spacing:-.02em;margin:0 0 .5rem;overflow-wrap:anywhere}
+h2{font-size:1.5rem;line-height:1.2;letter-spacing:-.01em;margin:0 0 .6rem}
+h3{font-size:1.05rem;margin:2rem 0 .4rem}
+p{margin:.4rem 0 .8rem;max-width:72ch}
+a{color:var(--accent)}
+section{padding:36px 0 8px;margin-top:36px;border-top:1px solid var(--line)}
+.brand{margin:0 0 .3rem;color:var(--accent);font-weight:650;letter-spacing:.01em}
+.lead{font-size:1.15rem;max-width:64ch}
+.mute,figcaption,caption{color:var(--mute)}
+nav{margin:1.4rem 0 0;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
+code{font:.88em ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:1.6rem 0 0;padding:0}
+.card{background:var(--wash);border-radius:10px;padding:14px 16px 13px}
+.card dt{font-size:.88rem;color:var(--mute)}
+.card .big{font-size:1.8rem;font-weight:680;letter-spacing:-.02em;line-height:1.25;font-variant-numeric:tabular-nums}
+.card .big small{font-size:1rem;font-weight:500;letter-spacing:0;margin-left:.25em}
+.card dd{margin:0}.card .why{font-size:.86rem;line-height:1.4;color:var(--mute)}
+figure{margin:1.4rem 0 2rem;break-inside:avoid}
+figcaption,caption{font-size:.9rem;line-height:1.5;text-align:left}
+figcaption{max-width:80ch;margin-top:.7rem}
+figcaption::before{counter-increment:figure;content:"Figure " counter(figure) ". ";font-weight:650;color:var(--ink)}
+caption::before{counter-increment:table;content:"Table " counter(table) ". ";font-weight:650;color:var(--ink)}
+caption{padding:0 0 .55rem}caption>span{display:inline}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px 40px;align-items:start}
+.panels>*{max-width:620px}
+h4{font-size:.95rem;margin:0 0 .6rem}
+svg{display:block;width:100%;height:auto;font-size:11px;fill:var(--ink)}
+.tick,.label,.site .mute{fill:var(--mute)}.tick,.note{font-size:10px;font-variant-numeric:tabular-nums}
+.site{font-size:10px}.note,.strong{font-weight:650}.note{font-size:9px}
+.halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}
+.grid{stroke:var(--grid)}.axis{stroke:var(--mute)}
+.marker{stroke:var(--mute);stroke-dasharray:2 3}.best{fill:var(--paper);stroke:var(--c1);stroke-width:2.5}
+.curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.l1{stroke:var(--c1)}.l2{stroke:var(--c2);stroke-dasharray:5 4}.dot{stroke:none}.dot.l1{fill:var(--c1)}.dot.l2{fill:var(--c2)}
+.s1{fill:var(--c1)}.s2{fill:var(--c2)}.s3{fill:var(--c3)}.s4{fill:var(--c4)}.s0{fill:var(--mute);fill-opacity:.55}
+.simulated{fill:var(--c1);fill-opacity:.16;stroke:var(--c1);stroke-dasharray:3 2}
+.whisker{stroke:var(--ink);stroke-width:1.4}.under{stroke:var(--paper);stroke-width:4}
+.hover{fill:transparent}.hover:hover{fill:var(--mute);fill-opacity:.14}
+.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;margin:0 0 .9rem;padding:0;list-style:none;font-size:.9rem}
+.legend li{display:flex;align-items:center;gap:.45rem}
+.swatch{width:24px;height:12px;flex:none}
+.scroll{overflow-x:auto;margin:1.2rem 0 1.6rem}.scroll:focus-visible{outline:2px solid var(--accent);outline-offset:4px}
+table{border-collapse:collapse;font-size:.92rem;line-height:1.35;font-variant-numeric:tabular-nums}
+table.wide{width:100%}
+th,td{padding:.5rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);font-weight:400}
+thead th{vertical-align:bottom;font-size:.84rem;font-weight:600;color:var(--mute);border-bottom:1.5px solid var(--mute)}
+th:first-child,td:first-child{padding-left:.3rem}
+tbody th{min-width:9rem}
+.r{text-align:right;white-space:nowrap}
+tr.pick>*{background:var(--tint);font-weight:600}
+.badge{display:inline-block;font-size:.78rem;font-weight:500;line-height:1.3;padding:.05rem .4rem;border:1px dashed var(--mute);
+border-radius:4px;color:var(--mute);white-space:nowrap}
+.state{display:inline-flex;align-items:center;gap:.4rem;font-weight:600;white-space:nowrap}
+.state svg{width:16px;height:16px;flex:none}.yes{color:var(--good)}.no{color:var(--bad)}.open{color:var(--mute)}
+.state svg{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
+.verdict{font-size:1.1rem}
+.bits{font-size:.84rem;border-collapse:separate;border-spacing:3px}
+.bits th,.bits td{border:0;padding:0;text-align:center;vertical-align:middle}
+.bits tbody th{text-align:right;padding-right:.5rem;min-width:0;white-space:nowrap;font-weight:400}
+.bits thead th{padding:0 .2rem;border:0}.bits thead th.span{border-bottom:1px solid var(--line)}
+.pair{display:inline-flex;border-radius:4px;overflow:hidden}
+.bit{width:1.35rem;line-height:1.45rem;text-align:center;font-weight:600;display:inline-block}
+.bit+.bit{border-left:1px solid var(--paper)}.legend .bit{border-radius:4px}
+.b2{background:#fff3b8;color:#222}.b3{background:#fbd88a;color:#222}.b4{background:#f3b04e;color:#222}
+.b5{background:#9fcbd8;color:#222}.b6{background:#5fa3c4;color:#111}.b7{background:#2c6da0;color:#fff}
+.b8{background:#173f74;color:#fff}.b32{background:transparent;color:var(--mute);box-shadow:inset 0 0 0 1px var(--line)}
+.maps{display:grid;grid-template-columns:repeat(var(--wide),minmax(0,112px));gap:10px;margin:0 0 1.2rem}
+.map{margin:0;font-size:.78rem;line-height:1.3;color:var(--mute);text-align:center;overflow-wrap:anywhere}
+.map img{display:block;width:100%;height:auto;image-rendering:pixelated;border-radius:4px;margin-bottom:.3rem}
+.map b{color:var(--ink)}
+.ramp{display:flex;align-items:center;gap:.6rem;font-size:.84rem;color:var(--mute);font-variant-numeric:tabular-nums}
+.ramp img{width:160px;height:12px;border-radius:3px}
+.facts{display:grid;grid-template-columns:minmax(8.5rem,max-content) minmax(0,1fr);gap:.4rem 1.4rem;margin:1rem 0 1.4rem}
+.facts dt{color:var(--mute)}.facts dd{margin:0;overflow-wrap:anywhere}
+.chips{display:flex;flex-wrap:wrap;gap:.3rem;margin:0;padding:0;list-style:none}
+.chips li{background:var(--wash);border-radius:5px;padding:.05rem .5rem;font-size:.9rem}
+details{margin:.6rem 0 1rem}summary{cursor:pointer;color:var(--accent)}
+summary:focus-visible,a:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-radius:2px}
+footer{margin-top:40px;padding-top:18px;padding-bottom:48px;color:var(--mute);font-size:.88rem}
+@media(max-width:640px){header{padding-top:26px}.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
+.card{padding:11px 12px}.card .big{font-size:1.45rem}.maps{grid-template-columns:repeat(var(--narrow),minmax(0,1fr))}
+.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.6rem}.legend{gap:.2rem 1rem}
+caption>span{display:inline-block;max-width:calc(100vw - 44px);vertical-align:top}}
+@media print{body{font-size:10.5pt}header,main,footer{max-width:none;padding-left:0;padding-right:0}nav,details{display:none}
+section{break-inside:auto;padding-top:18px;margin-top:18px}h2,h3,caption{break-after:avoid}tr,.card,.maps{break-inside:avoid}
+.scroll{overflow:visible}table{font-size:.82rem}th,td{padding:.3rem .45rem}.panels{grid-template-columns:1fr 1fr}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+"""

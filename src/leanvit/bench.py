@@ -1,0 +1,239 @@
+"""Benchmarks that can be believed: warmed up, alternated, in processes of their own, with their spread.
+
+Every runtime works in a process of its own (ONNX Runtime beside torch gives bimodal times), and the targets
+take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanvit.errors import ConfigError, LeanvitError, NumericalError
+from leanvit.export.bundle import versions
+from leanvit.progress import Bar
+from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
+
+MIN_TURN_SECONDS = 0.05
+START_TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to time. name: what the table calls it. path: bundle or checkpoint. bytes: of its model file."""
+
+    name: str
+    path: Path
+    runtime: str
+    precision: str
+    bytes: int
+
+
+def describe(path: str | Path) -> Target:
+    """Find out what a path is: a bundle (ONNX Runtime) or a checkpoint (PyTorch eager).
+
+    Raises BundleError or CheckpointError where it is neither.
+    """
+    path = Path(path)
+    if (path / MANIFEST_NAME).is_file():
+        from leanvit.runtime import read_manifest
+
+        manifest = read_manifest(path)
+        size = (path / MODEL_NAME).stat().st_size
+        return Target(f"ONNX Runtime, {manifest.profile}", path, "onnxruntime", manifest.profile, size)
+    from leanvit.checkpoint import find_checkpoint
+
+    file = find_checkpoint(path)
+    return Target("PyTorch eager, float32", file, "torch", "float32", file.stat().st_size)
+
+
+def machine() -> dict[str, Any]:
+    """Fingerprint of the machine: processor, cores, the instructions that matter, system."""
+    info = _cpuinfo()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    return {
+        "cpu": info.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": [name for name in wanted if name in info.get("flags", info.get("Features", "")).split()],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def benchmark(
+    targets: list[Target], *, batch_sizes: tuple[int, ...] = (1, 32), threads: int = 0, rounds: int = 15
+) -> dict[str, Any]:
+    """Time every target at every batch size, alternated.
+
+    Returns JSON values: machine, versions, date, and one result a target and batch size with the median and
+    the 10th and 90th percentile in milliseconds a batch; `ratio` is the first target's median over this one's.
+    Raises ConfigError without targets, NumericalError where a worker process dies.
+    """
+    if not targets:
+        raise ConfigError("no targets to time. Give bundles or checkpoints: leanvit benchmark BUNDLE CHECKPOINT")
+    threads = threads or int(machine()["cores"])
+    workers = [_Worker(target, threads) for target in targets]
+    try:
+        results: list[dict[str, Any]] = []
+        with Bar("benchmark", rounds * len(batch_sizes)) as bar:
+            for batch_size in batch_sizes:
+                results += _time_batch(workers, batch_size, rounds, bar)
+    finally:
+        for worker in workers:
+            worker.close()
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": threads,
+        "rounds": rounds,
+        "results": results,
+    }
+
+
+def _time_batch(workers: list[_Worker], batch_size: int, rounds: int, bar: Bar) -> list[dict[str, Any]]:
+    repeats = [worker.warm_up(batch_size) for worker in workers]
+    times: list[list[float]] = [[] for _ in workers]
+    for _ in range(rounds):
+        for index, worker in enumerate(workers):
+            times[index] += worker.run(batch_size, repeats[index])
+        bar.advance(detail=f"batch {batch_size}")
+    reference = statistics.median(times[0])
+    results = []
+    for worker, seconds in zip(workers, times, strict=True):
+        median = statistics.median(seconds)
+        low, high = np.percentile(seconds, [10, 90])
+        results.append(
+            {
+                "name": worker.target.name,
+                "path": str(worker.target.path),
+                "runtime": worker.target.runtime,
+                "precision": worker.target.precision,
+                "batch_size": batch_size,
+                "runs": len(seconds),
+                "median_ms": 1e3 * median,
+                "p10_ms": 1e3 * float(low),
+                "p90_ms": 1e3 * float(high),
+                "images_per_second": batch_size / median,
+                "ratio": reference / median,
+                "bytes": worker.target.bytes,
+            }
+        )
+    return results
+
+
+class _Worker:
+    """A process that holds one target and times it when asked."""
+
+    def __init__(self, target: Target, threads: int) -> None:
+        self.target = target
+        # Spawned, not forked: a forked process would inherit torch and its threads from the caller.
+        context = multiprocessing.get_context("spawn")
+        self.connection, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, target, threads), daemon=True)
+        self.process.start()
+        child.close()
+        self._receive(START_TIMEOUT_SECONDS)
+
+    def warm_up(self, batch_size: int) -> int:
+        """Run until warm; returns how many runs make one turn long enough to time."""
+        fastest = min(self.run(batch_size, 5))
+        return max(1, min(50, round(MIN_TURN_SECONDS / fastest)))
+
+    def run(self, batch_size: int, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` runs."""
+        self.connection.send((batch_size, repeats))
+        seconds: list[float] = self._receive(START_TIMEOUT_SECONDS)
+        return seconds
+
+    def _receive(self, timeout: float) -> Any:
+        if not self.connection.poll(timeout):
+            raise NumericalError(f"{self.target.name}: no answer within {timeout:.0f} s. Try a smaller batch size.")
+        try:
+            kind, value = self.connection.recv()
+        except EOFError as error:
+            raise NumericalError(
+                f"{self.target.name}: the process ended unexpectedly, perhaps out of memory. Try a smaller batch size."
+            ) from error
+        if kind == "error":
+            raise value
+        return value
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _serve(connection: Connection, target: Target, threads: int) -> None:
+    """Body of the worker process: load, then answer (batch size, repeats) with times until the pipe closes."""
+    try:
+        run = _load_onnxruntime(target, threads) if target.runtime == "onnxruntime" else _load_torch(target, threads)
+        connection.send(("ready", None))
+        while True:
+            batch_size, repeats = connection.recv()
+            seconds = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                run(batch_size)
+                seconds.append(time.perf_counter() - started)
+            connection.send(("times", seconds))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except LeanvitError as error:
+        connection.send(("error", error))
+
+
+def _load_onnxruntime(target: Target, threads: int) -> Callable[[int], Any]:
+    predictor = Predictor(target.path, threads=threads)
+    height, width = predictor.manifest.preprocess.input_size
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
+    return lambda batch_size: predictor.logits(_take(images, batch_size))
+
+
+def _take(images: Any, batch_size: int) -> Any:
+    return images[:batch_size] if batch_size <= len(images) else np.resize(images, (batch_size, *images.shape[1:]))
+
+
+def _load_torch(target: Target, threads: int) -> Callable[[int], Any]:
+    import torch
+
+    from leanvit.checkpoint import load_checkpoint
+    from leanvit.data import to_input
+
+    torch.set_num_threads(threads)
+    model, info = load_checkpoint(target.path)
+    height, width = info.preprocess.input_size
+    images = torch.randint(0, 256, (256, height, width, 3), dtype=torch.uint8)
+
+    def run(batch_size: int) -> None:
+        # Normalisation is inside the exported graph, so it is timed here as well.
+        chosen = (
+            images[:batch_size] if batch_size <= 256 else images.repeat(batch_size // 256 + 1, 1, 1, 1)[:batch_size]
+        )
+        with torch.inference_mode():
+            model(to_input(chosen, info.preprocess))
+
+    return run

@@ -1,0 +1,234 @@
+"""The command line: verbs, their flags (made from the configuration dataclasses), and exit codes.
+
+Starting it imports the standard library only; a verb imports what it needs. `predict` runs without
+jsonargparse and rich, so that a machine that serves a bundle installs onnxruntime, NumPy and Pillow only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from leanvit import errors
+from leanvit._version import __version__
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+VERBS = {
+    "demo": ("DemoConfig", "digits in, a proven 8-bit bundle and a report out, in minutes"),
+    "models": ("ModelsConfig", "list the architectures"),
+    "train": ("TrainConfig", "train or fine-tune on a folder of images"),
+    "val": ("ValConfig", "measure accuracy of a checkpoint, quantized model or bundle"),
+    "quantize": ("QuantizeConfig", "quantize a checkpoint after training"),
+    "export": ("ExportConfig", "write a verified ONNX bundle"),
+    "verify": ("VerifyConfig", "check a bundle"),
+    "predict": ("PredictConfig", "classify images with a bundle"),
+    "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
+    "report": ("ReportConfig", "draw a run as one HTML page"),
+    "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (see leanvit.errors)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        return _dispatch(arguments)
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            raise
+        return _report(error, arguments[0] if arguments else "")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _report(error: BaseException, verb: str) -> int:
+    """One line on standard error, and the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else errors.EXIT_OK
+    if isinstance(error, errors.LeanvitError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted; what was finished before is kept" + _resume_hint(verb), errors.EXIT_INTERRUPTED)
+    if isinstance(error, Terminated):
+        return _fail("terminated; what was finished before is kept" + _resume_hint(verb), errors.EXIT_TERMINATED)
+    if isinstance(error, BrokenPipeError):
+        # The reader of the pipe has what it wanted; Python would complain again at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.EXIT_OK
+    if isinstance(error, MemoryError):
+        return _fail("out of memory. Lower --batch-size.", errors.EXIT_ENVIRONMENT)
+    if isinstance(error, OSError) and error.filename:
+        from pathlib import Path
+
+        from leanvit.files import explain_os_error
+
+        return _fail(str(explain_os_error(error, Path(str(error.filename)))), errors.EXIT_ENVIRONMENT)
+    reason = " ".join(str(error).split())[:300]
+    return _fail(f"bug: {type(error).__name__}: {reason}. Run again with --debug and report it.", errors.EXIT_BUG)
+
+
+def _resume_hint(verb: str) -> str:
+    return ". Go on with: leanvit train ... --resume" if verb == "train" else ""
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"leanvit: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return errors.EXIT_OK if arguments else errors.EXIT_USAGE
+    if arguments[0] in ("-V", "--version"):
+        print(f"leanvit {__version__}")
+        return errors.EXIT_OK
+    verb = arguments[0]
+    if verb not in VERBS:
+        raise errors.ConfigError(f"unknown verb '{verb}'.{errors.did_you_mean(verb, VERBS)} Run: leanvit --help")
+    config = parse(verb, arguments[1:])
+    from leanvit import verbs
+
+    result: int = getattr(verbs, verb)(config)
+    return result
+
+
+def usage() -> str:
+    """The overview that `leanvit --help` prints."""
+    lines = [
+        f"leanvit {__version__}: images and a vision transformer in; a small, fast, proven artifact out.",
+        "",
+    ]
+    lines += ["usage: leanvit VERB [options]     leanvit VERB --help     add --debug for tracebacks", ""]
+    lines += [f"  {verb:10} {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(lines)
+
+
+def parse(verb: str, arguments: list[str]) -> Any:
+    """The configuration of a verb from its flags and `--config file.yaml`; flags win.
+
+    Raises ConfigError for an unknown flag or key, a wrong type, or a value out of range.
+    """
+    from leanvit import config as configs
+
+    cls = getattr(configs, VERBS[verb][0])
+    if errors.is_installed("jsonargparse"):
+        values = _parse_with_jsonargparse(verb, cls, arguments)
+    else:
+        values = _parse_with_argparse(verb, cls, arguments)
+    return configs.from_dict(cls, values, f"leanvit {verb}")
+
+
+def _parse_with_jsonargparse(verb: str, cls: type, arguments: list[str]) -> dict[str, Any]:
+    import argparse
+
+    import jsonargparse
+
+    from leanvit.config import load_yaml
+
+    parser = jsonargparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with these keys; flags win.")
+    flags = _add_fields(parser, cls, get_type_hints(cls))
+    arguments = _config_first(arguments)
+    from_file = load_yaml(arguments[1]) if arguments[:1] == ["--config"] and len(arguments) > 1 else {}
+    for key in from_file:
+        if key not in {f.name for f in fields(cls)}:
+            known = [f.name for f in fields(cls)]
+            raise errors.ConfigError(f"{arguments[1]}: unknown key '{key}'.{errors.did_you_mean(key, known)}")
+    try:
+        values: dict[str, Any] = parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:
+        raise errors.ConfigError(_explain(str(error), verb, flags)) from error
+    values.pop("config", None)
+    # jsonargparse lets an absent positional override the file, so the file's value is put back.
+    for name in (f.name for f in fields(cls) if f.metadata.get("positional")):
+        if not values.get(name) and name in from_file:
+            values[name] = from_file[name]
+    return {name: value for name, value in values.items() if value is not None or name in from_file}
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Move --config to the front, so that flags win wherever it stands."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return ["--config", argument.partition("=")[2], *arguments[:index], *arguments[index + 1 :]]
+        if argument == "--config" and index + 1 < len(arguments):
+            return [*arguments[index : index + 2], *arguments[:index], *arguments[index + 2 :]]
+    return arguments
+
+
+def _explain(message: str, verb: str, flags: list[str]) -> str:
+    """One line out of the parser's message, with the nearest known flag."""
+    text = " ".join(message.replace('Parser key "', "--").replace('":', " is wrong:").split())
+    if "unrecognized arguments:" in text:
+        unknown = text.partition("unrecognized arguments:")[2].split()[0].partition("=")[0]
+        text = f"unknown flag {unknown}.{errors.did_you_mean(unknown, flags)}"
+    return f"{text} Run: leanvit {verb} --help"
+
+
+def _parse_with_argparse(verb: str, cls: type, arguments: list[str]) -> dict[str, Any]:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
+    hints = {name: _plain_type(hint) for name, hint in get_type_hints(cls).items()}
+    flags = _add_fields(parser, cls, hints)
+    try:
+        values, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise errors.ConfigError(_explain(str(error), verb, flags)) from error
+    if unknown:
+        raise errors.ConfigError(_explain(f"unrecognized arguments: {unknown[0]}", verb, flags))
+    return {name: value for name, value in vars(values).items() if value is not None}
+
+
+def _plain_type(hint: Any) -> Any:
+    """What argparse needs of a type that only jsonargparse understands: the text is checked later."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(a for a in get_args(hint) if a is not types.NoneType)
+    return str if get_origin(hint) is Literal else hint
+
+
+def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
+    """Add an argument for each field of a configuration; returns the flags."""
+    flags = []
+    for field in fields(cls):
+        if field.name == "version":
+            continue
+        hint = hints[field.name]
+        default: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        many = get_origin(hint) in (list, tuple)
+        options: dict[str, Any] = {"help": field.metadata["help"]}
+        if field.metadata.get("positional"):
+            options["default"] = None if default is MISSING else default
+            parser.add_argument(field.name, nargs="*" if many else "?", type=str, **options)
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        flags.append(flag)
+        if hint is bool:
+            parser.add_argument(flag, action="store_true", default=default, **options)
+        elif many:
+            count = "*" if len(get_args(hint)) == 1 or get_args(hint)[-1] is Ellipsis else len(get_args(hint))
+            parser.add_argument(flag, nargs=count, type=get_args(hint)[0], default=list(default), **options)
+        else:
+            parser.add_argument(flag, type=hint, default=default, **options)
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

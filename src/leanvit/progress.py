@@ -1,0 +1,111 @@
+"""Progress of long work: a rich bar in a terminal, plain lines elsewhere, nothing on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+Item = TypeVar("Item")
+
+PLAIN_INTERVAL_SECONDS = 5.0
+
+
+def note(message: str) -> None:
+    """One line to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A progress bar with a description that may change, e.g. to the current loss."""
+
+    def __init__(self, description: str, total: int) -> None:
+        """Announce `total` steps of work called `description`."""
+        self.description = description
+        self.total = total
+        self.done = 0
+        self._detail = ""
+        self._started = self._reported = time.monotonic()
+        self._rich: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        """Show the bar where standard error is a terminal and rich is installed."""
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import (
+                    BarColumn,
+                    MofNCompleteColumn,
+                    Progress,
+                    TextColumn,
+                    TimeRemainingColumn,
+                )
+            except ModuleNotFoundError:
+                return self
+            self._rich = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=Console(stderr=True),
+            )
+            self._rich.start()
+            self._task = self._rich.add_task(self.description, total=self.total, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar; the last plain line is written if any was."""
+        if self._rich is not None:
+            self._rich.stop()
+        elif self._reported != self._started and kind is None:
+            self._print()
+
+    def advance(self, steps: int = 1, detail: str | None = None) -> None:
+        """Count `steps` as done and show `detail` beside the bar."""
+        self.done += steps
+        self._detail = self._detail if detail is None else detail
+        if self._rich is not None:
+            self._rich.update(self._task, advance=steps, detail=self._detail)
+        elif time.monotonic() - self._reported >= PLAIN_INTERVAL_SECONDS:
+            self._reported = time.monotonic()
+            self._print()
+
+    def _print(self) -> None:
+        elapsed = time.monotonic() - self._started
+        left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
+        remaining = f", {left:.0f} s left" if self.done < self.total else f", {elapsed:.0f} s"
+        detail = f"  {self._detail}" if self._detail else ""
+        note(f"{self.description} {self.done}/{self.total}{remaining}{detail}")
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Iterate over `items` under a progress bar."""
+    with Bar(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output: drawn by rich, or aligned plain text where it is not installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:
+        for row in [columns, *rows]:
+            print("  ".join(row))
+        return
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own, and a table cut at 80 columns loses its numbers.
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)

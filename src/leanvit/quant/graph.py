@@ -1,0 +1,289 @@
+"""From a model to one small graph in which every product of two tensors is a named site.
+
+torch.export gives the graph of any vision model; this module removes what does nothing at inference,
+writes scaled_dot_product_attention out as matmul, softmax, matmul, and names the sites after the module
+path, so that every pass, report and exporter speaks of the same things.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from leanvit.errors import ExportError
+
+aten = torch.ops.aten
+
+LINEAR = aten.linear.default
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
+LAYER_NORM = aten.layer_norm.default
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
+_OTHER_PRODUCTS = (aten.einsum.default, aten.addmm.default, aten.mm.default, aten.conv1d.default)
+_IDENTITIES = (aten.dropout.default, aten.alias.default, aten.detach.default, aten.feature_dropout.default)
+
+SiteKind = Literal["linear", "conv2d", "matmul"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One product that can be quantized.
+
+    name: module path, e.g. 'blocks.0.attn.qkv'; attention products end in '.qk' and '.av'.
+    node: name of its node in the graph. macs: multiply-adds for one image.
+    weight: name of the weight parameter, None for a product of two activations.
+    weight_shape: shape of the weight, () for a product of two activations.
+    """
+
+    name: str
+    kind: SiteKind
+    node: str
+    macs: int
+    weight: str | None = None
+    weight_shape: tuple[int, ...] = ()
+
+
+@dataclass
+class QuantGraph:
+    """A traced model and its sites in execution order.
+
+    unquantized: products that no quantizer supports, by operation and module path.
+    """
+
+    module: GraphModule
+    sites: dict[str, Site]
+    unquantized: list[str] = field(default_factory=list)
+
+    def node(self, name: str) -> Node:
+        """The node called `name`."""
+        return next(n for n in self.module.graph.nodes if n.name == name)
+
+    def nodes(self) -> dict[str, Node]:
+        """All nodes by name."""
+        return {n.name: n for n in self.module.graph.nodes}
+
+    def parameter(self, node: Node) -> Tensor:
+        """The tensor behind a get_attr node."""
+        return get_tensor(self.module, str(node.target))
+
+
+def get_tensor(module: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at a dotted path."""
+    tensor: Tensor = operator.attrgetter(path)(module)
+    return tensor
+
+
+def set_tensor(module: nn.Module, path: str, value: Tensor) -> None:
+    """Replace the data of the parameter or buffer at a dotted path."""
+    get_tensor(module, path).data = value.detach().to(get_tensor(module, path).dtype)
+
+
+def node_argument(node: Node, index: int) -> Node:
+    """Argument `index` of a node, which must be a node. Raises ExportError where it is a constant."""
+    argument = node.args[index]
+    if not isinstance(argument, Node):
+        raise ExportError(f"{node.name}: argument {index} is {argument!r}, expected the output of another operation.")
+    return argument
+
+
+def quantizer_of(module: GraphModule, node: Node) -> nn.Module | None:
+    """The submodule that a call_module node runs, None for any other node."""
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def trace(model: nn.Module, example: Tensor) -> QuantGraph:
+    """Export `model` to a graph with a dynamic batch and find its sites.
+
+    model: any vision model; it is copied, not changed. example: (B, C, H, W) float32, B at least 1.
+    Raises ExportError that names the operation where torch.export can't follow the model.
+    """
+    model = copy.deepcopy(model).eval()
+    example = torch.cat([example[:1], example[:1]])
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export can't follow {type(model).__name__}: {_first_line(error)}. "
+            "Expected a forward without data-dependent control flow and with a free batch size."
+        ) from error
+    module = program.module()
+    if not isinstance(module, GraphModule):
+        raise ExportError(f"torch.export gave {type(module).__name__}, expected a GraphModule.")
+    _remove_identities(module)
+    for node in list(module.graph.nodes):
+        if node.target is aten.scaled_dot_product_attention.default:
+            _write_attention_out(module, node)
+    module.graph.eliminate_dead_code()
+    # A plain GraphModule: the exported one forbids eval() and drags the tracer's guards along.
+    module = GraphModule(module, module.graph).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return QuantGraph(module, *_find_sites(module))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+
+
+def _remove_identities(module: GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            # It only compares the batch size with the traced range; the range here is every size.
+            module.graph.erase_node(node)
+        elif node.op == "call_function" and node.target in _IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _write_attention_out(module: GraphModule, node: Node) -> None:
+    """Replace softmax(q k^T * scale + mask) v in one operation by its parts."""
+    bound: dict[str, Any] = dict(
+        zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False)
+    )
+    bound |= node.kwargs
+    if bound.get("is_causal") or bound.get("enable_gqa"):
+        raise ExportError(
+            f"{module_path(node)}: scaled_dot_product_attention with is_causal or enable_gqa is not supported, "
+            "expected plain attention of a vision model."
+        )
+    query, key, value, mask = bound["query"], bound["key"], bound["value"], bound.get("attn_mask")
+    scale = bound.get("scale") or 1.0 / math.sqrt(query.meta["val"].shape[-1])
+    graph = module.graph
+
+    def call(target: Callable[..., Any], *args: Any) -> Node:
+        created = graph.call_function(target, args)
+        values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
+        created.meta = {"val": target(*values), "nn_module_stack": node.meta.get("nn_module_stack", {})}
+        return created
+
+    with graph.inserting_before(node):
+        scaled = call(aten.mul.Tensor, query, scale)
+        scores = call(aten.matmul.default, scaled, call(aten.transpose.int, key, -2, -1))
+        if mask is not None:
+            if mask.meta["val"].dtype == torch.bool:
+                blocked = call(aten.logical_not.default, mask)
+                scores = call(aten.masked_fill.Scalar, scores, blocked, float("-inf"))
+            else:
+                scores = call(aten.add.Tensor, scores, mask)
+        output = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
+    node.replace_all_uses_with(output)
+    graph.erase_node(node)
+
+
+def module_path(node: Node) -> str:
+    """Path of the module whose forward made `node`, '' for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
+    return paths[-1] if paths else ""
+
+
+def _find_sites(module: GraphModule) -> tuple[dict[str, Site], list[str]]:
+    sites: dict[str, Site] = {}
+    unquantized = []
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is LINEAR or node.target in CONVOLUTIONS:
+            kind: SiteKind = "linear" if node.target is LINEAR else "conv2d"
+            weight = node_argument(node, 1)
+            if weight.op != "get_attr":
+                unquantized.append(f"{node.target} with a computed weight at {module_path(node)}")
+                continue
+            path = str(weight.target)
+            shape = tuple(get_tensor(module, path).shape)
+            macs = _numel_per_image(node) * math.prod(shape[1:])
+            name = _unique(path.removesuffix(".weight"), sites)
+            sites[name] = Site(name, kind, node.name, macs, path, shape)
+        elif node.target in PRODUCTS:
+            name = _unique(f"{module_path(node)}.{_role(node)}".lstrip("."), sites)
+            macs = _numel_per_image(node) * int(node_argument(node, 0).meta["val"].shape[-1])
+            sites[name] = Site(name, "matmul", node.name, macs)
+        elif node.target in _OTHER_PRODUCTS:
+            unquantized.append(f"{node.target} at {module_path(node)}")
+    return sites, unquantized
+
+
+def _numel_per_image(node: Node) -> int:
+    """Elements of a node's output for one image; the traced batch is symbolic and may be folded into windows."""
+    value = node.meta["val"]
+    total = value.numel()
+    if isinstance(total, int):
+        return total
+    symbol = next(iter(total.node.expr.free_symbols))
+    return int(total.node.expr.subs({symbol: 1}))
+
+
+def _unique(name: str, taken: dict[str, Site]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}#{count}"
+    return candidate
+
+
+def _role(node: Node) -> str:
+    """'qk' for scores on their way to a softmax, 'av' for a product with softmax output, else 'matmul'."""
+    if _comes_from_softmax(node.args[0]):
+        return "av"
+    return "qk" if _reaches_softmax(node) else "matmul"
+
+
+_ELEMENTWISE = (
+    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar,
+    aten.masked_fill.Scalar, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.to.dtype, aten._to_copy.default,
+    aten.to.dtype_layout, aten.expand.default, aten.type_as.default,
+)  # fmt: skip
+
+
+def _comes_from_softmax(node: Any) -> bool:
+    while isinstance(node, Node) and node.op == "call_function":
+        if node.target in SOFTMAX:
+            return True
+        if node.target not in _ELEMENTWISE:
+            return False
+        node = node.args[0]
+    return False
+
+
+def _reaches_softmax(node: Node, depth: int = 12) -> bool:
+    if depth == 0:
+        return False
+    return any(
+        user.target in SOFTMAX or (user.target in _ELEMENTWISE and _reaches_softmax(user, depth - 1))
+        for user in node.users
+    )
+
+
+class Recorder(Interpreter):
+    """Run a graph and hand the values of chosen nodes to a function."""
+
+    def __init__(self, module: GraphModule, wanted: set[str], record: Callable[[str, Any], None]) -> None:
+        """Call record(node name, value) for each node named in `wanted`, in execution order."""
+        super().__init__(module)
+        self.wanted = wanted
+        self.record = record
+
+    def run_node(self, n: Node) -> Any:
+        """Execute one node."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.record(n.name, value)
+        return value
+
+
+def site_inputs(graph: QuantGraph, site: Site) -> list[Node]:
+    """Nodes whose values a site multiplies and that need an activation quantizer: one, or two for matmul."""
+    node = graph.node(site.node)
+    return [node_argument(node, i) for i in range(2 if site.kind == "matmul" else 1)]

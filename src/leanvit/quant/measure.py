@@ -1,0 +1,38 @@
+"""Quantize a checkpoint on its training images and measure what it costs on its validation images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import MPTQConfig, QuantizeConfig
+from leanvit.data import Loader, check_classes, load_split, to_input
+from leanvit.quant.mptq import QuantizedModel, quantize
+from leanvit.train import evaluate
+
+
+def quantize_and_measure(
+    model: nn.Module, info: CheckpointInfo, config: QuantizeConfig, scheme: MPTQConfig
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """Quantize on training images and measure float and quantized accuracy on validation images.
+
+    Returns the QuantizedModel, whose report holds both accuracies, and the quantized accuracy.
+    """
+    train_images, val_images = (
+        load_split(config.data, split, val_fraction=info.val_fraction, seed=info.seed) for split in ("train", "val")
+    )
+    check_classes(train_images.classes, info.labels, config.data)
+    chosen = np.random.default_rng(config.seed).permutation(len(train_images))[: config.calibration_images]
+    calibration = Loader(train_images.subset(chosen), info.preprocess, config.batch_size)
+    batches = [to_input(pixels, info.preprocess) for pixels, _ in calibration]
+    quantized = quantize(model, torch.cat(batches), scheme)
+    loader = Loader(val_images, info.preprocess, config.batch_size)
+    float_accuracy = asdict(evaluate(model, loader))
+    accuracy = asdict(evaluate(quantized.module, loader))
+    quantized.report |= {"accuracy": accuracy, "float_accuracy": float_accuracy, "data": config.data}
+    return quantized, accuracy

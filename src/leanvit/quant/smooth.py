@@ -1,0 +1,179 @@
+"""SQ-b: move and scale the channels of a LayerNorm's output, and undo it exactly in the linears that read it.
+
+MPTQ-ViT (arXiv 2401.14895), SmoothQuant with a bias term. For X the output of a layer_norm (gamma, beta)
+that feeds only linears (W, c), per channel j:
+
+    b_j = (max X_j + min X_j) / 2        s_j = max|X_j - b_j|^a / max_o |W_oj|^(1 - a)
+    gamma' = gamma / s    beta' = (beta - b) / s    W' = W diag(s)    c' = c + W b
+
+The float function is unchanged to rounding; what is quantized afterwards has even, centred channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from leanvit.quant.graph import LAYER_NORM, LINEAR, QuantGraph, aten, get_tensor, module_path, node_argument, set_tensor
+from leanvit.quant.observe import Statistics
+
+DEAD_RANGE = 1e-6
+SCALE_LIMITS = (1e-3, 1e3)
+
+_KEEPS_CHANNELS_LAST = (
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default,
+    aten.contiguous.default, aten.clone.default, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default,
+    aten.flatten.using_ints, aten._unsafe_view.default,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SmoothingGroup:
+    """A layer_norm and the linears that read nothing else of it, by node name."""
+
+    norm: str
+    linears: tuple[str, ...]
+
+
+def find_groups(graph: QuantGraph) -> tuple[list[SmoothingGroup], list[str]]:
+    """Norms that can be smoothed, and one line for each that can't, with the reason."""
+    groups, left_out = [], []
+    for node in graph.module.graph.nodes:
+        if node.target is not LAYER_NORM:
+            continue
+        linears: list[Node] = []
+        reason = _collect_linears(node, linears) or _not_absorbable(node, linears)
+        if reason:
+            left_out.append(f"{module_path(node)}: {reason}")
+        else:
+            groups.append(SmoothingGroup(node.name, tuple(n.name for n in linears)))
+    return groups, left_out
+
+
+def _collect_linears(node: Node, found: list[Node]) -> str | None:
+    """Gather the linears behind shape operations that keep the channels last; a reason where others read too."""
+    width = node.meta["val"].shape[-1]
+    for user in node.users:
+        if user.target is LINEAR and user.args[0] is node:
+            found.append(user)
+        elif user.target in _KEEPS_CHANNELS_LAST and user.args[0] is node and _keeps_channels(user, width):
+            reason = _collect_linears(user, found)
+            if reason:
+                return reason
+        else:
+            return f"its output is also read by {user.target}"
+    return None
+
+
+def _keeps_channels(node: Node, width: int) -> bool:
+    """Whether the last dimension still indexes the same channels after a shape operation."""
+    source = node.args[0]
+    value = node.meta["val"]
+    if not isinstance(source, Node) or value.dim() == 0 or value.shape[-1] != width:
+        return False
+    last = source.meta["val"].dim() - 1
+    arguments = node.args[1:]
+    if node.target is aten.permute.default:
+        return arguments[0][-1] in (-1, last)  # type: ignore[index]
+    if node.target is aten.transpose.int:
+        return not {-1, last} & set(arguments[:2])
+    if node.target is aten.roll.default:
+        return not {-1, last} & set(arguments[1])  # type: ignore[arg-type]
+    if node.target in (aten.slice.Tensor, aten.select.int):
+        return arguments[0] not in (-1, last)
+    if node.target is aten.unsqueeze.default:
+        return arguments[0] not in (-1, last + 1)
+    return True
+
+
+def _not_absorbable(norm: Node, linears: list[Node]) -> str | None:
+    if not linears:
+        return "no linear reads its output"
+    affine = [*norm.args[2:4], None, None][:2]
+    if not all(isinstance(a, Node) and a.op == "get_attr" for a in affine):
+        return "it has no weight and bias of its own"
+    owned = [*affine, *(linear.args[1] for linear in linears)]
+    owned += [linear.args[2] for linear in linears if len(linear.args) > 2 and linear.args[2] is not None]
+    for parameter in owned:
+        if not isinstance(parameter, Node) or parameter.op != "get_attr" or len(parameter.users) > 1:
+            return "a parameter is shared with another operation"
+    return None
+
+
+def smoothing_terms(
+    statistics: Statistics, weights: list[Tensor], alpha: float, *, centre: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale s and shift b of every channel (module docstring).
+
+    statistics: of the norm's output. weights: (out, C) each; linears that share the norm share s.
+    centre: False gives plain SmoothQuant (b = 0). Returns (C,), (C,).
+    """
+    low, high = statistics.channel_minimum, statistics.channel_maximum
+    shift = (high + low) / 2 if centre else torch.zeros_like(low)
+    reach = torch.maximum((high - shift).abs(), (low - shift).abs())
+    widest = torch.stack([w.abs().amax(0) for w in weights]).amax(0).clamp(min=1e-8)
+    scale = reach.clamp(min=1e-8).pow(alpha) / widest.pow(1 - alpha)
+    scale = scale.clamp(*SCALE_LIMITS)
+    dead = (high - low) < DEAD_RANGE
+    return torch.where(dead, torch.ones_like(scale), scale), shift
+
+
+def smooth(
+    graph: QuantGraph, statistics: dict[str, Statistics], kind: Literal["sq", "sq-b"], alpha: float = 0.5
+) -> list[str]:
+    """Apply SmoothQuant or SQ-b in place to every norm that can absorb it.
+
+    statistics: of each norm's node. Returns one line for each norm that was left out, with the reason.
+    """
+    groups, left_out = find_groups(graph)
+    nodes = graph.nodes()
+    for group in groups:
+        linears = [nodes[name] for name in group.linears]
+        weights = [graph.parameter(node_argument(linear, 1)) for linear in linears]
+        scale, shift = smoothing_terms(statistics[group.norm], weights, alpha, centre=kind == "sq-b")
+        _apply(graph, nodes[group.norm], linears, scale, shift)
+    graph.module.recompile()
+    return left_out
+
+
+def _apply(graph: QuantGraph, norm: Node, linears: list[Node], scale: Tensor, shift: Tensor) -> None:
+    module = graph.module
+    gamma, beta = str(node_argument(norm, 2).target), str(node_argument(norm, 3).target)
+    # Products in float64: the transform must be invisible in float32, also after 24 blocks.
+    scale, shift = scale.double(), shift.double()
+    set_tensor(module, gamma, get_tensor(module, gamma).double() / scale)
+    set_tensor(module, beta, (get_tensor(module, beta).double() - shift) / scale)
+    for linear in linears:
+        path = str(node_argument(linear, 1).target)
+        weight = get_tensor(module, path).double()
+        added = weight @ shift
+        set_tensor(module, path, weight * scale)
+        if len(linear.args) > 2 and isinstance(linear.args[2], Node):
+            bias = str(linear.args[2].target)
+            set_tensor(module, bias, get_tensor(module, bias).double() + added)
+        elif added.any():
+            _add_bias(graph, linear, path, added)
+
+
+def add_missing_biases(graph: QuantGraph, names: set[str]) -> None:
+    """Give linears without bias a zero one where `names` (of stored tensors) says that smoothing added it."""
+    for node in graph.module.graph.nodes:
+        if node.target is LINEAR and (len(node.args) < 3 or node.args[2] is None):
+            weight = str(node_argument(node, 1).target)
+            if f"{weight.removesuffix('.weight')}.bias" in names:
+                out_features = get_tensor(graph.module, weight).shape[0]
+                _add_bias(graph, node, weight, torch.zeros(out_features))
+    graph.module.recompile()
+
+
+def _add_bias(graph: QuantGraph, linear: Node, weight_path: str, value: Tensor) -> None:
+    owner_path, _, _ = weight_path.rpartition(".")
+    owner = graph.module.get_submodule(owner_path)
+    owner.register_parameter("bias", nn.Parameter(value.float(), requires_grad=False))
+    with graph.module.graph.inserting_before(linear):
+        bias = graph.module.graph.get_attr(f"{owner_path}.bias".lstrip("."))
+    linear.args = (linear.args[0], linear.args[1], bias)

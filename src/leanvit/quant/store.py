@@ -1,0 +1,77 @@
+"""Quantized models as files: the codes, the ranges, the plan, and the checkpoint they came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from leanvit.checkpoint import CheckpointInfo, build, info_from_metadata, read_tensors
+from leanvit.config import MPTQConfig, from_dict, to_dict
+from leanvit.errors import CheckpointError
+from leanvit.files import write_atomic, write_json
+from leanvit.quant.graph import trace
+from leanvit.quant.mptq import Plan, QuantizedModel, attach
+from leanvit.quant.smooth import add_missing_biases
+
+QUANTIZED_NAME = "quantized.safetensors"
+
+
+def save_quantized(folder: str | Path, quantized: QuantizedModel, info: CheckpointInfo) -> Path:
+    """Write quantized.safetensors, plan.json and quantize.json (the report) into `folder`."""
+    folder = Path(folder)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in quantized.module.state_dict().items()}
+    metadata = {
+        "leanvit": json.dumps(to_dict(info)),
+        "config": json.dumps(to_dict(quantized.config)),
+        "plan": json.dumps(quantized.plan),
+        "report": json.dumps(quantized.report),
+    }
+    write_atomic(folder / QUANTIZED_NAME, save(tensors, metadata))
+    write_json(folder / "plan.json", quantized.plan)
+    write_json(folder / "quantize.json", quantized.report)
+    return folder / QUANTIZED_NAME
+
+
+def is_quantized(path: str | Path) -> bool:
+    """Whether `path` is a quantized model: its file, or the folder that holds it."""
+    path = Path(path)
+    return (path / QUANTIZED_NAME).is_file() or path.name == QUANTIZED_NAME
+
+
+def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
+    """Build a quantized model from its file or folder.
+
+    Raises CheckpointError where the file is missing, damaged, or does not fit the architecture.
+    """
+    path = Path(path)
+    path = path / QUANTIZED_NAME if path.is_dir() else path
+    tensors, metadata = read_tensors(path)
+    if "plan" not in metadata or "leanvit" not in metadata:
+        raise CheckpointError(f"{path}: no quantization plan inside. Quantize first: leanvit quantize CHECKPOINT")
+    info = info_from_metadata(metadata["leanvit"], path)
+    config = from_dict(MPTQConfig, json.loads(metadata["config"]), f"{path}: config")
+    plan: Plan = {site: (bits[0], bits[1]) for site, bits in json.loads(metadata["plan"]).items()}
+    model: nn.Module = build(info.architecture, len(info.labels), **info.kwargs)
+    graph = trace(model, torch.zeros(2, 3, *info.preprocess.input_size))
+    add_missing_biases(graph, set(tensors))
+    attach(graph, plan)
+    missing, unexpected = graph.module.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path} does not fit {info.architecture}: missing {missing[:3]}, unknown {unexpected[:3]}. "
+            "It was written by another version of leanvit or timm: quantize again."
+        )
+    report: dict[str, Any] = json.loads(metadata["report"])
+    example = torch.zeros(1, 3, *info.preprocess.input_size)
+    return QuantizedModel(graph, plan, report, config, example, info.preprocess), info
+
+
+def with_preprocess(quantized: QuantizedModel, info: CheckpointInfo) -> QuantizedModel:
+    """The same model with the preprocessing of its checkpoint, so that export needs no further argument."""
+    return replace(quantized, preprocess=info.preprocess)

@@ -1,0 +1,299 @@
+"""What each verb of the command line does; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanvit import errors
+from leanvit.progress import note, print_table
+
+if TYPE_CHECKING:
+    from leanvit import config as configs
+
+
+def print_json(values: Any) -> None:
+    """Indented JSON on standard output."""
+    print(json.dumps(values, indent=2))
+
+
+def models(config: configs.ModelsConfig) -> int:
+    """List architectures."""
+    import fnmatch
+
+    from leanvit.models import list_models
+
+    entries = [entry for entry in list_models() if fnmatch.fnmatch(entry["name"], config.filter)]
+    if not entries:
+        known = [entry["name"] for entry in list_models()]
+        raise errors.UnknownModelError(
+            f"no model matches '{config.filter}'.{errors.did_you_mean(config.filter, known)} Run: leanvit models"
+        )
+    if config.json:
+        print_json(entries)
+        return errors.EXIT_OK
+    rows = [
+        [
+            e["name"],
+            f"{e['params'] / 1e6:.2f}",
+            "x".join(map(str, e["input_size"])),
+            f"{e['paper_macs']:.2f}" if e["paper_macs"] else "",
+            f"{e['paper_top1']:.1f}" if e["paper_top1"] else "",
+        ]
+        for e in entries
+    ]
+    columns = ["model", "params (M)", "input", "GMACs (paper)", "ImageNet top-1 (paper)"]
+    print_table("leanvit models; timm's own are usable as well", columns, rows)
+    return errors.EXIT_OK
+
+
+def train(config: configs.TrainConfig) -> int:
+    """Train, and say where the result is."""
+    from leanvit.train import run
+
+    result = run(config)
+    best = result.best
+    print(f"best top-1 {best.top1:.2f}% ({best.correct} of {best.images} images) in {result.seconds:.0f} s")
+    print(f"checkpoint {result.checkpoint}")
+    print(f"next: leanvit quantize {config.output} --data {config.data}")
+    return errors.EXIT_OK
+
+
+def _load_any(path: str) -> tuple[Any, Any]:
+    """(network, CheckpointInfo) of a checkpoint or quantized model."""
+    from leanvit.checkpoint import load_checkpoint
+    from leanvit.quant.store import is_quantized, load_quantized
+
+    if is_quantized(path):
+        quantized, info = load_quantized(path)
+        return quantized.module, info
+    return load_checkpoint(path)
+
+
+def _accuracy(path: str, config: configs.ValConfig) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from leanvit.data import Loader, check_classes, load_split
+    from leanvit.export.bundle import is_bundle
+    from leanvit.export.verify import run_logits, top1_percent
+    from leanvit.runtime import Predictor
+    from leanvit.train import evaluate, pick_device
+
+    if is_bundle(Path(path)):
+        predictor = Predictor(path)
+        evaluation = _bundle_images(predictor.manifest, config.data, config.split)
+        logits = run_logits(predictor, evaluation.pixels, config.batch_size)
+        top5 = (logits.argsort(1)[:, -5:] == evaluation.labels[:, None]).any(1)
+        correct = int((logits.argmax(1) == evaluation.labels).sum())
+        top1 = top1_percent(logits, evaluation.labels)
+        return {"top1": top1, "top5": 100 * float(top5.mean()), "images": len(logits), "correct": correct}
+    network, info = _load_any(path)
+    images = load_split(config.data, config.split, val_fraction=info.val_fraction, seed=info.seed)
+    check_classes(images.classes, info.labels, config.data)
+    device = pick_device(config.device)
+    return asdict(evaluate(network.to(device), Loader(images, info.preprocess, config.batch_size), device))
+
+
+def val(config: configs.ValConfig) -> int:
+    """Accuracy of a checkpoint, quantized model or bundle."""
+    result = _accuracy(config.model, config)
+    if config.json:
+        print_json(result)
+    else:
+        counted = f"({result['correct']} of {result['images']} images)"
+        print(f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  {counted}")
+    return errors.EXIT_OK
+
+
+def quantize(config: configs.QuantizeConfig) -> int:
+    """Quantize a checkpoint, measure it, and save it."""
+    from dataclasses import fields
+
+    from leanvit.checkpoint import load_checkpoint
+    from leanvit.config import MPTQConfig, save_yaml
+    from leanvit.files import only_writer
+    from leanvit.quant.measure import quantize_and_measure
+    from leanvit.quant.store import save_quantized
+
+    scheme = MPTQConfig(**{f.name: getattr(config, f.name) for f in fields(MPTQConfig)})
+    model, info = load_checkpoint(config.model)
+    with only_writer(config.output):
+        quantized, accuracy = quantize_and_measure(model, info, config, scheme)
+        save_yaml(config, Path(config.output) / "config.yaml")
+        path = save_quantized(config.output, quantized, info)
+    report = quantized.report
+    name = f"W{config.weight_bits}A{config.activation_bits}"
+    drop = report["float_accuracy"]["top1"] - accuracy["top1"]
+    print(
+        f"{name} top-1 {accuracy['top1']:.2f}% ({accuracy['correct']} of {accuracy['images']}), {drop:+.2f} points lost"
+    )
+    print(f"weights {report['quantized_bytes'] / 1e6:.2f} MB, float {report['float_bytes'] / 1e6:.2f} MB: {path}")
+    if config.activation_bits == 8:
+        print(f"next: leanvit export {config.output} --data {config.data}")
+    return errors.EXIT_OK
+
+
+def export(config: configs.ExportConfig) -> int:
+    """Write a bundle."""
+    from leanvit.checkpoint import load_checkpoint
+    from leanvit.config import save_yaml
+    from leanvit.data import check_classes, load_split
+    from leanvit.export.api import export as run
+    from leanvit.quant.store import is_quantized, load_quantized
+
+    quantized = is_quantized(config.model)
+    model, info = load_quantized(config.model) if quantized else load_checkpoint(config.model)
+    images = float_top1 = None
+    if config.data:
+        images = load_split(config.data, "val", val_fraction=info.val_fraction, seed=info.seed)
+        check_classes(images.classes, info.labels, config.data)
+        float_top1 = _float_top1(model, info, config)
+    bundle = run(
+        model,
+        config.output,
+        labels=info.labels,
+        profile=config.profile,
+        preprocess=info.preprocess,
+        images=images,
+        float_top1=float_top1,
+        max_drop=config.max_drop,
+        architecture=info.architecture,
+        data={"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed},
+    )
+    save_yaml(config, bundle.with_name(f"{bundle.name}.config.yaml"))
+    print(f"bundle {bundle}: every check passed" + ("" if config.data else "; accuracy NOT verified (give --data)"))
+    print(f"next: leanvit predict {bundle} IMAGE")
+    return errors.EXIT_OK
+
+
+def _float_top1(model: Any, info: Any, config: configs.ExportConfig) -> float | None:
+    """Float accuracy on the export's images: as measured when it was quantized, on the same data."""
+    from leanvit.quant import QuantizedModel
+
+    if isinstance(model, QuantizedModel):
+        measured = model.report.get("float_accuracy") if model.report.get("data") == config.data else None
+    else:
+        measured = info.metrics if info.data == config.data else None
+    if not measured:
+        note(f"the float model was not measured on {config.data}: the accuracy drop is not checked")
+    return measured["top1"] if measured else None
+
+
+def _bundle_images(manifest: Any, data: str, split: Any) -> Any:
+    """Labelled, prepared images for a bundle, split as in its training."""
+    import numpy as np
+
+    from leanvit.data import Loader, check_classes, load_split
+    from leanvit.export.verify import Evaluation
+
+    options = {k: manifest.data[k] for k in ("val_fraction", "seed") if k in manifest.data}
+    images = load_split(data, split, **options)
+    check_classes(images.classes, manifest.labels, data)
+    batches = list(Loader(images, manifest.preprocess, 64))
+    pixels = np.concatenate([x.numpy() for x, _ in batches])
+    return Evaluation(pixels, np.concatenate([y.numpy() for _, y in batches]), images.name)
+
+
+def verify(config: configs.VerifyConfig) -> int:
+    """Check a bundle."""
+    from dataclasses import replace
+
+    from leanvit.export.verify import require_passed, verify_bundle
+    from leanvit.runtime import read_manifest
+
+    manifest = read_manifest(config.bundle)
+    evaluation = _bundle_images(manifest, config.data, "val") if config.data else None
+    if config.model:
+        from leanvit.export.api import synthetic_images, torch_logits
+        from leanvit.export.verify import Evaluation
+
+        network, _ = _load_any(config.model)
+        if evaluation is None:
+            import numpy as np
+
+            pixels = np.stack(synthetic_images(32, manifest.preprocess.input_size, seed=1))
+            evaluation = Evaluation(pixels, np.full(len(pixels), -1, np.int64), "synthetic images")
+        expected = torch_logits(network, evaluation.pixels, manifest.preprocess)
+        evaluation = replace(evaluation, expected=expected)
+    result = verify_bundle(config.bundle, evaluation)
+    if config.json:
+        print_json(result)
+    else:
+        words = {True: "passed", False: "FAILED", None: "not verified"}
+        rows = [[c["name"], words[c["passed"]], c["found"], c["expected"]] for c in result["checks"]]
+        print_table(f"verify {config.bundle}", ["check", "result", "found", "expected"], rows)
+    require_passed(result, config.bundle)
+    return errors.EXIT_OK
+
+
+def predict(config: configs.PredictConfig) -> int:
+    """Classify images."""
+    from leanvit.predict import run
+
+    run(config)
+    return errors.EXIT_OK
+
+
+def benchmark(config: configs.BenchmarkConfig) -> int:
+    """Time targets against each other."""
+    from leanvit.bench import benchmark as run
+    from leanvit.bench import describe
+    from leanvit.files import write_json
+
+    targets = [describe(path) for path in config.targets]
+    result = run(targets, batch_sizes=config.batch_sizes, threads=config.threads, rounds=config.rounds)
+    rows = [
+        [
+            r["name"],
+            str(r["batch_size"]),
+            f"{r['median_ms']:.2f}",
+            f"{r['p10_ms']:.2f} to {r['p90_ms']:.2f}",
+            f"{r['images_per_second']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['bytes'] / 1e6:.2f}",
+        ]
+        for r in result["results"]
+    ]
+    columns = ["target", "batch", "median ms", "p10 to p90 ms", "images/s", "speed ratio", "MB"]
+    print_table(f"{result['machine']['cpu']}, {result['threads']} threads, {result['date']}", columns, rows)
+    if config.output:
+        from leanvit.config import save_yaml
+
+        write_json(config.output, result)
+        save_yaml(config, Path(config.output).with_suffix(".config.yaml"))
+    return errors.EXIT_OK
+
+
+def report(config: configs.ReportConfig) -> int:
+    """Draw a run."""
+    from leanvit.report import write_report
+
+    print(f"report {write_report(config.run, config.output)}")
+    return errors.EXIT_OK
+
+
+def doctor(config: configs.DoctorConfig) -> int:
+    """What this machine has and lacks."""
+    from leanvit.doctor import examine
+
+    facts = examine()
+    if config.json:
+        print_json(facts)
+        return errors.EXIT_OK
+    machine = facts["machine"]
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {facts['python']}")
+    print(f"instructions: {', '.join(machine['features']) or 'none of those that speed up int8 or bfloat16'}")
+    rows = [[p["name"], p["version"] or "missing", p["extra"] or "core", p["how"]] for p in facts["packages"]]
+    print_table("packages", ["package", "version", "extra", "how to get it"], rows)
+    for advice in facts["advice"]:
+        print(f"- {advice}")
+    return errors.EXIT_OK
+
+
+def demo(config: configs.DemoConfig) -> int:
+    """The whole path."""
+    from leanvit.demo import run
+
+    run(config)
+    return errors.EXIT_OK
