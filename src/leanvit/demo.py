@@ -80,7 +80,7 @@ def _quantize(model: nn.Module, info: CheckpointInfo, config: DemoConfig, folder
         save_yaml(settings, output / "config.yaml")
         save_quantized(output, quantized, info)
         if bits == 8:
-            _export_quantized(quantized, info, folder / "bundle")
+            _export_quantized(quantized, info, folder / "bundle", config.max_drop)
 
 
 def _export_options(info: CheckpointInfo, float_top1: float) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def _export_options(info: CheckpointInfo, float_top1: float) -> dict[str, Any]:
     }
 
 
-def _export_quantized(quantized: Any, info: CheckpointInfo, output: Path) -> None:
+def _export_quantized(quantized: Any, info: CheckpointInfo, output: Path, max_drop: float) -> None:
     note("3/6 export W8A8 to ONNX and verify it against the model")
     options = _export_options(info, quantized.report["float_accuracy"]["top1"])
-    export(quantized, output, profile="w8a8", max_drop=0.5, **options)
+    export(quantized, output, profile="w8a8", max_drop=max_drop, **options)
 
 
 def _export(model: nn.Module, info: CheckpointInfo, folder: Path) -> None:

@@ -141,9 +141,15 @@ def _remove_identities(module: GraphModule) -> None:
         if node.op == "call_module" and node.target == "_guards_fn":
             # It only compares the batch size with the traced range; the range here is every size.
             module.graph.erase_node(node)
-        elif node.op == "call_function" and node.target in _IDENTITIES:
+        elif node.op == "call_function" and (node.target in _IDENTITIES or _pads_nothing(node)):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+
+
+def _pads_nothing(node: Node) -> bool:
+    """Whether a padding adds zero rows everywhere, as Swin's does where windows fit the map."""
+    amounts = node.args[1] if node.target is aten.pad.default else None
+    return isinstance(amounts, list | tuple) and all(isinstance(n, int) and n == 0 for n in amounts)
 
 
 def _write_attention_out(module: GraphModule, node: Node) -> None:
@@ -240,7 +246,7 @@ def _role(node: Node) -> str:
 
 
 _ELEMENTWISE = (
-    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar,
+    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar, aten.addcmul.default,
     aten.masked_fill.Scalar, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
     aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.to.dtype, aten._to_copy.default,
     aten.to.dtype_layout, aten.expand.default, aten.type_as.default,

@@ -1,0 +1,119 @@
+"""The traced graph equals the module, and its sites are those of the architecture."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit.errors import ExportError
+from leanvit.quant.graph import trace
+
+# (architecture, arguments, input side, linears, convolutions, products of activations)
+MODELS = [
+    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}, 64, 3 * 4 + 1, 1, 3 * 2),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 2}, 64, 2 * 4 + 2, 1, 2 * 2),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "depths": (2, 2), "embed_dim": 24, "num_heads": (2, 4)},
+        56,
+        4 * 4 + 1 + 1,
+        1,
+        4 * 2,
+    ),
+    ("mobilevit_xxs", {}, 64, (2 + 4 + 3) * 4 + 1, 35, (2 + 4 + 3) * 2),
+    ("revit_micro", {}, 32, None, 1, None),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "side", "linears", "convolutions", "products"), MODELS)
+def test_graph_equals_the_module_and_counts_its_sites(
+    name: str, kwargs: dict, side: int, linears: int | None, convolutions: int, products: int | None
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **kwargs).eval()
+    graph = trace(model, torch.randn(2, 3, side, side))
+    x = torch.randn(3, 3, side, side)
+    with torch.no_grad():
+        expected = model(x)
+        found = graph.module(x)
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
+    kinds = [site.kind for site in graph.sites.values()]
+    modules = list(model.modules())
+    blocks = len(getattr(model, "blocks", []))
+    assert kinds.count("linear") == (linears or sum(isinstance(m, nn.Linear) for m in modules))
+    assert kinds.count("conv2d") == sum(isinstance(m, nn.Conv2d) for m in modules) == convolutions
+    assert kinds.count("matmul") == (products or 2 * blocks)
+    assert graph.unquantized == []
+
+
+def test_sites_are_named_after_the_module_path() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=10)
+    names = list(trace(model, torch.randn(1, 3, 32, 32)).sites)
+    block = "blocks.0"
+    assert names == [
+        "patch_embed.proj",
+        f"{block}.attn.qkv",
+        f"{block}.attn.qk",
+        f"{block}.attn.av",
+        f"{block}.attn.proj",
+        f"{block}.mlp.fc1",
+        f"{block}.mlp.fc2",
+        "head",
+    ]
+
+
+def test_residual_logits_of_revit_are_query_key_sites() -> None:
+    model = timm.create_model("revit_micro", num_classes=10)
+    names = set(trace(model, torch.randn(1, 3, 32, 32)).sites)
+    for index in range(len(model.blocks)):
+        assert {f"blocks.{index}.attn.qk", f"blocks.{index}.attn.av"} <= names
+
+
+def test_macs_of_sites_are_those_of_the_formula() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=10)
+    sites = trace(model, torch.randn(1, 3, 32, 32)).sites
+    tokens, width, heads = 5, 192, 3
+    assert sites["patch_embed.proj"].macs == 4 * width * 3 * 16 * 16
+    assert sites["blocks.0.attn.qkv"].macs == tokens * width * 3 * width
+    assert sites["blocks.0.attn.qk"].macs == heads * tokens * tokens * (width // heads)
+    assert sites["head"].macs == width * 10
+
+
+def test_the_model_itself_is_not_changed() -> None:
+    model = timm.create_model("revit_micro", num_classes=10)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = trace(model, torch.randn(1, 3, 32, 32))
+    for parameter in graph.module.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_traced_is_named() -> None:
+    class DataDependent(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(ExportError, match=r"torch\.export can't follow DataDependent"):
+        trace(DataDependent(), torch.randn(1, 3, 8, 8))
+
+
+def test_masked_attention_is_written_out_exactly() -> None:
+    class Masked(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            mask = torch.randn(6, 6) > 0 if dtype == torch.bool else torch.randn(6, 6)
+            self.register_buffer("mask", mask | torch.eye(6, dtype=torch.bool) if dtype == torch.bool else mask)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.flatten(2)
+            return nn.functional.scaled_dot_product_attention(q, q * 2, q + 1, attn_mask=self.mask, scale=0.3)
+
+    for dtype in (torch.bool, torch.float32):
+        model = Masked(dtype)
+        x = torch.randn(2, 6, 2, 4)
+        graph = trace(model, x)
+        assert [s.kind for s in graph.sites.values()] == ["matmul", "matmul"]
+        assert torch.allclose(graph.module(x), model(x), atol=1e-6)
