@@ -1,4 +1,4 @@
-"""Drawing for the report: escaped markup, numbers as text, axes, charts, pictures and the style sheet.
+"""Drawing for the report: escaped markup, numbers as text, tables, axes, charts, pictures and the style sheet.
 
 Charts are inline SVG, 440 units wide with 11-unit text, so that two stand side by side on a desk and one
 fills a phone without its text becoming too small to read. Nothing here knows a file of a run.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 WIDTH = 440
 EXACT_DB = 120.0
+MANY_BLOCKS = 10
 _VOID = frozenset({"meta", "link", "img", "br"})
 _VIRIDIS = np.array(
     [(68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
@@ -40,7 +42,7 @@ def join(parts: Iterable[object]) -> Markup:
     )
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """One element. Trailing underscores of attributes fall off, inner ones become hyphens; None omits one."""
     text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_number(value))}"'
@@ -135,6 +137,62 @@ def drawing(key: str, title: str, description: str, height: float, children: Ite
     )
 
 
+def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]], align: str, pick: int = -1) -> Markup:
+    """A table with a row header a line. align: 'l' or 'r' for each column. pick: index of the row to point out."""
+    classes = ["r" if side == "r" else None for side in align]
+    head = (tag("th", text, scope="col", class_=css) for text, css in zip(heads, classes, strict=True))
+    body = []
+    for index, row in enumerate(rows):
+        first, *rest = zip(row, classes, strict=True)
+        start = tag("th", first[0], scope="row", class_=first[1])
+        cells = (tag("td", cell, class_=css) for cell, css in rest)
+        body.append(tag("tr", start, *cells, class_="pick" if index == pick else None))
+    parts = (tag("caption", tag("span", caption)), tag("thead", tag("tr", *head)), tag("tbody", *body))
+    return scroll(tag("table", *parts, class_="wide"), caption.split(". ")[0])
+
+
+def scroll(content: Markup, label: str) -> Markup:
+    """Content that scrolls sideways where it is too wide, by keyboard as well."""
+    return tag("div", content, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def figure(caption: str, *children: object) -> Markup:
+    """Pictures with the words that say what is seen."""
+    return tag("figure", *children, tag("figcaption", caption))
+
+
+def panels(*children: object) -> Markup:
+    """Charts side by side where there is room."""
+    return tag("div", *children, class_="panels")
+
+
+def details(summary: str, *children: object) -> Markup:
+    """Content that opens with a click."""
+    return tag("details", tag("summary", summary), *children)
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> Markup:
+    """Samples of the classes l1, l2 (lines) and s1 to s4 (areas) with their names."""
+    return tag("ul", *(tag("li", _swatch(css), text) for css, text in entries), class_="legend")
+
+
+def _swatch(css: str) -> Markup:
+    area = tag("rect", x=1, y=1, width=22, height=10, rx=2, class_=css)
+    shape = _line(1, 6, 23, 6, f"curve {css}") if css.startswith("l") else area
+    return tag("svg", shape, viewBox="0 0 24 12", class_="swatch", aria_hidden="true")
+
+
+def facts(entries: Iterable[tuple[str, object]]) -> Markup:
+    """Names and values; entries without a value are left out."""
+    pairs = (join([tag("dt", name), tag("dd", value)]) for name, value in entries if value not in (None, "", "–"))
+    return tag("dl", *pairs, class_="facts")
+
+
+def lines(parts: Iterable[object]) -> Markup:
+    """Parts under each other."""
+    return join(piece for index, part in enumerate(parts) for piece in (tag("br") if index else None, part))
+
+
 def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css)
 
@@ -190,10 +248,11 @@ def line_chart(
     if mark:
         at_x, at_y = x(mark[0]), y(mark[1])
         anchor, shift = ("end", -9) if at_x > (left + right) / 2 else ("start", 9)
-        above = at_y > (top + bottom) / 2
+        # At the end of the marker that is far from the point: curves are usually near the point.
+        text_y = top + 12 if at_y > (top + bottom) / 2 else bottom - 10
         parts.append(_line(at_x, top, at_x, bottom, "marker"))
         parts.append(tag("circle", cx=at_x, cy=at_y, r=4.5, class_="best"))
-        parts.append(_text(at_x + shift, at_y + (-14 if above else 24), mark[2], "strong halo", anchor))
+        parts.append(_text(at_x + shift, text_y, mark[2], "strong halo", anchor))
     return drawing(key, title, description, height, parts)
 
 
@@ -208,25 +267,31 @@ class Row:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def said(self) -> str:
+        """The row in words."""
+        spread = "" if self.low is None else f", from {significant(self.low)} to {significant(self.high)}"
+        return f"{self.name}: {self.text}{spread}"
 
-def bar_chart(key: str, title: str, description: str, rows: Sequence[Row], label: str) -> Markup:
+
+def bar_chart(key: str, title: str, rows: Sequence[Row], label: str) -> Markup:
     """Horizontal bars from zero, each under its name, with its number at the end; label names the axis."""
     pitch, bar, end = 40, 14, WIDTH - 96
     bottom = pitch * len(rows) + 2
     largest = max((max(row.value or 0.0, row.high or 0.0) for row in rows), default=0.0)
     values = ticks(0.0, largest or 1.0, 5)
-    scale = Scale(0.0, values[-1], 1, end)
+    scale = Scale(0.0, values[-1], 4, end)
     parts = _vertical_grid(scale, values, 0, bottom)
-    parts.append(_text(1, bottom + 32, label, "label"))
+    parts.append(_text(4, bottom + 32, label, "label"))
     for index, row in enumerate(rows):
         y = pitch * index + 18
-        parts.append(_text(6, y - 5, short(row.name, 52), "halo"))
+        parts.append(_text(9, y - 5, short(row.name, 52), "halo"))
         if row.value is None:
-            parts.append(_text(6, y + 11, row.text, "tick halo"))
+            parts.append(_text(9, y + 11, row.text, "tick halo"))
             continue
-        tip = tag("title", f"{row.name}: {row.text}")
-        width = max(1.0, scale(row.value) - 1)
-        parts.append(tag("rect", tip, x=1, y=y, width=width, height=bar, rx=2, class_=row.css))
+        tip = tag("title", row.said)
+        width = max(1.0, scale(row.value) - 4)
+        parts.append(tag("rect", tip, x=4, y=y, width=width, height=bar, rx=2, class_=row.css))
         reach = scale(row.value)
         if row.low is not None and row.high is not None:
             low, high, middle = scale(row.low), scale(row.high), y + bar / 2
@@ -234,68 +299,102 @@ def bar_chart(key: str, title: str, description: str, rows: Sequence[Row], label
                       for a, b, c, d in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))]  # fmt: skip
             reach = max(reach, high)
         parts.append(_text(reach + 6, y + 11, row.text, "strong halo"))
-    return drawing(key, title, description, bottom + 40, parts)
+    return drawing(key, title, f"{label}. {'; '.join(row.said for row in rows)}.", bottom + 40, parts)
 
 
-def sqnr_domain(values: Iterable[float | None]) -> list[float]:
+def sqnr_axis(values: Iterable[float | None]) -> list[float]:
     """Ticks of an axis in dB for all these values; those of exact sites (200 dB) don't stretch it."""
     usual = [v for v in values if v is not None and v < EXACT_DB]
     return ticks(min(0.0, *usual, 0.0), max(1.0, *usual, 0.0), 7)
 
 
 def site_bars(
-    key: str, title: str, description: str, sites: Sequence[tuple[str, Sequence[float | None]]],
-    *, values: Sequence[float], names: Sequence[str], lowest: Sequence[str],
+    key: str, title: str, sites: Sequence[tuple[str, Sequence[float | None]]],
+    *, axis: Sequence[float], names: Sequence[str], lowest: Sequence[str],
 ) -> Markup:  # fmt: skip
     """A group of thin bars for every site, one for each run.
 
-    sites: (name, dB for each run, None where it isn't quantized). values: ticks of the axis, shared by all
-    parts of the figure. names: of the runs. lowest: for each run the site whose number is printed.
+    sites: (name, dB for each run, None where it isn't quantized). axis: its ticks, shared by all parts of
+    the figure. names: of the runs. lowest: for each run the site whose number is printed.
     """
-    bar = 7.0 if len(sites) <= 40 else 5.0
-    pitch = bar * len(names) + (7 if bar > 6 else 5)
-    left, top = 142.0, 18.0
-    bottom = top + max(pitch, 11.0) * len(sites) + 2
-    pitch = max(pitch, 11.0)
-    scale = Scale(values[0], values[-1], left, WIDTH - 22)
-    parts = _vertical_grid(scale, values, top - 4, bottom)
-    parts += [_text(scale(v), top - 8, t, "tick", "middle") for v, t in zip(values, tick_texts(values), strict=True)]
-    parts.append(_text((left + WIDTH - 22) / 2, bottom + 30, "SQNR (dB)", "label", "middle"))
+    bar, gap = (7.0, 7.0) if len(sites) <= 40 else (5.0, 5.0)
+    pitch = max(11.0, bar * len(names) + gap)
+    left, right, top = 142.0, WIDTH - 48.0, 18.0
+    bottom = top + pitch * len(sites) + 2
+    scale = Scale(axis[0], axis[-1], left, right)
+    parts = _vertical_grid(scale, axis, top - 4, bottom)
+    parts += [_text(scale(v), top - 8, t, "tick", "middle") for v, t in zip(axis, tick_texts(axis), strict=True)]
+    parts.append(_text((left + right) / 2, bottom + 30, "SQNR (dB)", "label", "middle"))
     for index, (site, levels) in enumerate(sites):
         y = top + pitch * index + 3
-        head, dot, leaf = short(site, 27).rpartition(".")
+        head, dot, leaf = short(site, 25).rpartition(".")
         label = join([tag("tspan", head + dot, class_="mute"), leaf])
         parts.append(_text(left - 7, y + bar * len(names) / 2 + 3.5, label, "site", "end"))
+        reach, notes = 0.0, []
         for run, level in enumerate(levels):
             if level is None:
                 continue
-            a, b = sorted((scale(0.0), scale(min(level, values[-1]))))
+            a, b = sorted((scale(0.0), scale(min(level, axis[-1]))))
             tip = "exact" if level >= EXACT_DB else fixed(level, 1, " dB")
-            parts.append(
-                tag(
-                    "rect",
-                    tag("title", f"{site}, {names[run]}: {tip}"),
-                    x=a,
-                    y=y + bar * run,
-                    width=max(1.0, b - a),
-                    height=bar - 1,
-                    rx=1,
-                    class_=f"s{run % 4 + 1}",
-                )  # fmt: skip
-            )
-            if lowest[run] == site:
-                parts.append(_text(b + 4, y + bar * run + bar - 0.5, f"lowest: {tip}", "note halo"))
-    return drawing(key, title, description, bottom + 36, parts)
+            area = {"x": a, "y": y + bar * run, "width": max(1.0, b - a), "height": bar - 1, "rx": 1}
+            parts.append(tag("rect", tag("title", f"{site}, {names[run]}: {tip}"), class_=f"s{run % 4 + 1}", **area))
+            reach = max(reach, b)
+            notes += [f"{names[run]} {tip}"] if lowest[run] == site else []
+        if notes:
+            text, middle = f"lowest: {', '.join(notes)}", y + bar * len(names) / 2 + 3
+            fits = reach + 5.9 * len(text) < WIDTH
+            place = (reach + 5, "start") if fits else (WIDTH - 2.0, "end")
+            parts.append(_text(place[0], middle, text, "note halo", place[1]))
+    said = f"Bars for {', '.join(names)}, site by site from {sites[0][0]} to {sites[-1][0]}."
+    return drawing(key, title, said, bottom + 36, parts)
 
 
-def key_swatch(css: str) -> Markup:
-    """A small sample of a line or an area for a legend."""
-    shape = (
-        _line(1, 6, 23, 6, f"curve {css}")
-        if css.startswith("l")
-        else tag("rect", x=1, y=1, width=22, height=10, rx=2, class_=css)
-    )
-    return tag("svg", shape, viewBox="0 0 24 12", class_="swatch", aria_hidden="true")
+def split_sites(order: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(block, role) of every site, such as ('blocks.3', 'attn.qkv'), so that the grid of both is smallest.
+
+    Sites that lie in no numbered block have the block ''.
+    """
+
+    def split(name: str, depth: int) -> tuple[str, str]:
+        parts = name.split(".")
+        numbered = [i + 1 for i, part in enumerate(parts[:-1]) if part.isdigit()][:depth]
+        cut = numbered[-1] if numbered else 0
+        return ".".join(parts[:cut]), ".".join(parts[cut:])
+
+    candidates = [{name: split(name, depth) for name in order} for depth in (4, 3, 2, 1)]
+    return min(candidates, key=lambda c: len({b for b, _ in c.values()}) * len({r for _, r in c.values()}))
+
+
+def bit_grid(title: str, order: Sequence[str], plan: dict[str, tuple[int, int]]) -> Markup:
+    """A table, role by block, of (weight bits, activation bits); sites of `order` outside `plan` show F for float."""
+    places = split_sites(order)
+    blocks = list(dict.fromkeys(block for block, _ in places.values()))
+    at = {place: site for site, place in places.items()}
+    spans: list[tuple[str, int]] = []
+    for block in blocks:
+        prefix = re.sub(r"\.?\d+$", "", block) if block else "other"
+        count = spans.pop()[1] if spans and spans[-1][0] == prefix else 0
+        spans.append((prefix, count + 1))
+    above = (tag("th", prefix, colspan=count, scope="colgroup", class_="span") for prefix, count in spans)
+    below = (tag("th", block.rpartition(".")[2], scope="col") for block in blocks)
+    body = []
+    for role in dict.fromkeys(role for _, role in places.values()):
+        sites = [at.get((block, role)) for block in blocks]
+        cells = (tag("td", _bit_pair(site, plan.get(site)) if site else None) for site in sites)
+        body.append(tag("tr", tag("th", role, scope="row"), *cells))
+    head = tag("thead", tag("tr", tag("td", rowspan=2), *above), tag("tr", *below))
+    css = "bits many" if len(blocks) > MANY_BLOCKS else "bits"
+    return scroll(tag("table", head, tag("tbody", *body), class_=css, aria_label=title), title)
+
+
+def _bit_pair(site: str, bits: tuple[int, int] | None) -> Markup:
+    tip = f"{site}: weights {bits[0]}, activations {bits[1]} bits" if bits else f"{site}: float"
+    return tag("span", *(bit(b) for b in bits or (None, None)), class_="pair", title=tip)
+
+
+def bit(bits: int | None) -> Markup:
+    """One cell of a bit grid, None for float."""
+    return tag("span", "F" if bits is None else bits, class_="bit float" if bits is None else f"bit b{bits}")
 
 
 def png_uri(pixels: NDArray[np.uint8]) -> str:
@@ -320,10 +419,10 @@ def heat(values: NDArray[np.float64], top: float) -> NDArray[np.uint8]:
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--wash:#f5f6f8;--ink:#15191f;--mute:#58626f;--line:#d9dde3;--grid:#e6e9ed;
---accent:#005f96;--tint:#eaf3f9;--c1:#0072b2;--c2:#d55e00;--c3:#009e73;--c4:#b4568c;--good:#00694a;--bad:#a83200}
+--accent:#005f96;--tint:#eaf3f9;--c1:#0072b2;--c2:#d55e00;--c3:#009e73;--c4:#b4568c;--good:#00694a;--bad:#a83200;--shade:#0000001f}
 @media screen and (prefers-color-scheme:dark){:root{--paper:#14171b;--wash:#1c2126;--ink:#e8eaed;--mute:#a0aab5;
 --line:#363d45;--grid:#2a3037;--accent:#7cc4f0;--tint:#16293a;--c1:#56b4e9;--c2:#f08a4b;--c3:#35c79d;--c4:#e29bc4;
---good:#5fd6ae;--bad:#ff9a6b}}
+--good:#5fd6ae;--bad:#ff9a6b;--shade:#0009}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
 body{margin:0;background:var(--paper);color:var(--ink);counter-reset:figure table;
@@ -335,7 +434,7 @@ h2{font-size:1.5rem;line-height:1.2;letter-spacing:-.01em;margin:0 0 .6rem}
 h3{font-size:1.05rem;margin:2rem 0 .4rem}
 p{margin:.4rem 0 .8rem;max-width:72ch}
 a{color:var(--accent)}
-section{padding:36px 0 8px;margin-top:36px;border-top:1px solid var(--line)}
+section{padding:32px 0 0;margin-top:28px;border-top:1px solid var(--line)}
 .brand{margin:0 0 .3rem;color:var(--accent);font-weight:650;letter-spacing:.01em}
 .lead{font-size:1.15rem;max-width:64ch}
 .mute,figcaption,caption{color:var(--mute)}
@@ -350,9 +449,10 @@ code{font:.88em ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospac
 figure{margin:1.4rem 0 2rem;break-inside:avoid}
 figcaption,caption{font-size:.9rem;line-height:1.5;text-align:left}
 figcaption{max-width:80ch;margin-top:.7rem}
-figcaption::before{counter-increment:figure;content:"Figure " counter(figure) ". ";font-weight:650;color:var(--ink)}
-caption::before{counter-increment:table;content:"Table " counter(table) ". ";font-weight:650;color:var(--ink)}
-caption{padding:0 0 .55rem}caption>span{display:inline}
+figcaption::before{counter-increment:figure;content:"Figure " counter(figure) ". ";
+font-weight:650;color:var(--ink)}
+caption>span::before{counter-increment:table;content:"Table " counter(table) ". ";font-weight:650;color:var(--ink)}
+caption{padding:0 0 .55rem}caption>span{display:block;max-width:100ch}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px 40px;align-items:start}
 .panels>*{max-width:620px}
 h4{font-size:.95rem;margin:0 0 .6rem}
@@ -363,7 +463,8 @@ svg{display:block;width:100%;height:auto;font-size:11px;fill:var(--ink)}
 .grid{stroke:var(--grid)}.axis{stroke:var(--mute)}
 .marker{stroke:var(--mute);stroke-dasharray:2 3}.best{fill:var(--paper);stroke:var(--c1);stroke-width:2.5}
 .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.l1{stroke:var(--c1)}.l2{stroke:var(--c2);stroke-dasharray:5 4}.dot{stroke:none}.dot.l1{fill:var(--c1)}.dot.l2{fill:var(--c2)}
+.l1{stroke:var(--c1)}.l2{stroke:var(--c2);stroke-dasharray:5 4}.dot{stroke:none}
+.dot.l1{fill:var(--c1)}.dot.l2{fill:var(--c2)}
 .s1{fill:var(--c1)}.s2{fill:var(--c2)}.s3{fill:var(--c3)}.s4{fill:var(--c4)}.s0{fill:var(--mute);fill-opacity:.55}
 .simulated{fill:var(--c1);fill-opacity:.16;stroke:var(--c1);stroke-dasharray:3 2}
 .whisker{stroke:var(--ink);stroke-width:1.4}.under{stroke:var(--paper);stroke-width:4}
@@ -371,38 +472,46 @@ svg{display:block;width:100%;height:auto;font-size:11px;fill:var(--ink)}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;margin:0 0 .9rem;padding:0;list-style:none;font-size:.9rem}
 .legend li{display:flex;align-items:center;gap:.45rem}
 .swatch{width:24px;height:12px;flex:none}
-.scroll{overflow-x:auto;margin:1.2rem 0 1.6rem}.scroll:focus-visible{outline:2px solid var(--accent);outline-offset:4px}
+.scroll{overflow-x:auto;margin:1.2rem 0 1.6rem;background:
+linear-gradient(90deg,var(--paper) 16px,transparent) left/48px 100% no-repeat local,
+linear-gradient(270deg,var(--paper) 16px,transparent) right/48px 100% no-repeat local,
+linear-gradient(90deg,var(--shade),transparent) left/14px 100% no-repeat scroll,
+linear-gradient(270deg,var(--shade),transparent) right/14px 100% no-repeat scroll}
+.scroll:focus-visible{outline:2px solid var(--accent);outline-offset:4px}
 table{border-collapse:collapse;font-size:.92rem;line-height:1.35;font-variant-numeric:tabular-nums}
 table.wide{width:100%}
 th,td{padding:.5rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);font-weight:400}
 thead th{vertical-align:bottom;font-size:.84rem;font-weight:600;color:var(--mute);border-bottom:1.5px solid var(--mute)}
 th:first-child,td:first-child{padding-left:.3rem}
-tbody th{min-width:9rem}
-.r{text-align:right;white-space:nowrap}
+tbody th{min-width:8.5rem}
+.r{text-align:right}td.r{white-space:nowrap}
 tr.pick>*{background:var(--tint);font-weight:600}
-.badge{display:inline-block;font-size:.78rem;font-weight:500;line-height:1.3;padding:.05rem .4rem;border:1px dashed var(--mute);
-border-radius:4px;color:var(--mute);white-space:nowrap}
-.state{display:inline-flex;align-items:center;gap:.4rem;font-weight:600;white-space:nowrap}
-.state svg{width:16px;height:16px;flex:none}.yes{color:var(--good)}.no{color:var(--bad)}.open{color:var(--mute)}
+.badge{display:inline-block;font-size:.78rem;font-weight:500;line-height:1.3;padding:.05rem .4rem;
+border:1px dashed var(--mute);border-radius:4px;color:var(--mute);white-space:nowrap}
+.state{display:inline-flex;align-items:baseline;gap:.4rem;font-weight:600;white-space:nowrap}
+.state svg{width:15px;height:15px;flex:none;align-self:center}
+.yes{color:var(--good)}.no{color:var(--bad)}.open{color:var(--mute)}
 .state svg{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 .verdict{font-size:1.1rem}
-.bits{font-size:.84rem;border-collapse:separate;border-spacing:3px}
+.panels .scroll{margin:0}.bits{font-size:.84rem;border-collapse:separate;border-spacing:3px}
 .bits th,.bits td{border:0;padding:0;text-align:center;vertical-align:middle}
 .bits tbody th{text-align:right;padding-right:.5rem;min-width:0;white-space:nowrap;font-weight:400}
 .bits thead th{padding:0 .2rem;border:0}.bits thead th.span{border-bottom:1px solid var(--line)}
 .pair{display:inline-flex;border-radius:4px;overflow:hidden}
 .bit{width:1.35rem;line-height:1.45rem;text-align:center;font-weight:600;display:inline-block}
-.bit+.bit{border-left:1px solid var(--paper)}.legend .bit{border-radius:4px}
+.many .bit{width:1.05rem}.bit+.bit{border-left:1px solid var(--paper)}.legend .bit{border-radius:4px}
 .b2{background:#fff3b8;color:#222}.b3{background:#fbd88a;color:#222}.b4{background:#f3b04e;color:#222}
 .b5{background:#9fcbd8;color:#222}.b6{background:#5fa3c4;color:#111}.b7{background:#2c6da0;color:#fff}
-.b8{background:#173f74;color:#fff}.b32{background:transparent;color:var(--mute);box-shadow:inset 0 0 0 1px var(--line)}
-.maps{display:grid;grid-template-columns:repeat(var(--wide),minmax(0,112px));gap:10px;margin:0 0 1.2rem}
+.b8{background:#173f74;color:#fff}
+.float{background:transparent;color:var(--mute);box-shadow:inset 0 0 0 1px var(--line)}
+.maps{display:grid;grid-template-columns:repeat(var(--wide),minmax(0,140px));gap:12px;margin:0 0 1.7rem}
 .map{margin:0;font-size:.78rem;line-height:1.3;color:var(--mute);text-align:center;overflow-wrap:anywhere}
 .map img{display:block;width:100%;height:auto;image-rendering:pixelated;border-radius:4px;margin-bottom:.3rem}
 .map b{color:var(--ink)}
 .ramp{display:flex;align-items:center;gap:.6rem;font-size:.84rem;color:var(--mute);font-variant-numeric:tabular-nums}
 .ramp img{width:160px;height:12px;border-radius:3px}
-.facts{display:grid;grid-template-columns:minmax(8.5rem,max-content) minmax(0,1fr);gap:.4rem 1.4rem;margin:1rem 0 1.4rem}
+.facts{display:grid;grid-template-columns:minmax(8.5rem,max-content) minmax(0,1fr);
+gap:.4rem 1.4rem;margin:1rem 0 1.4rem}
 .facts dt{color:var(--mute)}.facts dd{margin:0;overflow-wrap:anywhere}
 .chips{display:flex;flex-wrap:wrap;gap:.3rem;margin:0;padding:0;list-style:none}
 .chips li{background:var(--wash);border-radius:5px;padding:.05rem .5rem;font-size:.9rem}
@@ -412,9 +521,14 @@ footer{margin-top:40px;padding-top:18px;padding-bottom:48px;color:var(--mute);fo
 @media(max-width:640px){header{padding-top:26px}.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
 .card{padding:11px 12px}.card .big{font-size:1.45rem}.maps{grid-template-columns:repeat(var(--narrow),minmax(0,1fr))}
 .facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.6rem}.legend{gap:.2rem 1rem}
-caption>span{display:inline-block;max-width:calc(100vw - 44px);vertical-align:top}}
-@media print{body{font-size:10.5pt}header,main,footer{max-width:none;padding-left:0;padding-right:0}nav,details{display:none}
-section{break-inside:auto;padding-top:18px;margin-top:18px}h2,h3,caption{break-after:avoid}tr,.card,.maps{break-inside:avoid}
-.scroll{overflow:visible}table{font-size:.82rem}th,td{padding:.3rem .45rem}.panels{grid-template-columns:1fr 1fr}
+.bit,.many .bit{width:.95rem}.bits{border-spacing:2px}
+caption>span{max-width:calc(100vw - 44px)}table.wide{min-width:600px}thead th{white-space:nowrap}
+.wide tbody th{position:sticky;left:0;background:var(--paper)}.wide .pick th{background:var(--tint)}
+svg{font-size:12px}.tick{font-size:11px}.site{font-size:10.5px}}
+@media print{@page{margin:13mm}html{font-size:72%}body{font-size:1rem}
+header,main,footer{max-width:none;padding-left:0;padding-right:0}header{padding-top:0}nav,details{display:none}
+section{padding-top:18px;margin-top:18px}h2,h3,h4,caption{break-after:avoid}tr,.card,.maps{break-inside:avoid}
+.cards{grid-template-columns:repeat(5,1fr)}.panels{grid-template-columns:1fr 1fr}
+.scroll{overflow:visible;background:none}th,td{padding:.35rem .4rem}.wide tbody th{min-width:0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

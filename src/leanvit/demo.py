@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,9 @@ def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds:
         _row("ONNX Runtime, W8A8 (SQ-b)", onnx8, size["bundle"], timings, 2),
         _row("W4A4 (SQ-b), simulated", w4["accuracy"], w4["quantized_bytes"], timings, None),
     ]
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     result = {
-        "command": f"leanvit demo --output {config.output} --epochs {config.epochs} --seed {config.seed}",
+        "command": " ".join(["leanvit demo", *(f"--{k.replace('_', '-')} {v}" for k, v in changed.items())]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "seconds": seconds,

@@ -133,8 +133,9 @@ def save_golden(folder: Path, images: Sequence[bytes], logits: Logits) -> None:
 
 def sqnr_db(truth: NDArray[Any], value: NDArray[Any]) -> float:
     """Signal to noise ratio in dB: 10 log10(sum truth^2 / sum (value - truth)^2), at most 200."""
-    signal = float(np.square(truth.astype(np.float64)).sum())
-    noise = float(np.square(value.astype(np.float64) - truth.astype(np.float64)).sum())
+    with np.errstate(invalid="ignore"):
+        signal = float(np.square(truth.astype(np.float64)).sum())
+        noise = float(np.square(value.astype(np.float64) - truth.astype(np.float64)).sum())
     if not np.isfinite(noise):
         return -200.0
     if noise == 0.0 or signal == 0.0:

@@ -225,7 +225,7 @@ class Trainer:
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.smoothing)
         if not loss.isfinite():
             raise NumericalError(
-                f"the loss is {float(loss)} at step {step} (epoch {step // len(self.train_loader) + 1}). "
+                f"the loss is {loss.item()} at step {step} (epoch {step // len(self.train_loader) + 1}). "
                 f"Checkpoints up to the epoch before are in {self.folder}. Lower --lr, or go on with --resume."
             )
         self.optimizer.zero_grad(set_to_none=True)

@@ -262,8 +262,9 @@ def measure_sites(graph: QuantGraph, reference: GraphModule, plan: Plan, batch: 
 
 def sqnr_db(truth: Tensor, value: Tensor) -> float:
     """Signal to quantization noise: 10 log10(sum truth^2 / sum (value - truth)^2), at most 200 dB."""
-    signal = float(truth.double().square().sum())
-    noise = float((value.double() - truth.double()).square().sum())
+    truth, value = truth.detach().double(), value.detach().double()
+    signal = float(truth.square().sum())
+    noise = float((value - truth).square().sum())
     if signal == 0.0:
         return 200.0 if noise == 0.0 else -200.0
     return min(200.0, 10 * math.log10(signal / noise)) if noise else 200.0

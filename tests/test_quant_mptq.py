@@ -1,0 +1,157 @@
+"""quantize(): plans, reports, calibration checks, and quantized models as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit import MPTQConfig, quantize
+from leanvit.checkpoint import CheckpointInfo, save_checkpoint
+from leanvit.config import Preprocess
+from leanvit.errors import CalibrationError, CheckpointError, ConfigError
+from leanvit.quant.mptq import sqnr_db
+from leanvit.quant.store import load_quantized, save_quantized
+
+
+def images(count: int, side: int = 32, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures, normalised."""
+    coarse = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+
+
+def uniform(bits: int) -> MPTQConfig:
+    return MPTQConfig(weight_bits=bits, activation_bits=bits, first_last_bits=bits)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("revit_micro", num_classes=10).eval()
+
+
+def test_more_bits_give_a_closer_network(model: nn.Module) -> None:
+    x = images(16, seed=1)
+    with torch.no_grad():
+        truth = model(x)
+        ratios = [
+            sqnr_db(truth, quantize(model, images(32), uniform(bits)).module(x))
+            for bits in (8, 6, 4)
+        ]
+    assert ratios[0] > 30
+    assert ratios[0] > ratios[1] + 5
+    assert ratios[1] > ratios[2] + 5
+
+
+def test_the_model_is_not_changed_and_results_repeat(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first = quantize(model, images(32)).module.state_dict()
+    second = quantize(model, images(32)).module.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_plan_keeps_the_ends_at_eight_bits(model: nn.Module) -> None:
+    plan = quantize(model, images(32), MPTQConfig(weight_bits=3, activation_bits=4)).plan
+    assert plan["patch_embed.proj"] == plan["head"] == (8, 8)
+    assert plan["blocks.0.mlp.fc1"] == (3, 4)
+    assert plan["blocks.0.attn.qk"] == (4, 4)
+
+
+def test_ignored_scope_leaves_sites_in_float(model: nn.Module) -> None:
+    quantized = quantize(model, images(32), MPTQConfig(ignored_scope=("blocks.*.attn.*",)))
+    assert not any(".attn." in name for name in quantized.plan)
+    assert any(".mlp." in name for name in quantized.plan)
+    everything = quantize(model, images(32), MPTQConfig(ignored_scope=("*",), smoothing="none"))
+    x = images(4, seed=2)
+    assert torch.allclose(everything.module(x), model(x), atol=1e-5)
+
+
+def test_an_ignored_scope_that_matches_nothing_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="matches no site"):
+        quantize(model, images(32), MPTQConfig(ignored_scope=("blok*",)))
+
+
+def test_report_counts_bytes_and_operations(model: nn.Module) -> None:
+    report = quantize(model, images(32), MPTQConfig(weight_bits=4, activation_bits=6, first_last_bits=4)).report
+    parameters = sum(p.numel() for p in model.parameters())
+    assert report["float_bytes"] == 4 * parameters
+    weights = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight") and p.dim() > 1)
+    rest = parameters - weights
+    scales = sum(p.shape[0] for n, p in model.named_parameters() if n.endswith("weight") and p.dim() > 1)
+    assert report["quantized_bytes"] == weights // 2 + 4 * (rest + scales)
+    assert report["average_weight_bits"] == 4
+    expected = sum(s["macs"] * s["weight_bits"] * s["activation_bits"] for s in report["sites"])
+    assert report["bitops"] == expected
+
+
+def test_any_form_of_calibration_data_is_accepted(model: nn.Module) -> None:
+    x = images(40)
+    labels = torch.zeros(20)
+    forms = [x, list(x.split(20)), [(part, labels) for part in x.split(20)]]
+    counts = [quantize(model, form).report["calibration"]["images"] for form in forms]
+    assert counts == [40, 40, 40]
+
+
+def test_unnormalised_and_broken_calibration_images_are_refused(model: nn.Module) -> None:
+    with pytest.raises(CalibrationError, match="mean 12"):
+        quantize(model, images(32) * 0 + 127)
+    broken = images(32)
+    broken[3] = torch.nan
+    with pytest.raises(CalibrationError, match="NaN"):
+        quantize(model, broken)
+    with pytest.raises(CalibrationError, match="no calibration images"):
+        quantize(model, [])
+    with pytest.raises(CalibrationError, match=r"expected a tensor \(B, 3, H, W\)"):
+        quantize(model, [torch.zeros(3, 4)])
+
+
+def test_noise_and_images_are_told_apart(model: nn.Module) -> None:
+    noise = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert abs(quantize(model, noise).report["calibration"]["neighbour_correlation"]) < 0.1
+    assert quantize(model, images(32)).report["calibration"]["neighbour_correlation"] > 0.8
+
+
+def test_sqnr_is_that_of_the_definition() -> None:
+    truth = torch.tensor([3.0, 4.0])
+    assert sqnr_db(truth, truth + torch.tensor([0.05, 0.0])) == pytest.approx(40.0, abs=1e-3)
+    assert sqnr_db(truth, truth) == 200.0
+
+
+@pytest.mark.parametrize("smoothing", ["none", "sq-b"])
+def test_quantized_model_round_trips_through_its_file(model: nn.Module, tmp_path: Path, smoothing: str) -> None:
+    info = CheckpointInfo("revit_micro", tuple("0123456789"), Preprocess(input_size=(32, 32)))
+    quantized = quantize(model, images(32), MPTQConfig(weight_bits=5, smoothing=smoothing))
+    save_quantized(tmp_path, quantized, info)
+    loaded, loaded_info = load_quantized(tmp_path)
+    x = images(4, seed=3)
+    assert loaded_info == info
+    assert loaded.plan == quantized.plan
+    assert loaded.config == quantized.config
+    assert torch.equal(loaded.module(x), quantized.module(x))
+    assert {str(t.dtype) for t in load_file(tmp_path / "quantized.safetensors").values()} >= {"torch.int8"}
+
+
+def test_bias_that_smoothing_added_survives_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    without_bias = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=4, qkv_bias=False).eval()
+    without_bias.blocks[0].norm1.bias.data.uniform_(-2, 2)
+    quantized = quantize(without_bias, images(32))
+    x = images(4, seed=1)
+    assert sqnr_db(without_bias(x), quantized.module(x)) > 25
+    kwargs = {"img_size": 32, "depth": 1, "qkv_bias": False}
+    info = CheckpointInfo("vit_tiny_patch16_224", tuple("abcd"), Preprocess(input_size=(32, 32)), kwargs=kwargs)
+    save_quantized(tmp_path, quantized, info)
+    assert torch.equal(load_quantized(tmp_path)[0].module(x), quantized.module(x))
+
+
+def test_a_float_checkpoint_is_not_taken_for_a_quantized_one(model: nn.Module, tmp_path: Path) -> None:
+    info = CheckpointInfo("revit_micro", tuple("0123456789"), Preprocess(input_size=(32, 32)))
+    save_checkpoint(tmp_path / "quantized.safetensors", model, info)
+    with pytest.raises(CheckpointError, match="no quantization plan"):
+        load_quantized(tmp_path)

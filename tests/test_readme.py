@@ -1,0 +1,136 @@
+"""README and docs: the commands run, the code runs, the table is one that the demo printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit.cli import VERBS, main
+from leanvit.config import TrainConfig
+from leanvit.data import preprocess_for, to_input
+from leanvit.export.api import synthetic_images
+from leanvit.runtime import load_golden
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("console")).splitlines()
+    return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [c.split()[1] for c in commands() if c.startswith("make ")]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_commands_for_own_images_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for label, level in (("day", 180), ("night", 60)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(30):
+            coarse = generator.integers(level - 50, level + 50, (5, 7, 3)).astype(np.uint8)
+            Image.fromarray(coarse).resize((70, 50)).save(tmp_path / "photos" / label / f"{index}.jpg")
+    verbs = [c for c in commands() if c.startswith("leanvit ")]
+    assert [c.split()[1] for c in verbs] == ["train", "quantize", "export", "predict"]
+    for command in verbs:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train":
+            arguments += ["--epochs", "2", "--batch-size", "8"]
+        if arguments[0] == "export":
+            arguments += ["--max-drop", "100"]
+        assert main(arguments) == 0, capsys.readouterr().err
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 60
+
+
+def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model("revit_micro", num_classes=10)
+    preprocess = preprocess_for(model)
+    pixels = np.stack(synthetic_images(32, preprocess.input_size))
+    (tmp_path / "digit.png").write_bytes(load_golden(demo_run / "bundle")[0][0])
+    names = {
+        "model": model,
+        "preprocess": preprocess,
+        "calibration_images": to_input(torch.from_numpy(pixels), preprocess),
+    }
+    for block in blocks("python"):
+        exec(block, names)
+    assert (tmp_path / "out" / "bundle.json").is_file()
+
+
+def test_the_demo_suggests_commands_that_run(
+    demo_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, digit = demo_run / "bundle", demo_run / "digit.png"
+    assert main(["predict", str(bundle), str(digit), "--top-k", "3"]) == 0
+    assert capsys.readouterr().out.count("%") == 3
+    assert main(["verify", str(bundle), "--data", "digits"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+
+
+def test_other_verbs_run_on_the_demo(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["val", str(demo_run / "bundle")],
+        ["val", str(demo_run / "train")],
+        ["val", str(demo_run / "quantize-w4a4")],
+        ["verify", str(demo_run / "bundle"), "--model", str(demo_run / "quantize-w8a8")],
+        ["report", str(demo_run), "--output", str(tmp_path / "page.html")],
+        ["models", "revit*"],
+        ["doctor"],
+        ["--version"],
+    ):
+        assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+    output = capsys.readouterr().out
+    assert output.count("of 359 images") == 3
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_readme_names_every_verb() -> None:
+    for verb in VERBS:
+        assert f"`{verb}`" in README or f"leanvit {verb}" in README, verb
+
+
+def test_readme_flags_are_flags() -> None:
+    known = {"--" + f.name.replace("_", "-") for f in fields(TrainConfig)}
+    (train,) = [c for c in commands() if c.startswith("leanvit train")]
+    assert set(re.findall(r"--[a-z-]+", train)) <= known
+
+
+def test_table_has_the_form_that_the_demo_writes(demo_run: Path) -> None:
+    table = re.search(r"<!-- table.*?-->\n(.*?)<!-- end of table -->", README, re.DOTALL)
+    assert table is not None
+    ours, printed = table.group(1).strip().splitlines(), (demo_run / "table.md").read_text().strip().splitlines()
+    assert len(ours) == len(printed)
+    assert ours[:2] == printed[:2]
+    for mine, theirs in zip(ours[2:6], printed[2:6], strict=True):
+        assert mine.split("|")[1] == theirs.split("|")[1]
+        assert mine.split("|")[3].strip().endswith("/359")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d, .+, \d+ cores, seed \d+, \d+ s in all\.", ours[-1])
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"

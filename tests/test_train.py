@@ -1,0 +1,179 @@
+"""Training: schedules against their formulas, exact resume, and nothing lost when something fails."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from leanvit import train as train_module
+from leanvit.checkpoint import load_checkpoint
+from leanvit.config import TrainConfig
+from leanvit.data import Loader, load_split
+from leanvit.errors import CheckpointError, ConfigError, NumericalError, RunLockedError
+from leanvit.files import only_writer, read_json
+from leanvit.train import Trainer, evaluate, learning_rate, make_optimizer, pick_device, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures in two classes: dark and bright."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name, level in (("bright", 190), ("dark", 60)):
+        (root / name).mkdir()
+        for index in range(20):
+            pixels = generator.integers(level - 50, level + 50, (20, 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(data=str(folder), output=str(tmp_path / "run"), epochs=3, batch_size=8, warmup_epochs=1.0)
+
+
+def test_training_learns_and_leaves_everything(config: TrainConfig) -> None:
+    result = run(config)
+    output = Path(config.output)
+    assert result.best.top1 == 100.0
+    assert result.best.images == 8
+    assert {p.name for p in output.iterdir()} >= {
+        "model.safetensors",
+        "last.safetensors",
+        "log.csv",
+        "train.json",
+        "config.yaml",
+    }
+    assert len((output / "log.csv").read_text().splitlines()) == 1 + config.epochs
+    summary = read_json(output / "train.json")
+    assert (summary["train_images"], summary["val_images"], len(summary["history"])) == (32, 8, 3)
+    model, info = load_checkpoint(output)
+    assert info.labels == ("bright", "dark")
+    images = load_split(config.data, "val", val_fraction=info.val_fraction, seed=info.seed)
+    measured = evaluate(model, Loader(images, info.preprocess, 8))
+    assert measured.correct == result.best.correct
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(config: TrainConfig, tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(replace(config, output=str(tmp_path / name), epochs=1, seed=seed))
+        weights.append(load_file(tmp_path / name / "last.safetensors")["model.blocks.0.attn.qkv.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_resume_ends_with_the_weights_of_an_uninterrupted_run(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replace(config, output=str(tmp_path / "whole"))
+    run(whole)
+    original = Trainer._train_epoch
+
+    def stop_before_the_last(self: Trainer, epoch: int, bar: object) -> tuple[float, float]:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", stop_before_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert load_checkpoint(config.output)[1].architecture == "revit_micro"
+    monkeypatch.setattr(Trainer, "_train_epoch", original)
+    run(replace(config, resume=True))
+    first, second = (load_file(Path(c.output) / "last.safetensors") for c in (whole, config))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer._step
+
+    def poisoned(self: Trainer, x: torch.Tensor, labels: torch.Tensor, lr: float, step: int) -> object:
+        return original(self, x * (torch.nan if step == 9 else 1.0), labels, lr, step)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    with pytest.raises(NumericalError, match=r"the loss is nan at step 9 \(epoch 3\)"):
+        run(config)
+    model, _ = load_checkpoint(config.output)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert len(read_json(Path(config.output) / "train.json")["history"]) == 2
+
+
+def test_two_runs_never_share_a_folder(config: TrainConfig) -> None:
+    with only_writer(config.output), pytest.raises(RunLockedError, match="is writing here"):
+        run(config)
+
+
+def test_finished_run_says_that_there_is_nothing_left(config: TrainConfig) -> None:
+    run(replace(config, epochs=1))
+    result = run(replace(config, epochs=1, resume=True))
+    assert len(result.history) == 1
+
+
+def test_resume_refuses_another_architecture(config: TrainConfig) -> None:
+    run(replace(config, epochs=1))
+    other = replace(config, model="vit_tiny_patch16_224", img_size=32, resume=True)
+    with pytest.raises(CheckpointError, match="is of revit_micro"):
+        run(other)
+
+
+def test_fine_tuning_starts_from_the_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
+    run(replace(config, epochs=1))
+    checkpoint = Path(config.output) / "model.safetensors"
+    tuned = Trainer(replace(config, output=str(tmp_path / "tuned"), initial_checkpoint=str(checkpoint)))
+    assert torch.equal(tuned.model.state_dict()["pos_embed"], load_file(checkpoint)["pos_embed"])
+
+
+def test_learning_rate_follows_warm_up_and_cosine() -> None:
+    config = TrainConfig(lr=1.0, min_lr=0.1, epochs=10, warmup_epochs=2.0)
+    steps = 5
+    assert learning_rate(config, 0, steps) == pytest.approx(0.1)
+    assert learning_rate(config, 9, steps) == pytest.approx(1.0)
+    assert learning_rate(config, 10, steps) == pytest.approx(1.0)
+    middle = 0.1 + 0.5 * 0.9 * (1 + math.cos(math.pi * 0.5))
+    assert learning_rate(config, 30, steps) == pytest.approx(middle)
+    rates = [learning_rate(config, step, steps) for step in range(10, 50)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_norms_biases_and_exempt_parameters_are_not_decayed(config: TrainConfig) -> None:
+    model = Trainer(config).model
+    optimizer = make_optimizer(model, config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    plain = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
+    decayed = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    assert {"pos_embed", "alpha", "norm.weight", "head.bias", "patch_embed.proj.bias"} <= plain
+    assert {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= decayed
+    assert not plain & decayed
+    assert plain | decayed == set(names.values())
+
+
+def test_an_absent_device_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown"):
+        pick_device("quantum")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="not on this machine"):
+            pick_device("cuda")
+
+
+def test_evaluation_counts_every_image_once(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    for batch_size in (1, 3, 8, 100):
+        loader = Loader(trainer.val_loader.images, trainer.info.preprocess, batch_size)
+        assert evaluate(trainer.model, loader).images == 8
+
+
+def test_autocast_is_bfloat16_only_where_the_chip_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for has_it, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
+        assert train_module.autocast_dtype("auto", cpu) is expected
+    assert train_module.autocast_dtype("none", cpu) is None
