@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-import leanvit.models  # noqa: F401 - registers our architectures
+import leanvit.models  # registers our architectures
 from leanvit import MPTQConfig, Predictor, export, quantize
 from leanvit.checkpoint import load_checkpoint
 from leanvit.config import Preprocess

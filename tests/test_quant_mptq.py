@@ -39,10 +39,7 @@ def test_more_bits_give_a_closer_network(model: nn.Module) -> None:
     x = images(16, seed=1)
     with torch.no_grad():
         truth = model(x)
-        ratios = [
-            sqnr_db(truth, quantize(model, images(32), uniform(bits)).module(x))
-            for bits in (8, 6, 4)
-        ]
+        ratios = [sqnr_db(truth, quantize(model, images(32), uniform(bits)).module(x)) for bits in (8, 6, 4)]
     assert ratios[0] > 30
     assert ratios[0] > ratios[1] + 5
     assert ratios[1] > ratios[2] + 5

@@ -18,9 +18,11 @@ from leanvit.runtime import load_golden, read_manifest, sqnr_db
 WITHOUT_TORCH = """
 import sys
 
+BLOCKED = ("torch", "timm", "torchvision", "safetensors", "jsonargparse", "rich", "yaml", "sklearn")
+
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "timm", "torchvision", "safetensors", "jsonargparse", "rich", "yaml", "sklearn"}:
+        if name.split(".")[0] in BLOCKED:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
@@ -103,6 +105,6 @@ def test_missing_folder_and_missing_file_are_named(demo_run: Path, tmp_path: Pat
 
 def test_sqnr_is_that_of_the_definition() -> None:
     truth = np.array([3.0, 4.0])
-    assert sqnr_db(truth, truth + [0.05, 0.0]) == pytest.approx(40)
+    assert sqnr_db(truth, truth + np.array([0.05, 0.0])) == pytest.approx(40)
     assert sqnr_db(truth, truth) == 200
     assert sqnr_db(truth, truth * np.nan) == -200

@@ -112,7 +112,8 @@ def check_file(folder: Path, manifest: Manifest) -> list[Check]:
         Check("onnx", not problem, problem or f"valid, opset {opset}", "onnx.checker accepts it", "Report this model."),
         Check("opset", opset == manifest.opset, f"opset {opset}", f"opset {manifest.opset}", "Export again."),
         Check(
-            "finite weights", not not_finite, f"{len(not_finite)} tensors with NaN or infinity {' '.join(not_finite[:3])}".rstrip(),
+            "finite weights", not not_finite,
+            f"{len(not_finite)} tensors with NaN or infinity {' '.join(not_finite[:3])}".rstrip(),
             "0 tensors with NaN or infinity", "Train again with a lower --lr, or use an earlier checkpoint.",
         ),
     ]  # fmt: skip

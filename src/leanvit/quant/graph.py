@@ -246,7 +246,8 @@ def _role(node: Node) -> str:
 
 
 _ELEMENTWISE = (
-    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar, aten.addcmul.default,
+    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar,
+    aten.addcmul.default,
     aten.masked_fill.Scalar, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
     aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.to.dtype, aten._to_copy.default,
     aten.to.dtype_layout, aten.expand.default, aten.type_as.default,
