@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from leanvit.models import revit
+from leanvit.models import remvit, reswin, revit
 from leanvit.models._paper import PaperResult
 
-__all__ = ["list_models", "revit"]
+__all__ = ["list_models", "remvit", "reswin", "revit"]
 
 
 def list_models() -> list[dict[str, Any]]:

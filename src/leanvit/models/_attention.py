@@ -4,7 +4,8 @@
 
 Three exact ways to compute it: `residual_logits` for training and export, `residual_attention_` in place
 for inference, and `History` with `blockwise_attention`, which never holds an N x N tensor because
-R_l = sum_i w_i Q_i K_i^T needs only the queries and keys of the layers below.
+R_l = sum_i w_i Q_i K_i^T needs only the queries and keys of the layers below. Last, the windows of ReSwin
+and two ways to match their logits.
 
 Diko et al., "ReViT", Pattern Recognition 2024, arXiv 2402.11301.
 """
@@ -12,14 +13,26 @@ Diko et al., "ReViT", Pattern Recognition 2024, arXiv 2402.11301.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from timm.models import checkpoint
-from torch import Tensor
+from torch import Tensor, nn
+
+from leanvit.errors import ConfigError
 
 Alpha = float | Tensor
 """Weight of a layer's own logits in [0, 1]: a constant, or a learned tensor of shape (1,)."""
+
+Grid = tuple[int, int]
+
+AlphaMode = Literal["learned", "fixed", "per_layer", "none"]
+"""One learned scalar, a constant, one learned per layer above the first, or no residual at all."""
+
+MASKED = -1000.0
+"""Added to hidden logits: low enough for a weight of exactly 0. The authors' -100 gives denormal numbers, which
+are several times slower to multiply."""
 
 CACHE_BYTES = 4 << 20
 """Logits worked on at a time on CPU by `residual_attention_`: about one core's second-level cache."""
@@ -41,8 +54,8 @@ def residual_logits(q: Tensor, k: Tensor, previous: Tensor | None, alpha: Alpha,
         return torch.matmul(q * scale, k.transpose(-2, -1))
     if isinstance(alpha, Tensor):
         # alpha goes into q and not over the product, so that autograd need not keep the product itself.
-        own = torch.matmul(q * _cast(alpha * scale, q), k.transpose(-2, -1))
-        return torch.addcmul(own, previous, _cast(1.0 - alpha, own))
+        own = torch.matmul(q * cast_like(alpha * scale, q), k.transpose(-2, -1))
+        return torch.addcmul(own, previous, cast_like(1.0 - alpha, own))
     own = torch.matmul(q * (alpha * scale), k.transpose(-2, -1))
     return torch.add(own, previous, alpha=1.0 - alpha)
 
@@ -130,10 +143,134 @@ def _attend(queries: tuple[Tensor, ...], keys: Tensor, weights: tuple[Alpha, ...
 
 def _weighted_products(queries: tuple[Tensor, ...], keys: Tensor, weights: tuple[Alpha, ...]) -> Tensor:
     """sum_i w_i Q_i K_i^T as one product of concatenated heads: (..., Nq, Nk)."""
-    scaled = [q * (_cast(w, q) if isinstance(w, Tensor) else w) for q, w in zip(queries, weights, strict=True)]
+    scaled = [q * (cast_like(w, q) if isinstance(w, Tensor) else w) for q, w in zip(queries, weights, strict=True)]
     return torch.matmul(torch.cat(scaled, dim=-1), keys.transpose(-2, -1))
 
 
-def _cast(x: Tensor, like: Tensor) -> Tensor:
+def cast_like(x: Tensor, like: Tensor) -> Tensor:
     """x in the dtype of `like`; the test keeps a no-op cast out of exported graphs."""
     return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+class ResidualModel(nn.Module):
+    """Holds the alpha of a model: learned in `self.alpha`, or constant in `constant_alphas`."""
+
+    def _set_alpha(self, mode: AlphaMode | None, init: float, depth: int) -> None:
+        """Raises ConfigError where the mode is unknown or `init` is outside [0, 1]."""
+        mode = "none" if mode is None else mode
+        if mode not in get_args(AlphaMode):
+            raise ConfigError(f"alpha is {mode!r}, expected one of {get_args(AlphaMode)}")
+        if not 0.0 <= init <= 1.0:
+            raise ConfigError(f"alpha_init is {init}, expected a number in [0, 1]")
+        self.alpha_mode: AlphaMode = mode
+        self.constant_alphas = [init] * depth
+        if mode in ("learned", "per_layer"):
+            size = 1 if mode == "learned" else depth - 1
+            self.alpha = nn.Parameter(torch.full((size,), init))
+
+    def _alpha(self, index: int) -> Alpha:
+        """Weight of the own logits of layer `index`; the first layer has no use for it."""
+        if self.alpha_mode == "learned":
+            return self.alpha
+        if self.alpha_mode == "per_layer" and index > 0:
+            return self.alpha[index - 1 : index]
+        return self.constant_alphas[index]
+
+    def _freeze_alpha(self) -> None:
+        """Make a learned alpha the constant that it now is."""
+        if self.alpha_mode in ("learned", "per_layer"):
+            values = self.alpha.tolist()
+            depth = len(self.constant_alphas)
+            self.constant_alphas = values * depth if self.alpha_mode == "learned" else [1.0, *values]
+            del self.alpha
+            self.alpha_mode = "fixed"
+
+    def _keep_alphas(self, depth: int) -> None:
+        """Forget the alphas of layers above the first `depth`."""
+        self.constant_alphas = self.constant_alphas[:depth]
+        if self.alpha_mode == "per_layer":
+            self.alpha = nn.Parameter(self.alpha.data[: depth - 1].clone())
+
+
+class Windows(NamedTuple):
+    """Where the tokens of one kind of block stand, plain or shifted, on a grid padded to whole windows.
+
+    order: raster index of every token in window order; inverse: window index of every token in raster order.
+    step: index in the window order of the other kind, or None where both are the same. Each (tokens,).
+    mask: (windows, 1, M^2, M^2) added to logits, or None where every token may see its whole window.
+    source, known: for aligned residuals, where every pair stands in the logits of the other kind, flat, and
+    whether it does; (windows, 1, M^2, M^2), or None.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    step: Tensor | None
+    mask: Tensor | None
+    source: Tensor | None
+    known: Tensor | None
+
+
+def make_windows(grid: Grid, window: int, aligned: bool, device: torch.device) -> tuple[Windows, Windows]:
+    """Plain and shifted windows of M x M tokens over `grid`, padded at the right and the bottom.
+
+    A shift is cyclic; what it brings together is masked, and so is padding. An axis of one window has none.
+    """
+    shift = [window // 2 if side > window else 0 for side in grid]
+    plain, plain_mask = _cut(grid, window, [0, 0], device)
+    order, mask = _cut(grid, window, shift, device)
+    inverse, plain_inverse = torch.argsort(order), torch.argsort(plain)
+    here, there = plain_inverse[order], inverse[plain]
+    pairs = [_pairs(step, window * window) if aligned else (None, None) for step in (there, here)]
+    return (
+        Windows(plain, plain_inverse, there if any(shift) else None, plain_mask, *pairs[0]),
+        Windows(order, inverse, here if any(shift) else None, mask, *pairs[1]),
+    )
+
+
+def _cut(grid: Grid, window: int, shift: list[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Raster indices in window order, and the mask."""
+    rows, columns = (-(-side // window) * window for side in grid)
+    along_y, along_x = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    y, x = (along_y + shift[0]) % rows, (along_x + shift[1]) % columns
+    order = _partition(y[:, None] * columns + x, window).flatten()
+    if not any(shift) and (rows, columns) == grid:
+        return order, None
+    wrapped = (along_y >= rows - shift[0])[:, None] * 2 + (along_x >= columns - shift[1]).long()
+    region = _partition(wrapped, window)
+    padding = _partition((y >= grid[0])[:, None] | (x >= grid[1]), window)
+    hidden = (region[:, :, None] != region[:, None, :]) | padding[:, None, :]
+    return order, torch.zeros(hidden.shape, device=device).masked_fill(hidden, MASKED)[:, None]
+
+
+def _pairs(step: Tensor, area: int) -> tuple[Tensor, Tensor]:
+    """Flat index of every pair in (windows, M^2, M^2) of the other kind, and whether it shares a window there."""
+    window, place = (step // area).reshape(-1, area), (step % area).reshape(-1, area)
+    source = (window[:, :, None] * area + place[:, :, None]) * area + place[:, None, :]
+    return source[:, None], (window[:, :, None] == window[:, None, :])[:, None]
+
+
+def _partition(maps: Tensor, window: int) -> Tensor:
+    """(rows, columns) to (windows, M^2)."""
+    rows, columns = maps.shape
+    cut = maps.reshape(rows // window, window, columns // window, window)
+    return cut.transpose(1, 2).reshape(-1, window * window)
+
+
+def match_by_index(previous: Tensor, windows: int, heads: int, area: int) -> Tensor:
+    """Carried logits (B, windows', heads', M'^2, M'^2) as (B, windows, heads, M^2, M^2), the authors' way."""
+    batch, count, below, old_area, _ = previous.shape
+    if (count, below, old_area) == (windows, heads, area):
+        return previous
+    x = previous.reshape(batch, count * below, old_area, old_area)
+    step, rest = divmod(count * below, windows * heads)
+    if rest == 0 and old_area == area:
+        x = x[:, ::step]
+    else:
+        x = F.interpolate(x[:, None], size=(windows * heads, area, area), mode="nearest")[:, 0]
+    return x.reshape(batch, windows, heads, area, area)
+
+
+def match_by_pair(previous: Tensor, source: Tensor) -> Tensor:
+    """Carried logits (B, windows, heads, M^2, M^2) with every pair of tokens where `source` says, ours."""
+    flat = previous.transpose(1, 2).flatten(2)
+    return flat[:, :, source[:, 0]].transpose(1, 2)

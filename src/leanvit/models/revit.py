@@ -39,14 +39,16 @@ from torch import Tensor, nn
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._attention import (
     Alpha,
+    AlphaMode,
+    Grid,
     History,
+    ResidualModel,
     blockwise_attention,
     residual_attention_,
     residual_logits,
 )
 from leanvit.models._paper import PaperResult
 
-AlphaMode = Literal["learned", "fixed", "per_layer", "none"]
 AttentionMemory = Literal["auto", "quadratic", "linear"]
 Carried = Tensor | History | None
 LINEAR_FROM_BYTES = 512 << 20
@@ -154,7 +156,7 @@ class ResidualBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), carried
 
 
-class ReViT(nn.Module):
+class ReViT(ResidualModel):
     """ReViT image classifier.
 
     alpha: "learned" (one scalar, the paper's), "per_layer" (one per layer above the first), "fixed"
@@ -170,8 +172,8 @@ class ReViT(nn.Module):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
+        img_size: int | Grid = 224,
+        patch_size: int | Grid = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str | None = None,
@@ -191,19 +193,13 @@ class ReViT(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        alpha = "none" if alpha is None else alpha
-        if alpha not in ("learned", "fixed", "per_layer", "none"):
-            raise ConfigError(f"alpha is {alpha!r}, expected 'learned', 'fixed', 'per_layer' or 'none'")
-        if not 0.0 <= alpha_init <= 1.0:
-            raise ConfigError(f"alpha_init is {alpha_init}, expected a number in [0, 1]")
         if embed_dim % num_heads:
             raise ConfigError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = int(class_token)
         self.num_heads = num_heads
-        self.alpha_mode: AlphaMode = alpha
-        self.constant_alphas = [alpha_init] * depth
+        self._set_alpha(alpha, alpha_init, depth)
         self.set_attention_memory(attention_memory)
         self.grad_checkpointing = False
         default_pool = "token" if class_token else "avg"
@@ -214,16 +210,13 @@ class ReViT(nn.Module):
         tokens = self.patch_embed.num_patches + self.num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        if alpha in ("learned", "per_layer"):
-            size = 1 if alpha == "learned" else depth - 1
-            self.alpha = nn.Parameter(torch.full((size,), alpha_init))
         self.blocks = nn.ModuleList(
             ResidualBlock(
                 embed_dim,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
-                residual=alpha != "none",
+                residual=self.alpha_mode != "none",
                 attn_drop=attn_drop_rate,
                 proj_drop=proj_drop_rate,
                 drop_path=rate,
@@ -286,16 +279,13 @@ class ReViT(nn.Module):
     @torch.no_grad()
     def fuse_(self) -> ReViT:
         """Make alpha a constant and let inference mix logits in place; for inference only. Returns self."""
-        if self.alpha_mode in ("learned", "per_layer"):
-            self.constant_alphas = [float(self._alpha(i)) for i in range(len(self.blocks))]
-            del self.alpha
-            self.alpha_mode = "fixed"
+        self._freeze_alpha()
         for module in self.modules():
             if isinstance(module, ResidualAttention):
                 module.in_place = module.residual
         return self
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+    def set_input_size(self, img_size: int | Grid) -> None:
         """Make `img_size` the default: the position embedding is resampled once, not in every forward."""
         before = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size)
@@ -323,7 +313,7 @@ class ReViT(nn.Module):
             else nn.Identity()
         )
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Image (B, C, H, W) to tokens (B, N, dim) with positions, and the grid they come from."""
         height, width = x.shape[-2:]
         ph, pw = self.patch_embed.patch_size
@@ -345,21 +335,13 @@ class ReViT(nn.Module):
             x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.pos_drop(x + pos), grid
 
-    def _start(self, grid: tuple[int, int]) -> Carried:
+    def _start(self, grid: Grid) -> Carried:
         """What the first layer finds below it: an empty history where logits are not to be kept."""
         tokens = grid[0] * grid[1] + self.num_prefix_tokens
         large = self.num_heads * tokens * tokens * self.pos_embed.element_size() > LINEAR_FROM_BYTES
         automatic = self.attention_memory == "auto" and large and not torch.is_grad_enabled()
         linear = (self.attention_memory == "linear" or automatic) and not torch.compiler.is_compiling()
         return History() if linear else None
-
-    def _alpha(self, index: int) -> Alpha:
-        """Weight of the own logits of block `index`; the first block has no use for it."""
-        if self.alpha_mode == "learned":
-            return self.alpha
-        if self.alpha_mode == "per_layer" and index > 0:
-            return self.alpha[index - 1 : index]
-        return self.constant_alphas[index]
 
     def _block(self, index: int, x: Tensor, carried: Carried, need_logits: bool = False) -> tuple[Tensor, Carried]:
         block, alpha = self.blocks[index], self._alpha(index)
@@ -432,8 +414,7 @@ class ReViT(nn.Module):
         """Drop the blocks above the last one of `indices`; returns the indices taken."""
         take, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
-        if self.alpha_mode == "per_layer":
-            self.alpha = nn.Parameter(self.alpha.data[:last].clone())
+        self._keep_alphas(last + 1)
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -473,7 +454,8 @@ default_cfgs = generate_default_cfgs(
         "revit_tiny_patch16_224.in1k": _cfg(),
         "revit_small_patch16_224.in1k": _cfg(),
         "revit_base_patch16_224.in1k": _cfg(),
-        "revit_micro.in1k": _cfg(32),
+        # The whole image: at 32 px a crop of the border costs strokes and seams.
+        "revit_micro.untrained": {**_cfg(32), "crop_pct": 1.0},
     }
 )
 

@@ -1,0 +1,547 @@
+"""ReMViTv2: the multiscale vision transformer MViTv2 with ReViT's attention residual.
+
+Queries are pooled where a stage begins, keys and values everywhere, so that the attention logits change
+shape from layer to layer. The logits that the layer below passed on are brought to the shape of this
+layer's (`resize_logits`) and mixed with them, then the decomposed relative position is added:
+
+    R_1 = S_1 + E_1,   R_l = alpha S_l + (1 - alpha) resize(R_(l-1)) + E_l,   S_l = Q_l K_l^T / sqrt(d)
+    out_l = softmax(R_l) V_l + Q_l,   E_l[q, k] = Q_l[q] . (Th[q_h - k_h] + Tw[q_w - k_w])
+
+alpha is one learned scalar of the whole model. The authors' program adds E_l in place to the tensor that
+it carries on, so relative positions are carried too; ours does the same. The authors assume square grids;
+ours may be H x W of any size, and equal theirs where theirs is defined.
+
+Diko, Avola, Cascio, Cinque, "ReViT: Enhancing Vision Transformers Feature Diversity with Attention
+Residual Connections", Pattern Recognition 2024, arXiv 2402.11301. MViTv2: Li et al., arXiv 2112.01526.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
+from timm.layers.helpers import to_2tuple
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from leanvit.errors import ConfigError, ShapeError
+from leanvit.models._attention import Alpha, AlphaMode, Grid, ResidualModel, residual_logits
+from leanvit.models._paper import PaperResult
+
+POOLS = ("", "avg", "avgmax", "max")
+
+PAPER: dict[str, PaperResult] = {
+    "remvitv2_tiny": PaperResult(params=24_173_321, macs=4.68, top1=82.7),
+}
+
+
+class Carried(NamedTuple):
+    """Softmax input (B, heads, Nq, Nk) that a layer passes on, and the grids of its queries and keys."""
+
+    logits: Tensor
+    q_grid: Grid
+    k_grid: Grid
+
+
+def resize_logits(carried: Carried, heads: int, q_grid: Grid, k_grid: Grid) -> Tensor:
+    """Carried logits as (B, heads or 1, Nq, Nk) of another layer.
+
+    Another number of heads: their mean, one head for all. Smaller grids: average pooling by the whole
+    number of old cells per new one (a last incomplete cell averages what it has). Larger grids: nearest.
+    """
+    x = carried.logits
+    if x.shape[1] != heads:
+        x = x.mean(dim=1, keepdim=True)
+    batch, kept, _, keys = x.shape
+    (rows, columns), target = carried.q_grid, q_grid
+    if (rows, columns) != target:
+        # The keys are the channels of a channels-last map of queries: no copy is made.
+        x = x.reshape(batch * kept, rows, columns, keys).permute(0, 3, 1, 2)
+        x = _resize(x, target).permute(0, 2, 3, 1).reshape(batch, kept, -1, keys)
+    if carried.k_grid != k_grid:
+        x = _resize(x.reshape(batch * kept, -1, *carried.k_grid), k_grid).reshape(batch, kept, x.shape[2], -1)
+    return x
+
+
+def _resize(x: Tensor, size: Grid) -> Tensor:
+    """Maps (B, C, H, W) to `size`: pooled where it is smaller, repeated where it is larger."""
+    rows, columns = (max(1, -(-old // new)) for old, new in zip(x.shape[-2:], size, strict=True))
+    if (rows, columns) != (1, 1):
+        x = F.avg_pool2d(x, (rows, columns), ceil_mode=True)
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
+
+
+def relative_index(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+    """Row of a relative position table for every (query, key) pair along one axis: (queries, keys), int64.
+
+    Where the two differ in number, positions are spread over the larger grid (MViTv2).
+    """
+    q_step, k_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
+    q = torch.arange(queries, device=device)[:, None] * q_step
+    k = torch.arange(keys, device=device)[None, :] * k_step
+    return (q - k + (keys - 1) * k_step).long()
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches by one strided convolution: (B, C, H, W) to (B, N, dim) and the grid."""
+
+    def __init__(self, in_chans: int, dim: int, *, kernel: Grid, stride: Grid, padding: Grid) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+class PoolingAttention(nn.Module):
+    """Attention over pooled queries, keys and values, with residual logits and residual pooling."""
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        num_heads: int,
+        grid: Grid,
+        q_stride: int,
+        kv_stride: int,
+        qkv_bias: bool = True,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim_out // num_heads
+        self.scale = self.head_dim**-0.5
+        self.residual = residual
+        self.qkv = nn.Linear(dim, dim_out * 3, bias=qkv_bias)
+        self.pool_q, self.norm_q = self._pooling(q_stride)
+        self.pool_k, self.norm_k = self._pooling(kv_stride)
+        self.pool_v, self.norm_v = self._pooling(kv_stride)
+        self.proj = nn.Linear(dim_out, dim_out)
+        self.rel_pos_h = nn.Parameter(torch.zeros(1, self.head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(1, self.head_dim))
+        self.index_h: Tensor
+        self.index_w: Tensor
+        self.set_grid(grid)
+
+    def _pooling(self, stride: int) -> tuple[nn.Conv2d, nn.LayerNorm]:
+        dim = self.head_dim
+        conv = nn.Conv2d(dim, dim, 3, stride, 1, groups=dim, bias=False)
+        return conv, nn.LayerNorm(dim, eps=1e-6)
+
+    def _pool(self, x: Tensor, grid: Grid, conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Grid]:
+        """(B, heads, N, head_dim) on `grid` to the pooled tokens and their grid; channels-last throughout."""
+        maps = x.reshape(-1, *grid, self.head_dim).permute(0, 3, 1, 2)
+        maps = conv(maps).permute(0, 2, 3, 1)
+        pooled = (maps.shape[1], maps.shape[2])
+        return norm(maps).reshape(-1, self.num_heads, pooled[0] * pooled[1], self.head_dim), pooled
+
+    def forward(self, x: Tensor, grid: Grid, previous: Carried | None, alpha: Alpha) -> tuple[Tensor, Grid, Carried]:
+        """x: (B, N, dim) on `grid`. Returns (B, Nq, dim_out), its grid, and what the next layer is given."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, q_grid = self._pool(q, grid, self.pool_q, self.norm_q)
+        k, k_grid = self._pool(k, grid, self.pool_k, self.norm_k)
+        v, _ = self._pool(v, grid, self.pool_v, self.norm_v)
+        below = None
+        if self.residual and previous is not None:
+            below = resize_logits(previous, self.num_heads, q_grid, k_grid)
+        logits = residual_logits(q, k, below, alpha, self.scale)
+        logits = self._add_position(logits, q, q_grid, k_grid)
+        x = torch.matmul(logits.softmax(dim=-1), v) + q
+        return self.proj(x.transpose(1, 2).flatten(2)), q_grid, Carried(logits, q_grid, k_grid)
+
+    def _add_position(self, logits: Tensor, q: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
+        """logits + E, the relative position of every key as seen by each (unscaled) query; in place."""
+        by_row = q.reshape(-1, self.num_heads, *q_grid, self.head_dim)
+        rows = self._table(self.rel_pos_h, self.index_h, q_grid[0], k_grid[0])
+        columns = self._table(self.rel_pos_w, self.index_w, q_grid[1], k_grid[1])
+        vertical = torch.matmul(by_row, rows.transpose(-2, -1))
+        horizontal = torch.matmul(by_row.transpose(2, 3), columns.transpose(-2, -1)).transpose(2, 3)
+        pairs = logits.view(-1, self.num_heads, *q_grid, *k_grid)
+        if torch.compiler.is_compiling():
+            pairs = pairs + vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)
+        else:
+            pairs += vertical.unsqueeze(-1)
+            pairs += horizontal.unsqueeze(-2)
+        return pairs.view(logits.shape)
+
+    def _table(self, table: Tensor, index: Tensor, queries: int, keys: int) -> Tensor:
+        """Relative positions along one axis: (queries, keys, head_dim)."""
+        if index.shape == (queries, keys):
+            return table[index]
+        length = 2 * max(queries, keys) - 1
+        table = table if table.shape[0] == length else _stretch(table, length)
+        return table[relative_index(queries, keys, table.device)]
+
+    @torch.no_grad()
+    def set_grid(self, grid: Grid) -> Grid:
+        """Make `grid` of tokens the default one and resample the tables to it; returns the grid of queries."""
+        q_stride, kv_stride = self.pool_q.stride[0], self.pool_k.stride[0]
+        for axis, side in zip("hw", grid, strict=True):
+            queries, keys = -(-side // q_stride), -(-side // kv_stride)
+            table: nn.Parameter = getattr(self, f"rel_pos_{axis}")
+            stretched = _stretch(table, 2 * max(queries, keys) - 1)
+            setattr(self, f"rel_pos_{axis}", nn.Parameter(stretched, requires_grad=table.requires_grad))
+            index = relative_index(queries, keys, table.device)
+            self.register_buffer(f"index_{axis}", index, persistent=False)
+        return -(-grid[0] // q_stride), -(-grid[1] // q_stride)
+
+
+def _stretch(table: Tensor, length: int) -> Tensor:
+    """A relative position table (rows, head_dim) resampled to `length` rows."""
+    return F.interpolate(table.float().t()[None], size=length, mode="linear")[0].t().to(table.dtype)
+
+
+class MultiscaleBlock(nn.Module):
+    """Pooling attention, then an MLP; the width changes inside the attention."""
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        num_heads: int,
+        grid: Grid,
+        q_stride: int,
+        kv_stride: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        residual: bool = True,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = PoolingAttention(
+            dim,
+            dim_out,
+            num_heads=num_heads,
+            grid=grid,
+            q_stride=q_stride,
+            kv_stride=kv_stride,
+            qkv_bias=qkv_bias,
+            residual=residual,
+        )
+        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.pool_skip = nn.MaxPool2d(q_stride + 1, q_stride, (q_stride + 1) // 2) if q_stride > 1 else None
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor, grid: Grid, previous: Carried | None, alpha: Alpha) -> tuple[Tensor, Grid, Carried]:
+        """Tokens, their grid and the carried logits of the layer below in, those of this layer out."""
+        normed = self.norm1(x)
+        y, new_grid, carried = self.attn(normed, grid, previous, alpha)
+        skip = x if self.proj is None else self.proj(normed)
+        if self.pool_skip is not None:
+            maps = skip.reshape(-1, *grid, skip.shape[-1]).permute(0, 3, 1, 2)
+            skip = self.pool_skip(maps).permute(0, 2, 3, 1).flatten(1, 2)
+        x = skip + self.drop_path1(y)
+        return x + self.drop_path2(self.mlp(self.norm2(x))), new_grid, carried
+
+
+class ReMViT(ResidualModel):
+    """ReMViTv2 image classifier.
+
+    depths: blocks per stage; width and heads double and queries are pooled by 2 where a stage but the first
+        begins. kv_stride: pooling of keys and values in the first stage, halved in each, at least 1.
+    patch_kernel, patch_stride, patch_padding: of the overlapping patches.
+    alpha, alpha_init: as in ReViT: "learned", "fixed", "per_layer" or "none" (plain MViTv2).
+    img_size sets the lengths of the relative position tables; other sizes resample them.
+    Raises ConfigError where an option is unknown. Source: arXiv 2402.11301.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | Grid = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        patch_kernel: int = 7,
+        patch_stride: int = 4,
+        patch_padding: int = 3,
+        embed_dim: int = 96,
+        depths: tuple[int, ...] = (1, 2, 5, 2),
+        num_heads: int = 1,
+        kv_stride: int = 4,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        alpha: AlphaMode | None = "learned",
+        alpha_init: float = 0.5,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.global_pool = _checked_pool(global_pool)
+        self.depths = tuple(depths)
+        self.grad_checkpointing = False
+        self._set_alpha(alpha, alpha_init, sum(depths))
+        self.patch_geometry = (patch_kernel, patch_stride, patch_padding)
+        self.patch_embed = PatchEmbed(
+            in_chans,
+            embed_dim,
+            kernel=(patch_kernel, patch_kernel),
+            stride=(patch_stride, patch_stride),
+            padding=(patch_padding, patch_padding),
+        )
+        grid = self._patch_grid(*to_2tuple(img_size))
+        rates = calculate_drop_path_rates(drop_path_rate, sum(depths))
+        blocks: list[MultiscaleBlock] = []
+        self.feature_info = []
+        dim, heads, reduction = embed_dim, num_heads, patch_stride
+        for stage, depth in enumerate(depths):
+            for position in range(depth):
+                first = stage > 0 and position == 0
+                dim_out, heads = (dim * 2, heads * 2) if first else (dim, heads)
+                kv_stride = max(kv_stride // 2, 1) if first else kv_stride
+                q_stride = 2 if first else 1
+                blocks.append(
+                    MultiscaleBlock(
+                        dim,
+                        dim_out,
+                        num_heads=heads,
+                        grid=grid,
+                        q_stride=q_stride,
+                        kv_stride=kv_stride,
+                        mlp_ratio=mlp_ratio,
+                        qkv_bias=qkv_bias,
+                        residual=self.alpha_mode != "none",
+                        drop_path=rates[len(blocks)],
+                    )
+                )
+                dim, reduction = dim_out, reduction * q_stride
+                grid = (-(-grid[0] // q_stride), -(-grid[1] // q_stride))
+            module = f"blocks.{len(blocks) - 1}"
+            self.feature_info.append({"module": module, "num_chs": dim, "reduction": reduction})
+        self.blocks = nn.ModuleList(blocks)
+        self.num_features = self.head_hidden_size = self.embed_dim = dim
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=1e-6)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for name, parameter in self.named_parameters():
+            if "rel_pos" in name:
+                trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _patch_grid(self, height: int, width: int) -> Grid:
+        kernel, stride, padding = self.patch_geometry
+        rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        if rows < 1 or columns < 1:
+            raise ShapeError(
+                f"image is {height} x {width}, expected sides of at least {max(1, kernel - 2 * padding)}: resize it"
+            )
+        return rows, columns
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay must leave alone."""
+        return {"alpha"} | {name for name, _ in self.named_parameters() if "rel_pos" in name}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group parameters by depth, for layer-wise learning rate decay."""
+        return {
+            "stem": r"^patch_embed|alpha",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: recompute every block in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | Grid) -> None:
+        """Make `img_size` the default: relative positions are resampled once, not in every forward."""
+        grid = self._patch_grid(*to_2tuple(img_size))
+        for module in self.modules():
+            if isinstance(module, PoolingAttention):
+                grid = module.set_grid(grid)
+
+    def fuse_(self) -> ReMViT:
+        """Make alpha a constant; for inference only. Returns self."""
+        self._freeze_alpha()
+        return self
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` (0: none)."""
+        if global_pool is not None:
+            self.global_pool = _checked_pool(global_pool)
+        self.num_classes = num_classes
+        like = self.patch_embed.proj.weight
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes > 0
+            else nn.Identity()
+        )
+
+    def _block(self, index: int, x: Tensor, grid: Grid, carried: Carried | None) -> tuple[Tensor, Grid, Carried | None]:
+        block, alpha = self.blocks[index], self._alpha(index)
+        out: tuple[Tensor, Grid, Carried | None]
+        if self.grad_checkpointing and self.training:
+            out = checkpoint(block, x, grid, carried, alpha)
+        else:
+            out = block(x, grid, carried, alpha)
+        return out
+
+    def forward_features(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Image (B, C, H, W) to normalised tokens (B, N, dim).
+
+        return_attention: also return the carried logits of every layer, (B, heads, Nq, Nk), before softmax.
+        Raises ShapeError where the image is smaller than a patch.
+        """
+        logits: list[Tensor] | None = [] if return_attention else None
+        x = self._encode(x, logits)
+        return x if logits is None else (x, logits)
+
+    def _encode(self, x: Tensor, logits: list[Tensor] | None) -> Tensor:
+        self._patch_grid(x.shape[-2], x.shape[-1])
+        x, grid = self.patch_embed(x)
+        carried: Carried | None = None
+        for index in range(len(self.blocks)):
+            x, grid, carried = self._block(index, x, grid, carried)
+            if logits is not None and carried is not None:
+                logits.append(carried.logits)
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Tokens after chosen stages, as maps (B, dim, h, w) or tokens (B, h w, dim); timm's signature.
+
+        indices: stages to take (int: the last n; None: all). norm: apply the last LayerNorm to the last.
+        Raises ConfigError where `output_fmt` is neither NCHW nor NLC.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.depths), indices)
+        ends = [sum(self.depths[: stage + 1]) - 1 for stage in range(len(self.depths))]
+        wanted = {ends[stage] for stage in take}
+        self._patch_grid(x.shape[-2], x.shape[-1])
+        x, grid = self.patch_embed(x)
+        carried: Carried | None = None
+        taken: list[Tensor] = []
+        for index in range(ends[last] + 1 if stop_early else len(self.blocks)):
+            x, grid, carried = self._block(index, x, grid, carried)
+            if index in wanted:
+                y = self.norm(x) if norm and index == len(self.blocks) - 1 else x
+                if output_fmt == "NCHW":
+                    y = y.transpose(1, 2).reshape(y.shape[0], -1, *grid)
+                taken.append(y)
+        if intermediates_only:
+            return taken
+        complete = index == len(self.blocks) - 1
+        return (self.norm(x) if complete else x), taken
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] | tuple[int, ...] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages above the last one of `indices`; returns the indices taken."""
+        take, last = feature_take_indices(len(self.depths), indices)
+        # The last norm has the width of the last stage and fits no other.
+        prune_norm = prune_norm or last + 1 < len(self.depths)
+        self.depths = self.depths[: last + 1]
+        self.blocks = self.blocks[: sum(self.depths)]
+        self._keep_alphas(len(self.blocks))
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(take)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, dim) to logits (B, num_classes), or to pooled features where `pre_logits`."""
+        x = self.head_drop(global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=0))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, C, H, W), normalised, to logits (B, num_classes)."""
+        return self.forward_head(self._encode(x, None))
+
+
+def _checked_pool(pool: str) -> str:
+    if pool not in POOLS:
+        raise ConfigError(f"global_pool is {pool!r}, expected one of {list(POOLS)}")
+    return pool
+
+
+def _cfg(size: int = 224) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "fixed_input_size": False,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "mit",
+        "paper_ids": "arXiv:2402.11301",
+    }
+
+
+default_cfgs = generate_default_cfgs({"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.in1k": _cfg(32)})
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "remvitv2_tiny": {"embed_dim": 96, "depths": (1, 2, 5, 2), "num_heads": 1},
+    "remvitv2_micro": {
+        "img_size": 32,
+        "patch_kernel": 3,
+        "patch_stride": 2,
+        "patch_padding": 1,
+        "embed_dim": 32,
+        "depths": (1, 2, 2),
+        "num_heads": 1,
+    },
+}
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> ReMViT:
+    out_indices = kwargs.pop("out_indices", tuple(range(len(VARIANTS[name]["depths"]))))
+    model: ReMViT = build_model_with_cfg(
+        ReMViT,
+        name,
+        pretrained,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **{**VARIANTS[name], **kwargs},
+    )
+    return model
+
+
+@register_model
+def remvitv2_tiny(pretrained: bool = False, **kwargs: Any) -> ReMViT:
+    """ReMViTv2-T of the paper: width 96 to 768, depths 1 2 5 2."""
+    return _create("remvitv2_tiny", pretrained, **kwargs)
+
+
+@register_model
+def remvitv2_micro(pretrained: bool = False, **kwargs: Any) -> ReMViT:
+    """Small ReMViTv2 for 32 px images: patches of 2, width 32 to 128, depths 1 2 2 (ours)."""
+    return _create("remvitv2_micro", pretrained, **kwargs)
