@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -108,3 +109,12 @@ def test_sqnr_is_that_of_the_definition() -> None:
     assert sqnr_db(truth, truth + np.array([0.05, 0.0])) == pytest.approx(40)
     assert sqnr_db(truth, truth) == 200
     assert sqnr_db(truth, truth * np.nan) == -200
+
+
+def test_onnxruntime_leaves_no_telemetry_database(demo_run: Path, tmp_path: Path) -> None:
+    code = "import sys; from leanvit import Predictor; Predictor(sys.argv[1])"
+    hidden = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(demo_run / "bundle")]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == []

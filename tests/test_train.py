@@ -177,3 +177,11 @@ def test_autocast_is_bfloat16_only_where_the_chip_has_it(monkeypatch: pytest.Mon
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
         assert train_module.autocast_dtype("auto", cpu) is expected
     assert train_module.autocast_dtype("none", cpu) is None
+
+
+def test_image_size_is_kept_for_networks_that_take_it_and_those_that_take_any(config: TrainConfig) -> None:
+    for name in ("vit_tiny_patch16_224", "resnet10t"):
+        trainer = Trainer(replace(config, model=name, img_size=48))
+        assert trainer.info.preprocess.input_size == (48, 48)
+        assert trainer.model(torch.zeros(2, 3, 48, 48)).shape == (2, 2)
+    assert trainer.info.kwargs == {}

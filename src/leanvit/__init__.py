@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that `import leanvit` 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from leanvit._version import __version__
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from leanvit.export.api import export
     from leanvit.quant import QuantizedModel, quantize
     from leanvit.runtime import Predictor
+
+# Nothing phones home. ONNX Runtime and huggingface_hub read these when they are imported, hence here.
+for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_switch, "1")
 
 _LAZY = {
     "MPTQConfig": "leanvit.config",

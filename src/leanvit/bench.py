@@ -91,8 +91,10 @@ def benchmark(
     if not targets:
         raise ConfigError("no targets to time. Give bundles or checkpoints: leanvit benchmark BUNDLE CHECKPOINT")
     threads = threads or int(machine()["cores"])
-    workers = [_Worker(target, threads) for target in targets]
+    workers: list[_Worker] = []
     try:
+        for target in targets:
+            workers.append(_Worker(target, threads))
         results: list[dict[str, Any]] = []
         with Bar("benchmark", rounds * len(batch_sizes)) as bar:
             for batch_size in batch_sizes:

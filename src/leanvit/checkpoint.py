@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from leanvit.config import Preprocess, from_dict, to_dict
-from leanvit.errors import CheckpointError, UnknownModelError, did_you_mean
+from leanvit.errors import CheckpointError, ConfigError, UnknownModelError, did_you_mean
 from leanvit.files import write_atomic
 
 CHECKPOINT_NAME = "model.safetensors"
@@ -43,8 +43,8 @@ class CheckpointInfo:
 def build(architecture: str, num_classes: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm.create_model with errors that help.
 
-    Raises UnknownModelError for a name that is not registered, CheckpointError where pretrained weights
-    are not on this machine.
+    Raises UnknownModelError for a name that is not registered, ConfigError for an argument that the
+    architecture does not take, CheckpointError where pretrained weights are not on this machine.
     """
     import timm
 
@@ -56,6 +56,13 @@ def build(architecture: str, num_classes: int, *, pretrained: bool = False, **kw
         raise UnknownModelError(f"Unknown model '{architecture}'.{did_you_mean(name, known)} Run: leanvit models")
     try:
         return timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        argument = str(error).rpartition("'")[0].rpartition("'")[2]
+        raise ConfigError(
+            f"model '{architecture}' takes no {argument}. Leave --{argument.replace('_', '-')} out."
+        ) from error
     except Exception as error:
         if not pretrained:
             raise

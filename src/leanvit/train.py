@@ -160,7 +160,14 @@ class Trainer:
         kwargs: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
         size = {"img_size": config.img_size} if config.img_size else {}
         with UnfusedAttention(self.device, self.dtype):
-            model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **size)
+            try:
+                model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **size)
+            except ConfigError:
+                # A convolutional network takes any size and has no argument for it.
+                if not size:
+                    raise
+                size = {}
+                model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs)
         if config.initial_checkpoint:
             tensors, _ = read_tensors(config.initial_checkpoint)
             load_weights(model, tensors, config.initial_checkpoint, head=False)
