@@ -7,6 +7,7 @@ jsonargparse and rich, so that a machine that serves a bundle installs onnxrunti
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import types
@@ -31,6 +32,7 @@ VERBS = {
     "predict": ("PredictConfig", "classify images with a bundle"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "report": ("ReportConfig", "draw a run as one HTML page"),
+    "convert": ("ConvertConfig", "turn a checkpoint of the papers' authors into leanvit's"),
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),
 }
 
@@ -46,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        # Now, because at shutdown nobody would say in one line that a disk is full or a pipe is closed.
+        sys.stdout.flush()
+        return code
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
-            raise
+            import traceback
+
+            traceback.print_exc()
         return _report(error, arguments[0] if arguments else "")
 
 
@@ -68,19 +75,41 @@ def _report(error: BaseException, verb: str) -> int:
     if isinstance(error, Terminated):
         return _fail("terminated; what was finished before is kept" + _resume_hint(verb), errors.EXIT_TERMINATED)
     if isinstance(error, BrokenPipeError):
-        # The reader of the pipe has what it wanted; Python would complain again at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()  # the reader of the pipe has what it wanted
         return errors.EXIT_OK
     if isinstance(error, MemoryError):
         return _fail("out of memory. Lower --batch-size.", errors.EXIT_ENVIRONMENT)
-    if isinstance(error, OSError) and error.filename:
-        from pathlib import Path
-
-        from leanvit.files import explain_os_error
-
-        return _fail(str(explain_os_error(error, Path(str(error.filename)))), errors.EXIT_ENVIRONMENT)
+    if isinstance(error, OSError):
+        return _fail(_explain_os_error(error), errors.EXIT_ENVIRONMENT)
+    if isinstance(error, ImportError) and error.name and error.name.split(".")[0] != "leanvit":
+        return _fail(_explain_import_error(error, error.name.split(".")[0]), errors.EXIT_ENVIRONMENT)
     reason = " ".join(str(error).split())[:300]
     return _fail(f"bug: {type(error).__name__}: {reason}. Run again with --debug and report it.", errors.EXIT_BUG)
+
+
+def _explain_os_error(error: OSError) -> str:
+    from pathlib import Path
+
+    from leanvit.files import explain_os_error
+
+    if error.filename:
+        return str(explain_os_error(error, Path(os.fsdecode(error.filename))))
+    _discard_stdout()
+    return f"standard output or a file: {error.strerror or error}. Free some space or write elsewhere."
+
+
+def _explain_import_error(error: ImportError, package: str) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{package} is not installed. Run: {errors.how_to_install(package)}"
+    return f"{package} is installed but can't be imported ({error}). Run: {errors.how_to_install(package)}"
+
+
+def _discard_stdout() -> None:
+    """What standard output can't take goes nowhere; Python would fail on it again at shutdown."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _resume_hint(verb: str) -> str:
@@ -128,11 +157,41 @@ def parse(verb: str, arguments: list[str]) -> Any:
     from leanvit import config as configs
 
     cls = getattr(configs, VERBS[verb][0])
+    arguments = _positionals_first(cls, arguments)
     if errors.is_installed("jsonargparse"):
         values = _parse_with_jsonargparse(verb, cls, arguments)
     else:
         values = _parse_with_argparse(verb, cls, arguments)
+    for field in fields(cls):
+        if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
+            raise errors.ConfigError(f"no {field.name} given, expected one. Run: leanvit {verb} --help")
     return configs.from_dict(cls, values, f"leanvit {verb}")
+
+
+def _positionals_first(cls: type, arguments: list[str]) -> list[str]:
+    """`BUNDLE --top-k 2 IMAGE` as `BUNDLE IMAGE --top-k 2`: the parsers take positionals in one place only."""
+    switches = {"--" + name.replace("_", "-") for name, hint in get_type_hints(cls).items() if hint is bool}
+    plain: list[str] = []
+    flagged: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0] != "--":
+        token = rest.pop(0)
+        if not token.startswith("-"):
+            plain.append(token)
+            continue
+        flagged.append(token)
+        values = 0 if token in (*switches, "-h", "--help") or "=" in token else _count_values(cls, token, rest)
+        flagged += rest[:values]
+        del rest[:values]
+    return [*plain, *flagged, *rest]
+
+
+def _count_values(cls: type, flag: str, rest: list[str]) -> int:
+    """How many of the arguments that follow belong to `flag`: one, or all up to the next flag for a list."""
+    hint = get_type_hints(cls).get(flag.removeprefix("--").replace("-", "_"))
+    if get_origin(hint) not in (list, tuple):
+        return 1
+    return next((i for i, argument in enumerate(rest) if argument.startswith("--")), len(rest))
 
 
 def _parse_with_jsonargparse(verb: str, cls: type, arguments: list[str]) -> dict[str, Any]:
@@ -140,17 +199,11 @@ def _parse_with_jsonargparse(verb: str, cls: type, arguments: list[str]) -> dict
 
     import jsonargparse
 
-    from leanvit.config import load_yaml
-
     parser = jsonargparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with these keys; flags win.")
     flags = _add_fields(parser, cls, get_type_hints(cls))
     arguments = _config_first(arguments)
-    from_file = load_yaml(arguments[1]) if arguments[:1] == ["--config"] and len(arguments) > 1 else {}
-    for key in from_file:
-        if key not in {f.name for f in fields(cls)}:
-            known = [f.name for f in fields(cls)]
-            raise errors.ConfigError(f"{arguments[1]}: unknown key '{key}'.{errors.did_you_mean(key, known)}")
+    from_file = _read_config(cls, arguments[1] if arguments[:1] == ["--config"] and len(arguments) > 1 else None)
     try:
         values: dict[str, Any] = parser.parse_args(arguments).as_dict()
     except argparse.ArgumentError as error:
@@ -158,8 +211,7 @@ def _parse_with_jsonargparse(verb: str, cls: type, arguments: list[str]) -> dict
     values.pop("config", None)
     # jsonargparse lets an absent positional override the file, so the file's value is put back.
     for name in (f.name for f in fields(cls) if f.metadata.get("positional")):
-        if not values.get(name) and name in from_file:
-            values[name] = from_file[name]
+        values[name] = values.get(name) or from_file.get(name)
     return {name: value for name, value in values.items() if value is not None or name in from_file}
 
 
@@ -175,7 +227,9 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 def _explain(message: str, verb: str, flags: list[str]) -> str:
     """One line out of the parser's message, with the nearest known flag."""
-    text = " ".join(message.replace('Parser key "', "--").replace('":', " is wrong:").split())
+    text = " ".join(message.split())
+    text = re.sub(r'Parser key "(\w+)":', lambda match: f"--{match[1].replace('_', '-')} is wrong:", text)
+    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", r"expected \1\2", text)
     if "unrecognized arguments:" in text:
         unknown = text.partition("unrecognized arguments:")[2].split()[0].partition("=")[0]
         text = f"unknown flag {unknown}.{errors.did_you_mean(unknown, flags)}"
@@ -188,13 +242,23 @@ def _parse_with_argparse(verb: str, cls: type, arguments: list[str]) -> dict[str
     parser = argparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
     hints = {name: _plain_type(hint) for name, hint in get_type_hints(cls).items()}
     flags = _add_fields(parser, cls, hints)
+    parser.add_argument("--config", help="YAML file with these keys; flags win.")
+    parser.set_defaults(**dict.fromkeys(field.name for field in fields(cls)))
     try:
         values, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise errors.ConfigError(_explain(str(error), verb, flags)) from error
     if unknown:
         raise errors.ConfigError(_explain(f"unrecognized arguments: {unknown[0]}", verb, flags))
-    return {name: value for name, value in vars(values).items() if value is not None}
+    given = {name: value for name, value in vars(values).items() if name != "config" and value not in (None, [])}
+    return {**_read_config(cls, values.config), **given}
+
+
+def _read_config(cls: type, path: str | None) -> dict[str, Any]:
+    """What a --config file says, each value of the type of its key. Raises ConfigError naming the file."""
+    from leanvit.config import convert, load_yaml
+
+    return convert(cls, load_yaml(path), f"config file {path}") if path else {}
 
 
 def _plain_type(hint: Any) -> Any:
@@ -206,17 +270,20 @@ def _plain_type(hint: Any) -> Any:
 
 def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
     """Add an argument for each field of a configuration; returns the flags."""
+    from argparse import SUPPRESS
+
     flags = []
     for field in fields(cls):
+        default: Any = field.default if field.default_factory is MISSING else field.default_factory()
         if field.name == "version":
+            # A key of the files that leanvit writes beside its results; nobody types it.
+            parser.add_argument("--version", type=int, default=default, help=SUPPRESS)
             continue
         hint = hints[field.name]
-        default: Any = field.default if field.default_factory is MISSING else field.default_factory()
         many = get_origin(hint) in (list, tuple)
         options: dict[str, Any] = {"help": field.metadata["help"]}
         if field.metadata.get("positional"):
-            options["default"] = None if default is MISSING else default
-            parser.add_argument(field.name, nargs="*" if many else "?", type=str, **options)
+            parser.add_argument(field.name, nargs="*" if many else "?", type=str, default=None, **options)
             continue
         flag = "--" + field.name.replace("_", "-")
         flags.append(flag)

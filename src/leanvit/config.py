@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from leanvit.errors import ConfigError, did_you_mean, require
+from leanvit.files import write_atomic
 
 Config = TypeVar("Config")
 
@@ -43,17 +46,26 @@ def from_dict(cls: type[Config], values: dict[str, Any], where: str = "config") 
 
     Raises ConfigError for an unknown key, a missing key, a value of another type, or another version.
     """
-    names = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(key, names)}")
+    converted = convert(cls, values, where)
     missing = [
-        name
-        for name, f in names.items()
-        if f.default is MISSING and f.default_factory is MISSING and name not in values
+        f.name
+        for f in fields(cls)  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values
     ]
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(missing)}")
+    return cls(**converted)
+
+
+def convert(cls: type[Config], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of some of a configuration's keys as the types of its fields.
+
+    Raises ConfigError for an unknown key, a value of another type, or another version.
+    """
+    names = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), names)}")
     hints = get_type_hints(cls)
     converted = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
     expected = names["version"].default if "version" in names else None
@@ -62,7 +74,7 @@ def from_dict(cls: type[Config], values: dict[str, Any], where: str = "config") 
             f"{where}: version is {converted['version']}, this leanvit reads version {expected}. "
             "Use the leanvit that wrote it, or write the file again."
         )
-    return cls(**converted)
+    return converted
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -89,14 +101,30 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}, expected a list")
         return [_convert(v, args[0], where) for v in value]
     if origin is dict:
-        return {_convert(k, args[0], where): _convert(v, args[1], where) for k, v in dict(value).items()}
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}, expected keys and values")
+        return {_convert(k, args[0], where): _convert(v, args[1], where) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where) if isinstance(value, dict) else value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}, expected keys and values")
+        return from_dict(typing.cast(type, hint), value, where)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value, where)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
         raise ConfigError(f"{where} is {value!r}, expected {hint.__name__}")
     return value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{where} is {value}, expected a finite number")
+    return number
 
 
 def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
@@ -118,22 +146,37 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     yaml = require("yaml")
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _yaml_loader(yaml))
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"config file {path} is not valid YAML: {first_line}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"config file {path} is not valid YAML: {reason}. Correct the file.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} holds {type(values).__name__}, expected keys and values")
     return values
 
 
+def _yaml_loader(yaml: Any) -> Any:
+    """A safe loader that reads 1e-3 as a number, as JSON and YAML 1.2 do; YAML 1.1 reads a string."""
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))  # type: ignore[attr-defined]
+    return loader
+
+
 def save_yaml(config: Any, path: str | Path) -> None:
-    """Write a configuration with all its defaults resolved, in the order of its fields."""
+    """Write a configuration with all its defaults resolved, in the order of its fields; atomically."""
     yaml = require("yaml")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def _require_at_least(config: Any, least: int, *names: str) -> None:
+    """Raise ConfigError where a number of `config` is below `least`; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} is {value}, expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -228,10 +271,10 @@ class TrainConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "lr")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        _require_at_least(self, 1, "epochs", "batch_size", "img_size")
+        _require_at_least(self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed")
+        if not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}, expected more than 0")
         shares = ("smoothing", "drop_path", "hflip")
         for name in shares:
             if not 0 <= getattr(self, name) < 1 and not (name == "hflip" and self.hflip == 1):
@@ -254,6 +297,9 @@ class ValConfig:
     json: bool = option(False, "Print JSON instead of a line.")
     version: int = option(1, "Version of this configuration's format.")
 
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "batch_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig(MPTQConfig):
@@ -265,6 +311,11 @@ class QuantizeConfig(MPTQConfig):
     output: str = option("runs/quantize", "Folder for the quantized model, its plan and its report.")
     batch_size: int = option(64, "Images a step.")
     seed: int = option(0, "Seed of the choice of calibration images.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_at_least(self, 1, "batch_size", "calibration_images")
+        _require_at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +329,10 @@ class ExportConfig:
     max_drop: float = option(1.0, "Largest accuracy drop against the float model, in points; needs --data.")
     batch_size: int = option(128, "Images a step when the float model is measured.")
     version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "batch_size")
+        _require_at_least(self, 0, "max_drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,9 +360,7 @@ class PredictConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        _require_at_least(self, 1, "top_k", "batch_size")
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}, expected 0 (all cores) or more")
 
@@ -326,6 +379,7 @@ class BenchmarkConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        _require_at_least(self, 0, "threads")
         if self.rounds < 3:
             raise ConfigError(f"rounds is {self.rounds}, expected at least 3 for a median and a spread")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
@@ -338,6 +392,16 @@ class ReportConfig:
 
     run: str = option(MISSING, "Run folder: of demo, train, quantize or a bundle.", positional=True)
     output: str | None = option(None, "HTML file; default: RUN/report.html.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Turn a checkpoint of the papers' authors into a leanvit checkpoint."""
+
+    checkpoint: str = option(MISSING, "Checkpoint of the authors: .pth, .pt or .safetensors.", positional=True)
+    output: str = option(MISSING, "File to write, e.g. model.safetensors.", positional=True)
+    family: str | None = option(None, "revit, reswin, mobilevit, exmobilevit_928, vitae, ... Default: found.")
     version: int = option(1, "Version of this configuration's format.")
 
 
@@ -359,3 +423,7 @@ class DemoConfig:
     max_drop: float = option(0.5, "Largest accuracy drop of W8A8 that the gate lets pass, in points.")
     seed: int = option(0, "Seed of split, weights, order and augmentation.")
     version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "epochs")
+        _require_at_least(self, 0, "seed", "max_drop")

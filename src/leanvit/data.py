@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,10 +67,12 @@ class ImageSet:
 
     def pixels(self, index: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         """One image decoded and resized: (*input_size, 3) uint8. Raises ImageError."""
+        return imaging.resize(self.decoded(index).pixels, preprocess)
+
+    def decoded(self, index: int) -> imaging.Decoded:
+        """One image decoded to RGB. Raises ImageError."""
         source = self.sources[index]
-        if isinstance(source, Path):
-            return imaging.load(source, preprocess)
-        return imaging.resize(source, preprocess)
+        return imaging.decode(source) if isinstance(source, Path) else imaging.Decoded(source)
 
 
 def load_split(spec: str, split: Split, *, val_fraction: float = 0.2, seed: int = 0) -> ImageSet:
@@ -149,6 +152,9 @@ def _fashion_mnist(folder: Path, split: Split) -> ImageSet:
     labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 1)
     if len(images) != len(labels):
         raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels. Install the data set again.")
+    if labels.size == 0 or labels.max() >= len(FASHION_MNIST_CLASSES):
+        found = f"labels up to {labels.max()}" if labels.size else "no labels"
+        raise DataError(f"{folder}: {found}, expected 0 to 9. Install the data set again.")
     rgb = list(np.repeat(images[:, :, :, None], 3, axis=3))
     return ImageSet("fashion-mnist", rgb, labels.astype(np.int64), FASHION_MNIST_CLASSES)
 
@@ -156,16 +162,19 @@ def _fashion_mnist(folder: Path, split: Split) -> ImageSet:
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: {getattr(error, 'strerror', None) or error}, expected Fashion-MNIST in IDX format. "
             "Run: apt-get install dataset-fashion-mnist, or give the folder: fashion-mnist:FOLDER"
         ) from error
-    shape = tuple(int(n) for n in np.frombuffer(data, ">i4", dimensions, 4))
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if data[:4] != bytes((0, 0, 8, dimensions)) or values.size != math.prod(shape):
-        raise DataError(f"{path}: not an IDX file of {dimensions} dimensions. Install the data set again.")
-    return values.reshape(shape)
+    header = 4 + 4 * dimensions
+    shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, header, 4))
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) != header + math.prod(shape):
+        raise DataError(
+            f"{path}: not an IDX file of bytes in {dimensions} dimensions, expected Fashion-MNIST. "
+            "Install the data set again."
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 def _hold_out(images: ImageSet, split: Split, fraction: float, seed: int) -> ImageSet:
@@ -198,7 +207,7 @@ class Loader:
     """Batches of an ImageSet at one preprocessing.
 
     Iterating gives (images, labels): images (B, H, W, 3) uint8 and labels (B,) int64, in order.
-    bad: the images that could not be decoded and were left out.
+    bad: the images that could not be decoded and were left out, each once.
     """
 
     images: ImageSet
@@ -210,6 +219,7 @@ class Loader:
     def __post_init__(self) -> None:
         """Decode everything once where it fits into memory."""
         self.bad: list[str] = []
+        self._noted: set[str] = set()
         height, width = self.preprocess.input_size
         if self.memory is None and len(self.images) * height * width * 3 <= MEMORY_LIMIT_BYTES:
             self._fill_memory()
@@ -217,13 +227,14 @@ class Loader:
     def _fill_memory(self) -> None:
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(self._decode, range(len(self.images)))
-            pixels = list(track(decoded, f"reading {self.images.name}", len(self.images)))
-        good = np.asarray([i for i, p in enumerate(pixels) if p is not None], np.int64)
-        if len(good) < len(pixels):
-            note(f"{self.images.name}: {len(self.bad)} of {len(pixels)} images left out: {', '.join(self.bad[:3])}")
+            tracked = track(decoded, f"reading {self.images.name}", len(self.images))
+            good, pixels = self._keep(np.arange(len(self.images)), tracked)
+        if len(good) < len(self.images):
+            first = ", ".join(self.bad[:3])
+            note(f"{self.images.name}: {len(self.bad)} of {len(self.images)} images left out: {first}")
             self._require_all_classes(good)
             self.images = self.images.subset(good)
-        self.memory = np.stack([p for p in pixels if p is not None])
+        self.memory = np.stack(pixels)
 
     def _require_all_classes(self, good: NDArray[np.int64]) -> None:
         left = set(self.images.labels[good].tolist())
@@ -231,29 +242,45 @@ class Loader:
         if lost:
             raise DataError(f"{self.images.name}: class '{lost[0]}' has no readable image. Replace its files.")
 
-    def _decode(self, index: int) -> NDArray[np.uint8] | None:
+    def _decode(self, index: int) -> imaging.Decoded | None:
+        """One image at the input size, or None where it can't be read and is to be skipped."""
         try:
-            return self.images.pixels(index, self.preprocess)
+            decoded = self.images.decoded(index)
         except ImageError as error:
             if self.bad_images == "fail":
                 raise ImageError(f"{error} To leave such images out: --bad-images skip") from error
-            self.bad.append(str(self.images.sources[index]))
             return None
+        return replace(decoded, pixels=imaging.resize(decoded.pixels, self.preprocess))
+
+    def _keep(
+        self, indices: NDArray[np.int64], images: Iterable[imaging.Decoded | None]
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
+        """The readable ones of `images` and their indices; lists the others, and says once what was converted."""
+        good: list[int] = []
+        pixels: list[NDArray[np.uint8]] = []
+        for index, image in zip(indices.tolist(), images, strict=True):
+            source = str(self.images.sources[index]) if image is None or image.notes else ""
+            if image is None:
+                self.bad += [source] if source not in self.bad else []
+                continue
+            for sentence in set(image.notes) - self._noted:
+                note(f"{source}: {sentence} (the first such image; others are treated alike)")
+            self._noted |= set(image.notes)
+            good.append(index)
+            pixels.append(image.pixels)
+        return np.asarray(good, np.int64), pixels
 
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images (B, H, W, 3) uint8 and labels (B,) int64 at `indices`; unreadable ones are left out."""
         if self.memory is not None:
             return torch.from_numpy(self.memory[indices]), torch.from_numpy(self.images.labels[indices])
         with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(self._decode, indices.tolist()))
-        good = [i for i, p in enumerate(pixels) if p is not None]
-        height, width = self.preprocess.input_size
-        stacked = [p for p in pixels if p is not None]
-        batch = np.stack(stacked) if stacked else np.empty((0, height, width, 3), np.uint8)
-        return torch.from_numpy(batch), torch.from_numpy(self.images.labels[indices[good]])
+            good, pixels = self._keep(indices, pool.map(self._decode, indices.tolist()))
+        batch = np.stack(pixels) if pixels else np.empty((0, *self.preprocess.input_size, 3), np.uint8)
+        return torch.from_numpy(batch), torch.from_numpy(self.images.labels[good])
 
     def batches(self, order: NDArray[np.int64] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in `order` (default: as stored), the next one decoded while one is used."""
+        """Batches in `order` (default: as stored), the next one decoded while one is used; none is empty."""
         order = np.arange(len(self.images)) if order is None else order
         chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         with ThreadPoolExecutor(1) as pool:
@@ -262,7 +289,8 @@ class Loader:
                 if pending is not None:
                     batch = pending.result()
                     pending = pool.submit(self.fetch, following) if following is not None else None
-                    yield batch
+                    if len(batch[1]):
+                        yield batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All batches in stored order."""

@@ -23,8 +23,9 @@ CORE = (
 )
 OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "openvino",
-    "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "torchmetrics": "tasks",
-    "datasets": "data", "webdataset": "data", "fastapi": "serve", "uvicorn": "serve", "ray": "ray",
+    "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
+    "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "fastapi": "serve", "uvicorn": "serve",
+    "python-multipart": "app", "ray": "ray",
 }  # fmt: skip
 
 

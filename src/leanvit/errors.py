@@ -115,6 +115,8 @@ EXTRAS = {
     "openvino": "openvino",
     "nncf": "openvino",
 }
+# Modules whose package has another name on PyPI.
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def require(module: str) -> ModuleType:
@@ -132,14 +134,21 @@ def require(module: str) -> ModuleType:
 
 def raise_missing(module: str) -> NoReturn:
     """Raise MissingDependencyError with the command that installs `module`."""
+    raise MissingDependencyError(f"{module} is not installed. Run: {how_to_install(module)}")
+
+
+def how_to_install(module: str) -> str:
+    """The command that installs `module`: the extra that brings it, else its package."""
     extra = EXTRAS.get(module)
-    command = f'pip install "leanvit[{extra}]"' if extra else f"pip install {module}"
-    raise MissingDependencyError(f"{module} is not installed. Run: {command}")
+    return f'pip install "leanvit[{extra}]"' if extra else f"pip install {PACKAGES.get(module, module)}"
 
 
 def is_installed(module: str) -> bool:
     """Whether `module` could be imported; nothing is imported."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package that is missing or broken
+        return False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -32,9 +32,11 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        raise explain_os_error(error, path, len(data)) from error
+    finally:
+        # Still there only where something failed, ctrl-C included.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise explain_os_error(error, path, len(data)) from error
 
 
 def write_json(path: str | Path, values: Any) -> None:
@@ -90,19 +92,26 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+")  # noqa: SIM115 - closed below, held for the whole block
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise explain_os_error(error, folder) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise RunLockedError(
-                f"{folder}: process {holder} is writing here. Wait for it or choose another --output."
-            ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+    try:
+        _take(lock, folder)
         yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(lock, 20, 0).decode().strip() or "unknown"
+        raise RunLockedError(
+            f"{folder}: process {holder} is writing here. Wait for it or choose another --output."
+        ) from error
+    try:
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error

@@ -7,6 +7,7 @@ Pillow and NumPy only. What Pillow would do in silence is done on purpose here: 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from leanvit.config import Preprocess
-from leanvit.errors import DataError, ImageError
+from leanvit.errors import ConfigError, DataError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -65,6 +66,10 @@ def decode(source: str | Path | bytes, name: str | None = None) -> Decoded:
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: not an image that can be read, expected JPEG, PNG, WebP, BMP or TIFF. Remove or convert the file."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: too large ({error}), expected at most {MAX_PIXELS:,} pixels. Downscale it first."
         ) from error
     except ImageError:
         raise
@@ -133,7 +138,7 @@ def _scale_to_8_bits(image: Image.Image) -> Pixels:
 
 
 def resize(pixels: Pixels, preprocess: Preprocess) -> Pixels:
-    """Resize and crop one image to the network's input size.
+    """Resize and crop one image to the network's input size, with the roundings of torchvision and timm.
 
     pixels: (height, width, 3) uint8. Returns (*input_size, 3) uint8, contiguous.
     """
@@ -143,11 +148,24 @@ def resize(pixels: Pixels, preprocess: Preprocess) -> Pixels:
     if preprocess.crop_mode == "squash":
         image = image.resize((width, height), filter)
         return np.ascontiguousarray(image)
-    scale = max(height / preprocess.crop_pct / image.height, width / preprocess.crop_pct / image.width)
-    if scale != 1.0:
-        image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), filter)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return np.ascontiguousarray(image.crop((left, top, left + width, top + height)))
+    whole_width, whole_height = _size_before_crop(image.size, preprocess)
+    left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
+    box = (left, top, left + width, top + height)
+    if whole_width * whole_height > MAX_PIXELS:
+        # A thin strip would grow to gigabytes before the crop, so only what the crop keeps is resized.
+        across, down = image.width / whole_width, image.height / whole_height
+        source = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        return np.ascontiguousarray(image.resize((width, height), filter, box=source))
+    return np.ascontiguousarray(image.resize((whole_width, whole_height), filter).crop(box))
+
+
+def _size_before_crop(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """(width, height) after the resize: one side is the crop's over crop_pct, the other keeps the aspect ratio."""
+    width, height = size
+    tall, wide = (math.floor(side / preprocess.crop_pct) for side in preprocess.input_size)
+    if tall * width >= wide * height:
+        return max(wide, int(tall * width / height)), tall
+    return wide, max(tall, int(wide * height / width))
 
 
 def load(source: str | Path | bytes, preprocess: Preprocess, name: str | None = None) -> Pixels:
@@ -182,11 +200,18 @@ def find_images(sources: Iterable[str | Path]) -> Iterator[Path]:
         elif path.exists():
             found = [path]
         elif any(c in str(source) for c in "*?["):
-            base = Path(path.anchor) if path.is_absolute() else Path()
-            found = sorted(p for p in base.glob(str(path.relative_to(path.anchor))) if p.is_file())
+            found = _glob(path)
         else:
             raise DataError(f"{source}: no such file or folder. Check the path.")
         if not found:
             endings = ", ".join(sorted(SUFFIXES))
             raise DataError(f"{source}: no images found, expected files ending in {endings}.")
         yield from found
+
+
+def _glob(pattern: Path) -> list[Path]:
+    base = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    try:
+        return sorted(p for p in base.glob(str(pattern.relative_to(pattern.anchor))) if p.is_file())
+    except ValueError as error:  # e.g. a**
+        raise ConfigError(f"{pattern}: not a glob pattern ({error}). Use * within a name, ** for folders.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,8 +42,9 @@ def run(config: PredictConfig) -> int:
                     writer.write(*row)
                 done += len(rows)
                 bar.advance(count)
-    if failed and not done:
-        raise DataError(failed[0] if len(failed) == 1 else f"none of {len(failed)} images could be read: {failed[0]}")
+        if failed and not done:
+            one = failed[0] if len(failed) == 1 else f"none of {len(failed)} images could be read: {failed[0]}"
+            raise DataError(one)
     if failed:
         raise PartialError(f"{len(failed)} of {len(paths)} images could not be read and were skipped (see above).")
     return done
@@ -76,15 +78,27 @@ def _report_notes(path: Path, decoded: Decoded) -> None:
 
 @contextlib.contextmanager
 def _open_output(path: str | None) -> Iterator[TextIO]:
+    """Where results go. A file is whole or as it was before; what was finished before a failure is in PATH.partial."""
     if path is None:
         yield sys.stdout
         return
+    target = Path(path)
+    # A device or a pipe, such as /dev/stdout, can't be renamed to.
+    draft = target if target.exists() and not target.is_file() else target.with_name(f"{target.name}.partial")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "w", encoding="utf-8", newline="") as file:
             yield file
+        if draft != target:
+            os.replace(draft, target)
     except OSError as error:
-        raise explain_os_error(error, Path(path)) from error
+        raise explain_os_error(error, target) from error
+    finally:
+        if draft != target and draft.is_file():
+            if draft.stat().st_size:
+                note(f"{draft}: the results up to here")
+            else:
+                draft.unlink()
 
 
 class _Writer:
@@ -93,17 +107,21 @@ class _Writer:
     def __init__(self, file: TextIO, format: str) -> None:
         self.file = file
         self.format = format
-        self.csv: Any = csv.writer(file) if format == "csv" else None
-        if self.csv is not None:
-            self.csv.writerow(["path", "label", "probability"])
+        self.csv: Any = csv.writer(file, lineterminator="\n") if format == "csv" else None
+        self.empty = True
 
-    def write(self, path: Path, best: Iterable[tuple[str, float]]) -> None:
+    def write(self, image: Path, best: Iterable[tuple[str, float]]) -> None:
         """Write the labels of one image."""
+        # A name need not be UTF-8, the output is: bytes that are not become \xNN.
+        path = str(image).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if self.csv is not None and self.empty:
+            self.csv.writerow(["path", "label", "probability"])
+        self.empty = False
         if self.format == "jsonl":
             labels = [{"label": label, "probability": round(p, 6)} for label, p in best]
-            self.file.write(json.dumps({"path": str(path), "predictions": labels}) + "\n")
+            self.file.write(json.dumps({"path": path, "predictions": labels}) + "\n")
         elif self.csv is not None:
-            self.csv.writerows([str(path), label, f"{p:.6f}"] for label, p in best)
+            self.csv.writerows([path, label, f"{p:.6f}"] for label, p in best)
         else:
             self.file.write(f"{path}: " + ", ".join(f"{label} {p:.1%}" for label, p in best) + "\n")
         self.file.flush()

@@ -273,6 +273,14 @@ def report(config: configs.ReportConfig) -> int:
     return errors.EXIT_OK
 
 
+def convert(config: configs.ConvertConfig) -> int:
+    """Convert a checkpoint of the authors."""
+    from leanvit.convert import run
+
+    print(f"{config.output}: {run(config)}")
+    return errors.EXIT_OK
+
+
 def doctor(config: configs.DoctorConfig) -> int:
     """What this machine has and lacks."""
     from leanvit.doctor import examine

@@ -7,10 +7,24 @@ from typing import Any
 
 import torch
 
-from leanvit.models import remvit, reswin, revit
+from leanvit.models import exmobilevit, remvit, reswin, revit, vitae, vitaev2
+from leanvit.models._convert import from_official
+from leanvit.models._fuse import fuse
 from leanvit.models._paper import PaperResult
+from leanvit.models.exmobilevit import add_exshortcut
 
-__all__ = ["list_models", "remvit", "reswin", "revit"]
+__all__ = [
+    "add_exshortcut",
+    "exmobilevit",
+    "from_official",
+    "fuse",
+    "list_models",
+    "remvit",
+    "reswin",
+    "revit",
+    "vitae",
+    "vitaev2",
+]
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -1,0 +1,556 @@
+"""Cells that ViTAE and ViTAEv2 are built of, and the network around them with timm's contract.
+
+A *reduction cell* shrinks a map and turns it into tokens; a *normal cell* keeps their number. Both run a
+convolution branch (PCM) beside attention, so that locality need not be learned; a reduction cell sees its
+input through several dilations at once (PRM), so that scale need not be learned either:
+
+    reduction:  t = PRM(x)    y = attention(LN(t)) + PCM(x)    out = y + MLP(LN(y))
+    normal:     y = x + attention(LN(x)) + PCM(x)              out = y + MLP(LN(y))
+
+Everything passes tokens (B, N, dim) and their grid (H, W). Row-major tokens *are* a channels-last map, so
+`as_map` and `as_tokens` are free and the convolutions read and write tokens in place of copies.
+
+Xu et al., "ViTAE", NeurIPS 2021, arXiv 2106.03348; Zhang et al., "ViTAEv2", IJCV 2023, arXiv 2202.10108.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    DropPath,
+    Mlp,
+    calculate_drop_path_rates,
+    global_pool_nlc,
+    trunc_normal_,
+    use_fused_attn,
+)
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from leanvit.errors import ConfigError, ShapeError
+
+Grid = tuple[int, int]
+DropPathRule = Literal["linear", "official"]
+
+CACHE_TOKENS = 4096
+"""Tokens worked on at a time in inference on CPU: about what keeps the widest features in the cache."""
+
+MANY_TOKENS = 512
+"""Tokens from which full attention pays for a copy of queries, keys and values that brings heads together."""
+
+REDUCTION_EPS = 1e-5
+NORMAL_EPS = 1e-6
+PCM_STRIDES = {2: (2, 1, 1), 4: (2, 2, 1)}
+"""Strides of the three convolutions in a reduction cell, by its ratio."""
+
+UNDECAYED = ("w", "cls_token", "pos_embed", "relative_position_bias_table")
+"""Last names of parameters without weight decay, beside biases and norms, which timm leaves out itself."""
+
+
+def as_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """Tokens (B, H W, C) as a map (B, C, H, W) in channels-last layout; a view."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """A map (B, C, H, W) as row-major tokens (B, H W, C); a view where the map is channels-last."""
+    return image.flatten(2).transpose(1, 2)
+
+
+def is_eager_inference() -> bool:
+    """Whether nothing is recorded or traced, so that work may be cut in pieces and done in place."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, limit: int) -> Tensor:
+    """function(x) where each row along the first dimension stands alone, `limit` rows at a time.
+
+    Inference on CPU only: there a piece that fits the cache is faster, and memory does not grow with x.
+    """
+    # Asked first: an exported graph must not depend on how many rows there are.
+    if not is_eager_inference() or x.device.type != "cpu" or x.shape[0] <= limit:
+        return function(x)
+    return torch.cat([function(x[start : start + limit]) for start in range(0, x.shape[0], max(1, limit))])
+
+
+def drop_path_rates(rate: float, depths: Sequence[int], rule: DropPathRule) -> list[list[float]]:
+    """Drop-path rate of every normal cell, by stage.
+
+    rule: "linear" grows from 0 to `rate` over all cells; "official" is that of the authors' program, where
+    stage i starts again at the place that the depth of stage i - 1 alone gives.
+    Raises ConfigError for another rule.
+    """
+    if rule not in ("linear", "official"):
+        raise ConfigError(f"drop_path_rule is {rule!r}, expected 'linear' or 'official'")
+    if rule == "linear":
+        return [list(stage) for stage in calculate_drop_path_rates(rate, list(depths), stagewise=True)]
+    flat = calculate_drop_path_rates(rate, sum(depths))
+    return [flat[before : before + depth] for before, depth in pairwise((0, *depths))]
+
+
+def check_lengths(**by_stage: Sequence[Any]) -> None:
+    """Raise ConfigError unless every option that has one entry per stage has as many as the first."""
+    (first, reference), *others = by_stage.items()
+    for name, values in others:
+        if len(values) != len(reference):
+            raise ConfigError(f"{name} has {len(values)} entries, expected {len(reference)}, as {first} has")
+
+
+class PyramidReduction(nn.Module):
+    """PRM: the same strided convolution with several dilations side by side, GELU, concatenated.
+
+    Every dilation gives a map of ceil(H / ratio) x ceil(W / ratio) where `ratio` divides H and W.
+    """
+
+    def __init__(
+        self, in_chans: int, embed_dim: int, *, kernel_size: int, ratio: int, dilations: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(
+                in_chans,
+                embed_dim,
+                kernel_size,
+                stride=ratio,
+                padding=math.ceil(((kernel_size - 1) * dilation + 1 - ratio) / 2),
+                dilation=dilation,
+            )
+            for dilation in dilations
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Map (B, C, H, W) to tokens (B, N, embed_dim * dilations), dilation-major, and their grid."""
+        out = torch.cat([F.gelu(conv(image)) for conv in self.convs], dim=1)
+        return as_tokens(out), (out.shape[2], out.shape[3])
+
+
+class ParallelConv(nn.Module):
+    """PCM: 3x3 convolutions beside attention, SiLU between them.
+
+    dims: channels before and after each convolution. norms: which convolutions a BatchNorm follows.
+    final_act: SiLU after the last convolution too.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        groups: int,
+        norms: Sequence[bool],
+        strides: Sequence[int] | None = None,
+        final_act: bool = False,
+    ) -> None:
+        super().__init__()
+        steps = list(pairwise(dims))
+        strides = strides or [1] * len(steps)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, groups=groups)
+            for (before, after), stride in zip(steps, strides, strict=True)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(after) if norm else nn.Identity() for (_, after), norm in zip(steps, norms, strict=True)
+        )
+        self.final_act = final_act
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, C, H, W) to tokens (B, N, dims[-1])."""
+        last = len(self.convs) - 1
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            image = norm(conv(image))
+            if index < last or self.final_act:
+                image = F.silu(image, inplace=is_eager_inference())
+        return as_tokens(image)
+
+    def fuse_(self) -> None:
+        """Fold every BatchNorm, as it is in eval mode, into the convolution before it."""
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                self.convs[index] = fuse_conv_bn_eval(conv.eval(), norm.eval())
+                self.norms[index] = nn.Identity()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention that may change the width.
+
+    dim: width in; out_dim: width out, that of q, k and v too.
+    value_skip: add v to the result, as residual where the width changes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        num_heads: int,
+        qkv_bias: bool = True,
+        value_skip: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if out_dim % num_heads:
+            raise ConfigError(f"token width {out_dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.head_dim = out_dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.value_skip = value_skip
+        self.fused_attn = use_fused_attn()
+        self.qkv = nn.Linear(dim, out_dim * 3, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(out_dim, out_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """softmax(q k^T scale + bias) v: (B, heads, N, head_dim) each, to (B, N, heads head_dim)."""
+        if self.fused_attn:
+            drop = self.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
+        else:
+            logits = torch.matmul(q * self.scale, k.transpose(-2, -1))
+            logits = logits if bias is None else logits + bias
+            out = torch.matmul(self.attn_drop(logits.softmax(dim=-1)), v)
+        return out.transpose(1, 2).flatten(2)
+
+    def logit_bias(self, batch: int) -> Tensor | None:
+        """What is added to the logits, (batch, heads, N, N), or None."""
+        return None
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N, dim) to (B, N, out_dim); `grid` plays no part in full attention."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        # The fused kernel reads its keys again for every block of queries.
+        q, k, v = (qkv.contiguous() if tokens >= MANY_TOKENS else qkv).unbind(0)
+        out = self.proj_drop(self.proj(self.attend(q, k, v, self.logit_bias(batch))))
+        return v.transpose(1, 2).flatten(2) + out if self.value_skip else out
+
+
+class Cell(nn.Module):
+    """A part of the network that gradient checkpointing computes again in the backward pass."""
+
+    grad_checkpointing = False
+    norm2: nn.Module
+    mlp: nn.Module
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens (B, N, dim) and their grid to those after the cell."""
+        if self.grad_checkpointing and self.training:
+            out: tuple[Tensor, Grid] = checkpoint(self.compute, x, grid)
+            return out
+        return self.compute(x, grid)
+
+    def compute(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """What the cell does."""
+        raise NotImplementedError
+
+    def add_mlp(self, y: Tensor, drop_path: nn.Module) -> Tensor:
+        """y + MLP(LN(y)) of tokens (B, N, dim); y is the caller's own and may be overwritten."""
+        if self.training or y.device.type != "cpu" or not is_eager_inference():
+            return y + drop_path(self.mlp(self.norm2(y)))
+        for images in torch.split(y, max(1, CACHE_TOKENS // y.shape[1])):
+            for part in torch.split(images, CACHE_TOKENS, dim=1):
+                part += self.mlp(self.norm2(part))
+        return y
+
+
+class ReductionCell(Cell):
+    """PRM, then attention beside a PCM and an MLP: from one scale to the next.
+
+    attention: module that takes tokens (B, N, embed_dim * dilations) and their grid to (B, N, token_dim);
+        None leaves the PRM alone ("performer_less").
+    pcm_norms: which convolutions of the PCM a BatchNorm follows. mlp_drop: after the GELU, at the end.
+    Raises ConfigError where `ratio` is neither 2 nor 4.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        token_dim: int,
+        *,
+        attention: nn.Module | None,
+        ratio: int,
+        kernel_size: int,
+        dilations: Sequence[int],
+        groups: int = 1,
+        pcm_norms: tuple[bool, bool, bool] = (True, True, False),
+        pcm_final_act: bool = False,
+        mlp_drop: tuple[float, float] = (0.0, 0.0),
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if ratio not in PCM_STRIDES:
+            raise ConfigError(f"downsampling ratio is {ratio}, expected one of {sorted(PCM_STRIDES)}")
+        width = embed_dim * len(dilations)
+        if attention is None and width != token_dim:
+            raise ConfigError(
+                f"token width is {token_dim}, expected {width} (embed_dims x dilations): "
+                "a reduction cell without attention does not change it"
+            )
+        self.ratio = ratio
+        self.prm = PyramidReduction(in_chans, embed_dim, kernel_size=kernel_size, ratio=ratio, dilations=dilations)
+        self.attn = attention
+        if attention is not None:
+            self.norm1 = nn.LayerNorm(width, eps=REDUCTION_EPS)
+            self.pcm = ParallelConv(
+                (in_chans, embed_dim, embed_dim, token_dim),
+                groups=groups,
+                norms=pcm_norms,
+                strides=PCM_STRIDES[ratio],
+                final_act=pcm_final_act,
+            )
+            self.norm2 = nn.LayerNorm(token_dim, eps=REDUCTION_EPS)
+            self.mlp = Mlp(token_dim, token_dim, drop=mlp_drop)
+            self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def compute(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens (B, H W, in_chans) to (B, ceil(H / ratio) ceil(W / ratio), token_dim), and their grid.
+
+        A map that `ratio` does not divide is padded with zeros below and to the right.
+        """
+        image = as_map(x, grid)
+        down, right = -grid[0] % self.ratio, -grid[1] % self.ratio
+        if down or right:
+            image = F.pad(image, (0, right, 0, down))
+        x, grid = self.prm(image)
+        if self.attn is None:
+            return x, grid
+        x = self.attn(self.norm1(x), grid) + self.drop_path(self.pcm(image))
+        return self.add_mlp(x, self.drop_path), grid
+
+
+class NormalCell(Cell):
+    """Attention beside a PCM, then an MLP; the number of tokens stays.
+
+    attention: module that takes tokens (B, N, dim) and their grid to (B, N, dim).
+    shallow: a PCM of two convolutions, without a last SiLU. prefix: class tokens, which the PCM leaves out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        attention: nn.Module,
+        mlp_ratio: float,
+        groups: int,
+        pcm_final_act: bool = False,
+        shallow: bool = False,
+        prefix: int = 0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.prefix = prefix
+        self.norm1 = nn.LayerNorm(dim, eps=NORMAL_EPS)
+        self.attn = attention
+        self.pcm = ParallelConv(
+            (dim, hidden, dim) if shallow else (dim, hidden, dim, dim),
+            groups=groups,
+            norms=(True, False) if shallow else (True, True, False),
+            final_act=pcm_final_act and not shallow,
+        )
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=NORMAL_EPS)
+        self.mlp = Mlp(dim, hidden, drop=proj_drop)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def compute(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens (B, prefix + H W, dim) to tokens of the same shape; the PCM reads them un-normalised."""
+        local = self.drop_path1(self.pcm(as_map(x[:, self.prefix :], grid)))
+        local = F.pad(local, (0, 0, self.prefix, 0)) if self.prefix else local
+        y = x + local
+        del local
+        y = y + self.drop_path1(self.attn(self.norm1(x), grid))
+        return self.add_mlp(y, self.drop_path2), grid
+
+
+class Stage(nn.Module):
+    """A reduction cell and the normal cells after it."""
+
+    def __init__(self, reduction: ReductionCell, blocks: Sequence[Cell]) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens and grid of the stage before to those of this one."""
+        ratio = self.reduction.ratio
+        rows, columns = -(-grid[0] // ratio), -(-grid[1] // ratio)
+
+        def run(images: Tensor) -> Tensor:
+            out, out_grid = self.reduction(images, grid)
+            for cell in self.blocks:
+                out, out_grid = cell(out, out_grid)
+            return out
+
+        # In training mode BatchNorm looks at the whole batch.
+        x = run(x) if self.training else in_pieces(run, x, max(1, CACHE_TOKENS // (rows * columns)))
+        return x, (rows, columns)
+
+
+class CellNet(nn.Module):
+    """What ViTAE and ViTAEv2 share: a list of stages, pooling, a classifier, timm's contract.
+
+    A subclass sets `stages` and `feature_info` and then calls `_finish`. `forward_intermediates` counts
+    `stages`; a stage is any module that takes (tokens, grid) to (tokens, grid).
+    """
+
+    stages: nn.ModuleList
+    feature_info: list[dict[str, Any]]
+    pools: tuple[str, ...] = ("", "avg", "avgmax", "max")
+    num_prefix_tokens = 0
+
+    def _finish(self, num_classes: int, num_features: int, in_chans: int, global_pool: str, drop: float) -> None:
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = self.embed_dim = num_features
+        self.in_chans = in_chans
+        self.grad_checkpointing = False
+        self.global_pool = self._checked_pool(global_pool)
+        self.fc_norm: nn.Module = nn.Identity()
+        self.head_drop = nn.Dropout(drop)
+        self.head: nn.Module = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _checked_pool(self, pool: str) -> str:
+        if pool not in self.pools:
+            raise ConfigError(f"global_pool is {pool!r}, expected one of {list(self.pools)}")
+        return pool
+
+    def no_weight_decay(self) -> set[str]:
+        """Full names of the parameters that weight decay must leave alone."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in UNDECAYED}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group parameters by depth, for layer-wise learning rate decay."""
+        fine = [(r"^stages\.(\d+)\.reduction", None), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stages\.0\.reduction", "blocks": r"^stages\.(\d+)" if coarse else fine}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: recompute every cell in the backward pass."""
+        self.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Cell):
+                module.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Accepted for timm's contract: no weight depends on the image size."""
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` (0: none)."""
+        if global_pool is not None:
+            self.global_pool = self._checked_pool(global_pool)
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes > 0
+            else nn.Identity()
+        )
+
+    def fuse_(self) -> Self:
+        """Inference form, in place: BatchNorm folded into convolutions, their weights channels-last.
+
+        Returns the model in eval mode; its output is that of the definition to float rounding.
+        """
+        for module in self.modules():
+            if isinstance(module, ParallelConv):
+                module.fuse_()
+        return self.eval().to(memory_format=torch.channels_last)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Image (B, C, H, W) to what the first stage takes. Raises ShapeError for another shape."""
+        if x.dim() != 4 or x.shape[1] != self.in_chans or not (x.shape[2] and x.shape[3]):
+            raise ShapeError(
+                f"input has shape {tuple(x.shape)}, expected (B, {self.in_chans}, H, W): "
+                "give a batch of images, or build the model with another in_chans"
+            )
+        return as_tokens(x.contiguous(memory_format=torch.channels_last)), (x.shape[2], x.shape[3])
+
+    def _features(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens of the last stage in the form that `forward_features` gives."""
+        return as_map(x, grid)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image (B, C, H, W) to the last map (B, dim, h, w), channels-last in memory."""
+        x, grid = self._embed(x)
+        for stage in self.stages:
+            x, grid = stage(x, grid)
+        return self._features(x, grid)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Outputs of chosen stages, as maps (B, dim, h, w) or tokens (B, h w, dim); timm's signature.
+
+        indices: stages to take (int: the last n; None: all). norm: without effect, as no norm is on tokens.
+        return_prefix_tokens: give (map, class token) pairs. intermediates_only: leave the features out.
+        Raises ConfigError where `output_fmt` is neither NCHW nor NLC.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.stages), indices)
+        x, grid = self._embed(x)
+        intermediates: list[Any] = []
+        for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x, grid = stage(x, grid)
+            if index in take:
+                prefix, tokens = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+                out = as_map(tokens, grid) if output_fmt == "NCHW" else tokens
+                intermediates.append((out, prefix) if return_prefix_tokens and self.num_prefix_tokens else out)
+        return intermediates if intermediates_only else (self._features(x, grid), intermediates)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] | tuple[int, ...] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages above the last one of `indices`; returns the indices taken."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(take)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits (B, num_classes), or to pooled features where `pre_logits`.
+
+        Without pooling every place is classified: (B, num_classes, h, w) from a map, (B, N, num_classes)
+        from tokens.
+        """
+        if self.global_pool:
+            tokens = as_tokens(x) if x.dim() == 4 else x
+            x = global_pool_nlc(tokens, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
+            x = self.fc_norm(x)
+        x = self.head_drop(x)
+        if pre_logits or self.num_classes == 0:
+            return x
+        return self.head(x) if x.dim() < 4 else self.head(x.movedim(1, -1)).movedim(-1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, C, H, W), normalised, to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))

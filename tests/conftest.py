@@ -1,0 +1,123 @@
+"""Fixtures that several test files share: a small bundle, image folders, and the command line in this process."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest_plugins = ("fixtures_run",)
+
+LABELS = tuple(f"label {i}" for i in range(10))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that says what went wrong; it is the last, and no traceback stands above it."""
+        lines = self.err.splitlines()
+        assert [line for line in lines if line.startswith("leanvit:")] == lines[-1:], self.err
+        assert "Traceback" not in self.err
+        return lines[-1]
+
+
+@pytest.fixture
+def leanvit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """Run the command line in this process: leanvit("predict", bundle, image) -> Outcome."""
+    from leanvit.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def micro_model() -> Any:
+    """revit_micro with ten classes and weights of its initialisation; shared, so nobody may change it."""
+    import timm
+    import torch
+
+    import leanvit.models  # noqa: F401 - registers revit_micro
+
+    torch.manual_seed(0)
+    return timm.create_model("revit_micro", num_classes=len(LABELS)).eval()
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(micro_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float bundle of `micro_model`; shared, so nobody may change it."""
+    from leanvit.export.api import export
+
+    return export(micro_model, tmp_path_factory.mktemp("bundles") / "micro", labels=LABELS, profile="fp32")
+
+
+@pytest.fixture
+def bundle(shared_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(shared_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A smooth RGB picture as PNG, 48 x 40 pixels."""
+    return save_image(tmp_path / "photo.png", smooth(40, 48, seed=5))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make an image folder: image_folder("data", cat=4, dog=4) writes data/cat/0.png..."""
+
+    def make(name: str = "data", **classes: int) -> Path:
+        for index, (label, count) in enumerate(classes.items()):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(count):
+                save_image(tmp_path / name / label / f"{number}.png", smooth(32, 32, seed=100 * index + number))
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB; skipped where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def smooth(height: int, width: int, seed: int) -> np.ndarray:
+    """A colourful picture without hard edges: (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x * a / width + y * b / height + c) for a, b, c in rng.uniform(1, 6, (3, 3))]
+    return np.stack([np.rint(127.5 + 127 * wave) for wave in waves], axis=2).astype(np.uint8)
+
+
+def save_image(path: Path, pixels: np.ndarray) -> Path:
+    """Write pixels losslessly; returns the path."""
+    Image.fromarray(pixels).save(path)
+    return path

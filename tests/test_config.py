@@ -1,0 +1,313 @@
+"""Configurations: round trips without loss, and one line for every wrong key, type, value and version."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanvit import config as configs
+from leanvit.cli import VERBS
+from leanvit.config import (
+    BenchmarkConfig,
+    DemoConfig,
+    ExportConfig,
+    MPTQConfig,
+    PredictConfig,
+    Preprocess,
+    QuantizeConfig,
+    TrainConfig,
+    ValConfig,
+    from_dict,
+    load_yaml,
+    save_yaml,
+    to_dict,
+)
+from leanvit.errors import ConfigError, EnvironmentProblem, LeanvitError
+
+OF_VERBS = [getattr(configs, name) for name, _ in VERBS.values()]
+ALL = [*OF_VERBS, MPTQConfig, Preprocess]
+
+# Ranges that the fields' help texts give; every other number may be any from 3 to 1000.
+bits = st.integers(2, 8)
+share = st.floats(0, 1, exclude_max=True)
+positive = st.floats(1e-9, 1e9)
+RANGES: dict[str, st.SearchStrategy[Any]] = {
+    "version": st.just(1),
+    "weight_bits": bits,
+    "activation_bits": bits,
+    "first_last_bits": bits,
+    "smoothing_alpha": st.floats(0, 1),
+    "hflip": st.floats(0, 1),
+    "drop_path": share,
+    "val_fraction": st.floats(0, 1, exclude_min=True, exclude_max=True),
+    "crop_pct": st.floats(0, 1, exclude_min=True),
+    "crop_scale": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
+    "std": st.tuples(positive, positive, positive),
+    "batch_sizes": st.lists(st.integers(1, 512), min_size=1).map(tuple),
+}
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return st.sampled_from(args)
+    if origin in (Union, types.UnionType):
+        return st.one_of(*(st.none() if arg is types.NoneType else values_of(arg) for arg in args))
+    if origin is tuple and args[-1] is Ellipsis:
+        return st.lists(values_of(args[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(values_of, args))
+    if origin is list:
+        return st.lists(values_of(args[0]), max_size=3)
+    return {bool: st.booleans(), str: st.text(), int: st.integers(3, 1000), float: st.floats(0.001, 1000)}[hint]
+
+
+def instances(cls: type) -> st.SearchStrategy[Any]:
+    hints = get_type_hints(cls)
+
+    def of_field(name: str) -> st.SearchStrategy[Any]:
+        if name == "smoothing" and hints[name] is float:
+            return share
+        return RANGES[name] if name in RANGES else values_of(hints[name])
+
+    return st.fixed_dictionaries({f.name: of_field(f.name) for f in dataclasses.fields(cls)}).map(lambda v: cls(**v))
+
+
+@pytest.mark.parametrize("cls", ALL)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_config_goes_to_json_and_back_without_loss(cls: type, data: st.DataObject) -> None:
+    config = data.draw(instances(cls))
+    assert from_dict(cls, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("cls", ALL)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_config_goes_to_yaml_and_back_without_loss(
+    cls: type, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = data.draw(instances(cls))
+    path = tmp_path_factory.getbasetemp() / f"{cls.__name__}.yaml"
+    save_yaml(config, path)
+    assert from_dict(cls, load_yaml(path)) == config
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))) == [f.name for f in dataclasses.fields(cls)]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+plain = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars.filter(lambda k: k == k), inner)
+)
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, PredictConfig, Preprocess])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_plain_values_give_a_config_or_a_config_error(cls: type, data: st.DataObject) -> None:
+    names = [f.name for f in dataclasses.fields(cls)]
+    keys = st.one_of(st.sampled_from(names), st.integers(), st.text(max_size=3))
+    values = data.draw(st.dictionaries(keys, plain, max_size=4))
+    with contextlib.suppress(ConfigError):
+        assert isinstance(from_dict(cls, values), cls)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.one_of(st.binary(max_size=40), st.text(alphabet="a: -[]{}#&*!|>'\"%@\n\t01", max_size=40).map(str.encode))
+)
+def test_any_file_gives_keys_and_values_or_a_config_error(
+    text: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text)
+    message = str(path)
+    try:
+        assert isinstance(load_yaml(path), dict)
+    except ConfigError as error:
+        message = str(error)
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("cls", OF_VERBS)
+def test_every_option_has_help_that_is_a_sentence(cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        assert field.metadata["help"].endswith(".") or field.metadata["help"].endswith("..."), field.name
+    assert (cls.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_config_can_not_be_changed_after_it_was_checked(cls: type) -> None:
+    needed = {f.name: "x" for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    config = cls(**needed) if cls is not Preprocess else Preprocess(input_size=(8, 8))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.version = 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "here: unknown key 'epoch'. Did you mean 'epochs'?"),
+        ({1: 3}, "here: unknown key '1'."),
+        ({"epochs": "three"}, "here: epochs is 'three', expected int"),
+        ({"epochs": True}, "here: epochs is True, expected int"),
+        ({"epochs": 2.5}, "here: epochs is 2.5, expected int"),
+        ({"resume": 1}, "here: resume is 1, expected bool"),
+        ({"amp": "fp16"}, "here: amp is 'fp16', expected one of: auto, bfloat16, none"),
+        ({"crop_scale": [0.5]}, "here: crop_scale has 1 entries, expected 2"),
+        ({"crop_scale": 0.5}, "here: crop_scale is 0.5, expected a list"),
+        ({"img_size": "big"}, "here: img_size is 'big', expected int"),
+        ({"lr": math.nan}, "here: lr is nan, expected a finite number"),
+        ({"lr": math.inf}, "here: lr is inf, expected a finite number"),
+        ({"version": 2}, "here: version is 2, this leanvit reads version 1."),
+    ],
+)
+def test_a_wrong_key_type_or_version_is_named_with_its_place(values: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(TrainConfig, values, "here")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="here: missing input_size"):
+        from_dict(Preprocess, {}, "here")
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    preprocess: Preprocess
+    plan: dict[str, tuple[int, int]]
+
+
+def test_nested_values_are_checked_as_well() -> None:
+    good = {"preprocess": {"input_size": [8, 8]}, "plan": {"a": [4, 8]}}
+    assert from_dict(Nested, good) == Nested(Preprocess(input_size=(8, 8)), {"a": (4, 8)})
+    for wrong in (
+        good | {"preprocess": 5},
+        good | {"preprocess": {"input_size": [8]}},
+        good | {"plan": 5},
+        good | {"plan": [["a", 4]]},
+        good | {"plan": {"a": [4, "8"]}},
+        good | {"plan": {"a": 4}},
+    ):
+        with pytest.raises(ConfigError, match=r"preprocess|plan"):
+            from_dict(Nested, wrong)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "wrong", "right"),
+    [
+        (TrainConfig, "epochs", [0, -1], [1]),
+        (TrainConfig, "batch_size", [0], [1]),
+        (TrainConfig, "lr", [0.0, -1.0, math.nan], [1e-9]),
+        (TrainConfig, "min_lr", [-1e-9, math.nan], [0.0]),
+        (TrainConfig, "warmup_epochs", [-1.0], [0.0, 0.5]),
+        (TrainConfig, "weight_decay", [-0.1], [0.0]),
+        (TrainConfig, "clip_grad", [-1.0], [0.0]),
+        (TrainConfig, "smoothing", [-0.1, 1.0, math.nan], [0.0, 0.99]),
+        (TrainConfig, "drop_path", [-0.1, 1.0], [0.0]),
+        (TrainConfig, "hflip", [-0.1, 1.1], [0.0, 1.0]),
+        (TrainConfig, "degrees", [-1.0], [0.0]),
+        (TrainConfig, "img_size", [0, -3], [None, 1]),
+        (TrainConfig, "val_fraction", [0.0, 1.0, math.nan], [0.5]),
+        (TrainConfig, "crop_scale", [(0.0, 1.0), (0.9, 0.5), (math.nan, 1.0)], [(1.0, 1.0), (0.5, 1.5)]),
+        (TrainConfig, "seed", [-1], [0]),
+        (MPTQConfig, "weight_bits", [1, 9], [2, 8]),
+        (MPTQConfig, "activation_bits", [1, 9], [2, 8]),
+        (MPTQConfig, "first_last_bits", [1, 9], [2, 8]),
+        (MPTQConfig, "smoothing_alpha", [-0.1, 1.1, math.nan], [0.0, 1.0]),
+        (QuantizeConfig, "weight_bits", [1, 9], [2, 8]),
+        (QuantizeConfig, "batch_size", [0], [1]),
+        (QuantizeConfig, "calibration_images", [0], [1]),
+        (QuantizeConfig, "seed", [-1], [0]),
+        (ValConfig, "batch_size", [0], [1]),
+        (ExportConfig, "batch_size", [0], [1]),
+        (ExportConfig, "max_drop", [-0.5, math.nan], [0.0]),
+        (PredictConfig, "top_k", [0], [1]),
+        (PredictConfig, "batch_size", [0], [1]),
+        (PredictConfig, "threads", [-1], [0]),
+        (BenchmarkConfig, "rounds", [2], [3]),
+        (BenchmarkConfig, "threads", [-1], [0]),
+        (BenchmarkConfig, "batch_sizes", [(), (0, 1)], [(1,)]),
+        (DemoConfig, "epochs", [0], [1]),
+        (DemoConfig, "seed", [-1], [0]),
+        (Preprocess, "input_size", [(0, 8)], [(1, 1)]),
+        (Preprocess, "crop_pct", [0.0, 1.1, math.nan], [1.0]),
+        (Preprocess, "std", [(1.0, 0.0, 1.0)], [(1.0, 1.0, 1.0)]),
+    ],
+)
+def test_a_value_out_of_range_is_refused_and_its_limit_is_not(
+    cls: type, name: str, wrong: list[Any], right: list[Any]
+) -> None:
+    needed = {"model": "m", "bundle": "b", "input_size": (8, 8)}
+    needed = {
+        f.name: needed[f.name]
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    for value in right:
+        assert getattr(cls(**needed | {name: value}), name) == value
+    for value in wrong:
+        with pytest.raises(ConfigError, match=f"^{name} is .*, expected "):
+            cls(**needed | {name: value})
+
+
+@pytest.mark.parametrize("text", ["lr: 1e-3", "lr: 1.0e-3", "lr: 0.001", "lr: 1E-3", "lr: .001", '{"lr": 1e-3}'])
+def test_numbers_are_read_as_numbers_in_every_spelling(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert from_dict(TrainConfig, load_yaml(tmp_path / "c.yaml")).lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("- 1\n- 2", "holds list, expected keys and values"),
+        ("", "holds NoneType, expected keys and values"),
+        ("a: b: c", "not valid YAML.*line 1"),
+        ("a: 1\n b: 2\n", "not valid YAML.*line 2"),
+        ("x: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named_with_the_place(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_saving_a_config_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sub" / "c.yaml"
+    save_yaml(TrainConfig(epochs=3), path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(EnvironmentProblem, match="no space left"):
+        save_yaml(TrainConfig(epochs=4), path)
+    assert load_yaml(path)["epochs"] == 3
+    assert issubclass(EnvironmentProblem, LeanvitError)
+
+
+def test_mutable_defaults_are_not_shared() -> None:
+    first = PredictConfig(bundle="b")
+    first.images.append("x")
+    assert PredictConfig(bundle="b").images == []
+
+
+def test_quantize_takes_every_option_of_the_scheme() -> None:
+    assert {f.name for f in dataclasses.fields(MPTQConfig)} <= {f.name for f in dataclasses.fields(QuantizeConfig)}
+    assert typing.get_type_hints(QuantizeConfig)["weight_bits"] is int
