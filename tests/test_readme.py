@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 
 import leanvit.models  # noqa: F401 - registers our architectures
-from leanvit.cli import VERBS, main
+from leanvit.cli import VERBS, main, parse
 from leanvit.config import TrainConfig
 from leanvit.data import preprocess_for, to_input
+from leanvit.demo import next_commands
 from leanvit.export.api import synthetic_images
 from leanvit.runtime import load_golden
 
@@ -80,14 +82,19 @@ def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "out" / "bundle.json").is_file()
 
 
-def test_the_demo_suggests_commands_that_run(
-    demo_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle, digit = demo_run / "bundle", demo_run / "digit.png"
-    assert main(["predict", str(bundle), str(digit), "--top-k", "3"]) == 0
+def test_the_demo_suggests_commands_that_run(demo_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict, verify, train = (shlex.split(command)[1:] for command in next_commands(demo_run))
+    assert main(predict) == 0
     assert capsys.readouterr().out.count("%") == 3
-    assert main(["verify", str(bundle), "--data", "digits"]) == 0
+    assert main(verify) == 0
     assert "FAILED" not in capsys.readouterr().out
+    assert parse(train[0], train[1:]).data == "YOUR_FOLDER"
+
+
+def test_suggested_program_is_one_that_the_shell_finds(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    program = shlex.split(next_commands(demo_run)[0])[0]
+    assert (Path.cwd() / program).resolve() == Path(sys.executable).with_name("leanvit").resolve()
 
 
 def test_other_verbs_run_on_the_demo(demo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -221,6 +224,16 @@ def _print(result: dict[str, Any], folder: Path, report: Path) -> None:
     example.write_bytes(load_golden(folder / "bundle")[0][0])
     (folder / "table.md").write_text(markdown(result), encoding="utf-8")
     print(f"report: {report}\n\nTry next:")
-    print(f"  leanvit predict {folder / 'bundle'} {example} --top-k 3")
-    print(f"  leanvit verify {folder / 'bundle'} --data {DATA}")
-    print("  leanvit train --data YOUR_FOLDER --model revit_micro --output runs/mine")
+    for command in next_commands(folder):
+        print(f"  {command}")
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Three commands to try on a run in `folder`, spelled so that they work in the caller's shell."""
+    installed = Path(sys.executable).with_name("leanvit")
+    program = "leanvit" if shutil.which("leanvit") else os.path.relpath(installed)
+    return [
+        f"{program} predict {folder / 'bundle'} {folder / 'digit.png'} --top-k 3",
+        f"{program} verify {folder / 'bundle'} --data {DATA}",
+        f"{program} train --data YOUR_FOLDER --model revit_micro --output runs/mine",
+    ]

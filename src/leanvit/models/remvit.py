@@ -281,6 +281,7 @@ class ReMViT(ResidualModel):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.in_chans = in_chans
         self.global_pool = _checked_pool(global_pool)
         self.depths = tuple(depths)
         self.grad_checkpointing = False
@@ -507,7 +508,7 @@ def _cfg(size: int = 224) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.in1k": _cfg(32)})
+default_cfgs = generate_default_cfgs({"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.untrained": _cfg(32)})
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "remvitv2_tiny": {"embed_dim": 96, "depths": (1, 2, 5, 2), "num_heads": 1},

@@ -268,6 +268,7 @@ class ReSwin(ResidualModel):
         if len(depths) != len(num_heads):
             raise ConfigError(f"depths {depths} and num_heads {num_heads} are of unequal length")
         self.num_classes = num_classes
+        self.in_chans = in_chans
         self.global_pool = _checked_pool(global_pool)
         self.depths = tuple(depths)
         self._set_alpha(alpha, alpha_init, sum(depths))
@@ -474,7 +475,7 @@ def _cfg(size: int = 224) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.in1k": _cfg(32)})
+default_cfgs = generate_default_cfgs({"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.untrained": _cfg(32)})
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reswin_tiny_patch4_window7_224": {
