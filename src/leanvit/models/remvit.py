@@ -508,7 +508,9 @@ def _cfg(size: int = 224) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.untrained": _cfg(32)})
+default_cfgs = generate_default_cfgs(
+    {"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.untrained": {**_cfg(32), "crop_pct": 1.0}}
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "remvitv2_tiny": {"embed_dim": 96, "depths": (1, 2, 5, 2), "num_heads": 1},

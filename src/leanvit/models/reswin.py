@@ -475,7 +475,9 @@ def _cfg(size: int = 224) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.untrained": _cfg(32)})
+default_cfgs = generate_default_cfgs(
+    {"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.untrained": {**_cfg(32), "crop_pct": 1.0}}
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reswin_tiny_patch4_window7_224": {

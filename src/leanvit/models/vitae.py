@@ -323,7 +323,7 @@ default_cfgs = generate_default_cfgs(
         "vitae_base.mae_in1k": _cfg(plain=True),
         "vitae_large.mae_in1k": _cfg(plain=True),
         "vitae_huge.mae_in1k": _cfg(plain=True),
-        "vitae_micro.untrained": _cfg(32, dilations=3),
+        "vitae_micro.untrained": {**_cfg(32, dilations=3), "crop_pct": 1.0},
     }
 )
 

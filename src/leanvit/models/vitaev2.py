@@ -238,7 +238,7 @@ default_cfgs = generate_default_cfgs(
         "vitaev2_small.in1k": _cfg(),
         "vitaev2_48m.in1k": _cfg(),
         "vitaev2_base.in1k": _cfg(),
-        "vitaev2_micro.untrained": _cfg(32, dilations=3),
+        "vitaev2_micro.untrained": {**_cfg(32, dilations=3), "crop_pct": 1.0},
     }
 )
 
