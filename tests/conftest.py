@@ -53,14 +53,17 @@ def leanvit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcom
 
 @pytest.fixture(scope="session")
 def micro_model() -> Any:
-    """revit_micro with ten classes and weights of its initialisation; shared, so nobody may change it."""
+    """revit_micro with ten classes and random weights; shared, so nobody may change it."""
     import timm
     import torch
 
     import leanvit.models  # noqa: F401 - registers revit_micro
 
     torch.manual_seed(0)
-    return timm.create_model("revit_micro", num_classes=len(LABELS)).eval()
+    model = timm.create_model("revit_micro", num_classes=len(LABELS)).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20.0)  # probabilities far from equal, so that a wrong one shows
+    return model
 
 
 @pytest.fixture(scope="session")
