@@ -691,3 +691,14 @@ def test_models_can_be_listed_and_filtered(leanvit: Run) -> None:
     names = [entry["name"] for entry in json.loads(done.out)]
     assert "revit_micro" in names
     assert all(name.startswith("revit_") for name in names)
+
+
+def test_models_show_what_is_counted_beside_what_the_authors_state(leanvit: Run) -> None:
+    (entry,) = json.loads(leanvit("models", "revit_base*", "--json").out)
+    assert entry["params"] == entry["paper_params"] == 86_566_121
+    assert entry["macs"] == 17.471649792
+    assert (entry["paper_macs"], entry["paper_top1"]) == (17.47, 82.4)
+    done = leanvit("models", "revit_[bm]*")
+    base, micro = (line.split("│")[2:-1] for line in done.out.splitlines() if "│ revit_" in line)
+    assert [cell.strip() for cell in base] == ["224x224", "86.566", "17.472", "86.566", "17.470", "82.4"]
+    assert [cell.strip() for cell in micro] == ["32x32", "0.779", "0.048", "", "", ""]

@@ -19,32 +19,36 @@ def print_json(values: Any) -> None:
 
 
 def models(config: configs.ModelsConfig) -> int:
-    """List architectures."""
-    import fnmatch
+    """List architectures: what is counted on them beside what their authors state."""
+    from leanvit.models import list_models, model_names
 
-    from leanvit.models import list_models
-
-    entries = [entry for entry in list_models() if fnmatch.fnmatch(entry["name"], config.filter)]
+    entries = list_models(config.filter)
     if not entries:
-        known = [entry["name"] for entry in list_models()]
         raise errors.UnknownModelError(
-            f"no model matches '{config.filter}'.{errors.did_you_mean(config.filter, known)} Run: leanvit models"
+            f"no model matches '{config.filter}'.{errors.did_you_mean(config.filter, model_names())} "
+            "Run: leanvit models"
         )
     if config.json:
         print_json(entries)
         return errors.EXIT_OK
+
+    def cell(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
     rows = [
         [
             e["name"],
-            f"{e['params'] / 1e6:.2f}",
             "x".join(map(str, e["input_size"])),
-            f"{e['paper_macs']:.2f}" if e["paper_macs"] else "",
-            f"{e['paper_top1']:.1f}" if e["paper_top1"] else "",
+            cell(e["params"] / 1e6, 3),
+            cell(e["macs"], 3),
+            cell(e["paper_params"] and e["paper_params"] / 1e6, 3),
+            cell(e["paper_macs"], 3),
+            cell(e["paper_top1"], 1),
         ]
         for e in entries
     ]
-    columns = ["model", "params (M)", "input", "GMACs (paper)", "ImageNet top-1 (paper)"]
-    print_table("leanvit models; timm's own are usable as well", columns, rows)
+    columns = ["model", "input", "params (M)", "GMACs", "params (paper)", "GMACs (paper)", "ImageNet top-1 (paper)"]
+    print_table("leanvit models: counted here, and stated by the authors; timm's own are usable as well", columns, rows)
     return errors.EXIT_OK
 
 
