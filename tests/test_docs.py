@@ -1,0 +1,134 @@
+"""The pages about models: their code runs, their commands parse, their figures and tables are what the code gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import timm
+
+from leanvit.cli import parse
+from leanvit.models import model_names
+from leanvit.models._convert import FAMILIES as OFFICIAL
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "models"
+FAMILIES = sorted({timm.model_entrypoint(name).__module__.rpartition(".")[2] for name in model_names()})
+MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECTIONS = (
+    "Equations",
+    "Variants",
+    "Use",
+    "Options",
+    "How it differs from the authors' program",
+    "Authors' checkpoints",
+    "Citation",
+)
+STALE = "run: .venv/bin/python docs/figures.py"
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", read(path), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def figures() -> Iterator[ModuleType]:
+    """docs/figures.py, imported as the script that it is."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import figures
+
+    yield figures
+    sys.path.remove(str(ROOT / "docs"))
+
+
+@pytest.fixture(scope="module")
+def wanted(figures: ModuleType) -> dict[Path, str]:
+    """Every generated file and what the code gives for it now."""
+    return figures.outputs()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_registered_family_has_a_page_with_its_models(family: str) -> None:
+    page = PAGES / f"{family}.md"
+    assert page.is_file(), f"{family} has no page: write {page.relative_to(ROOT)}"
+    for name in model_names():
+        if timm.model_entrypoint(name).__module__.endswith(f".{family}"):
+            assert f"| `{name}` |" in read(page), f"{page.name} lacks {name}; {STALE}"
+    assert f"({page.name})" in read(PAGES / "README.md")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_python_of_a_page_runs(page: Path) -> None:
+    assert blocks(page, "python")
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(block, names)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("[a-z]*.md")), ids=lambda page: page.stem)
+def test_a_page_answers_the_same_questions_as_the_others(page: Path) -> None:
+    found = re.findall(r"^## (.+)$", read(page), re.MULTILINE)
+    assert [section for section in found if section in SECTIONS] == list(SECTIONS)
+    assert "$$" in read(page)
+    assert f"]({page.stem}.svg)" in read(page)
+    assert len(blocks(page, "bibtex")) == 1
+
+
+def test_every_family_of_the_authors_has_its_way_to_convert_on_a_page() -> None:
+    told = set()
+    for page in PAGES.glob("*.md"):
+        for line in "".join(blocks(page, "console")).splitlines():
+            program, verb, *arguments = shlex.split(line.removeprefix("$ "))
+            assert (program, verb) == ("leanvit", "convert")
+            told.add(parse(verb, arguments).family)
+        told |= set(re.findall(r'from_official\("(\w+)"', read(page)))
+        told |= set(re.findall(r"`(exmobilevit_\d+)`", read(page)))
+    assert told == set(OFFICIAL)
+
+
+def test_tables_and_figures_are_what_the_code_gives(wanted: dict[Path, str]) -> None:
+    stale = [path.name for path, content in wanted.items() if not path.exists() or read(path) != content]
+    assert not stale, STALE
+
+
+def test_every_figure_is_drawn_by_the_script_and_shown_on_a_page(figures: ModuleType) -> None:
+    drawn = {path.name for path in PAGES.glob("*.svg")}
+    shown = {link for page in PAGES.glob("*.md") for link in re.findall(r"!\[[^]]+\]\(([^)]+)\)", read(page))}
+    assert drawn == shown == set(figures.FIGURES)
+
+
+def test_figures_are_valid_and_nothing_leaves_them(wanted: dict[Path, str]) -> None:
+    for path, content in wanted.items():
+        if path.suffix != ".svg":
+            continue
+        root = ElementTree.fromstring(content)
+        width, height = map(float, root.attrib["viewBox"].split()[2:])
+        for element in root.iter("{http://www.w3.org/2000/svg}rect"):
+            x, y, w, h = (float(element.get(side, 0)) for side in ("x", "y", "width", "height"))
+            assert 0 <= x <= x + w <= width, path.name
+            assert 0 <= y <= y + h <= height, path.name
+
+
+def test_equal_rows_are_drawn_once(figures: ModuleType) -> None:
+    rows = [figures.Row(f"blocks.{i}", "MLP", "4 × 8", side="2", side_name=f"R{i}", back="←") for i in range(3)]
+    first, *rest = figures.merged([*rows, figures.Row("head", "Linear", "10")])
+    assert (first.name, first.side_name, first.count) == ("blocks.0 to 2", "R0 to R2", 3)
+    assert [row.name for row in rest] == ["head"]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if not re.match(r"https?://|mailto:|#", link):
+            assert (page.parent / link.split("#")[0]).exists(), link
