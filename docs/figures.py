@@ -460,6 +460,7 @@ def variants(entries: Iterable[dict[str, Any]]) -> str:
 def page_text(page: Path, entries: Sequence[dict[str, Any]]) -> str:
     """A page with its table written anew: of its family, or of all in README.md."""
     own = [e for e in entries if page.stem in ("README", e["family"])]
+    own.sort(key=lambda e: (e["family"], e["params"]))
     found = page.read_text(encoding="utf-8")
     return TABLE.sub(lambda match: match[1] + variants(own) + match[2], found)
 
