@@ -82,7 +82,7 @@ def test_pages_of_papers_answer_the_same_questions(family: str) -> None:
     page = PAGES / f"{family}.md"
     found = re.findall(r"^## (.+)$", read(page), re.MULTILINE)
     assert [section for section in found if section in SECTIONS] == list(SECTIONS)
-    assert "$$" in read(page)
+    assert blocks(page, "math")
     assert f"]({page.stem}.svg)" in read(page)
     assert len(blocks(page, "bibtex")) == 1
 
