@@ -20,6 +20,7 @@ from typing import Any
 
 import timm
 import torch
+from dataflow import dataflow
 from drawing import EDGES, FILLS, PALETTE, Row, arrow, box, merged, picture, stack, text
 from torch import nn
 
@@ -27,6 +28,7 @@ from leanvit._svg import Markup, tag
 from leanvit.models import list_models
 from leanvit.models._attention import History, make_windows
 from leanvit.models.exmobilevit import OFFICIAL_WINDOWS
+from leanvit.models.revit import ResidualAttention
 
 PAGES = Path(__file__).parent / "models"
 COMMAND = ".venv/bin/python docs/figures.py"
@@ -130,6 +132,14 @@ def revit_stack() -> str:
     return stack(
         "ReViT-B/16: attention logits carried from layer to layer", "3 × 224 × 224", merged(rows + head_rows(calls))
     )
+
+
+def revit_attention() -> str:
+    """One layer of ReViT-Ti's attention as torch.export sees it."""
+    attention = ResidualAttention(192, num_heads=3)
+    arguments = (torch.zeros(1, 196, 192), torch.zeros(1, 3, 196, 196), torch.zeros(1))
+    results = ("tokens", "R, carried on")
+    return dataflow("One layer of residual attention", attention, arguments, ("q", "k", "v"), results)
 
 
 def revit_weights() -> str:
@@ -417,6 +427,7 @@ def cell_picture(name: str, path: str, title: str) -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "revit.svg": revit_stack,
+    "revit_attention.svg": revit_attention,
     "revit_weights.svg": revit_weights,
     "remvit.svg": remvit_stack,
     "reswin.svg": reswin_stack,
