@@ -61,6 +61,32 @@ def test_training_learns_and_leaves_everything(config: TrainConfig) -> None:
     assert measured.correct == result.best.correct
 
 
+def test_validation_every_other_epoch_and_after_the_last(config: TrainConfig) -> None:
+    result = run(replace(config, val_interval=2))
+    assert [row["epoch"] for row in result.history if "val_top1" in row] == [2, 3]
+    rows = (Path(config.output) / "log.csv").read_text().splitlines()
+    assert [row.split(",")[5] == "" for row in rows[1:]] == [True, False, False]
+    assert load_checkpoint(config.output)[1].metrics["epoch"] in (2, 3)
+
+
+def test_run_stopped_before_its_first_validation_can_be_resumed(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validates", lambda self, epoch: False)
+        with pytest.raises(ConfigError, match="epochs"):
+            run(replace(config, epochs=1, val_interval=3))
+    result = run(replace(config, val_interval=3, resume=True))
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+
+
+def test_channels_last_trains_the_same_network(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, model="exmobilevit_micro", amp="none", epochs=1)
+    results = [run(replace(config, output=str(tmp_path / str(on)), channels_last=on)) for on in (False, True)]
+    first, second = (result.history[0]["train_loss"] for result in results)
+    assert abs(first - second) < 0.02 * first
+
+
 def test_same_seed_gives_the_same_weights_and_another_seed_others(config: TrainConfig, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -23,6 +23,9 @@ Config = TypeVar("Config")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -260,18 +263,20 @@ class TrainConfig:
     crop_scale: tuple[float, float] = option((0.7, 1.0), "Area share of the random crop, low and high.")
     hflip: float = option(0.0, "Probability of a horizontal flip.")
     degrees: float = option(10.0, "Largest random rotation, in degrees.")
+    val_interval: int = option(1, "Epochs from one validation to the next; the last epoch is always validated.")
     pretrained: bool = option(False, "Start from weights that come with the architecture.")
     initial_checkpoint: str | None = option(None, "Start from this leanvit checkpoint or safetensors file.")
     val_fraction: float = option(0.2, "Share held out where the data has no validation split of its own.")
     bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt training image does.")
     amp: Literal["auto", "bfloat16", "none"] = option("auto", "Autocast; auto: bfloat16 where the chip has it.")
+    channels_last: bool = option(False, "Store maps as NHWC: quicker for depthwise convolutions in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one.")
     seed: int = option(0, "Seed of the split, the weights, the order and the augmentation.")
     resume: bool = option(False, "Go on from the last epoch in the output folder.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "epochs", "batch_size", "img_size")
+        _require_at_least(self, 1, "epochs", "batch_size", "img_size", "val_interval")
         _require_at_least(self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed")
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}, expected more than 0")

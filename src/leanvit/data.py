@@ -23,16 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit import imaging
-from leanvit.config import Preprocess
+from leanvit.config import FASHION_MNIST_CLASSES, Preprocess
 from leanvit.errors import DataError, ImageError
 from leanvit.progress import note, track
 
 Split = Literal["train", "val"]
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
 MEMORY_LIMIT_BYTES = 4 * 2**30
 _TRAIN_FOLDERS = ("train", "training")
 _VAL_FOLDERS = ("val", "validation", "valid", "test")

@@ -32,6 +32,7 @@ from leanvit.progress import Bar, note
 
 LAST_NAME = "last.safetensors"
 SUMMARY_NAME = "train.json"
+HISTORY_COLUMNS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "seconds")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class TrainResult:
     """What a training run reached.
 
     checkpoint: file with the best weights. best: accuracy of those weights on the validation images.
-    history: one dict an epoch: epoch, lr, train_loss, train_top1, val_loss, val_top1, seconds.
+    history: one dict an epoch: epoch, lr, train_loss, train_top1, seconds; where it was validated also
+        val_loss, val_top1.
     """
 
     checkpoint: Path
@@ -136,6 +138,7 @@ class Trainer:
         self.folder = Path(config.output)
         self.device = pick_device(config.device)
         self.dtype = autocast_dtype(config.amp, self.device)
+        self.memory_format = torch.channels_last if config.channels_last else torch.preserve_format
         torch.manual_seed(config.seed)
         train_images, val_images = (
             load_split(config.data, split, val_fraction=config.val_fraction, seed=config.seed)
@@ -180,7 +183,7 @@ class Trainer:
             val_fraction=config.val_fraction,
             seed=config.seed,
         )
-        return model.to(self.device), info
+        return model.to(self.device, memory_format=self.memory_format), info  # type: ignore[call-overload]
 
     def fit(self) -> TrainResult:
         """Train all epochs that are left; after each one the best and the last weights are on disk."""
@@ -192,13 +195,17 @@ class Trainer:
             for epoch in range(first, self.config.epochs):
                 epoch_started = time.monotonic()
                 loss, top1 = self._train_epoch(epoch, bar)
-                accuracy = evaluate(self.model, self.val_loader, self.device)
+                accuracy = evaluate(self.model, self.val_loader, self.device) if self._validates(epoch) else None
                 self._record(epoch, loss, top1, accuracy, time.monotonic() - epoch_started)
         if self.best is None:
             raise ConfigError(
                 f"{self.folder} holds {first} finished epochs, epochs is {self.config.epochs}. Raise --epochs."
             )
         return TrainResult(self.folder / CHECKPOINT_NAME, self.best, self.history, time.monotonic() - started)
+
+    def _validates(self, epoch: int) -> bool:
+        finished = epoch + 1
+        return finished % self.config.val_interval == 0 or finished == self.config.epochs
 
     def _train_epoch(self, epoch: int, bar: Bar) -> tuple[float, float]:
         self.model.train()
@@ -211,6 +218,7 @@ class Trainer:
             step = epoch * steps + index
             generator = torch.Generator().manual_seed(hash((config.seed, step)) & 0x7FFFFFFF)
             x = self.augment(to_input(pixels, self.info.preprocess, self.device), generator)
+            x = x.to(memory_format=self.memory_format)
             labels = labels.to(self.device, non_blocking=True)
             loss, logits = self._step(x, labels, learning_rate(config, step, steps), step)
             total_loss += loss * len(labels)
@@ -242,20 +250,19 @@ class Trainer:
         self.optimizer.step()
         return loss.detach(), logits.detach()
 
-    def _record(self, epoch: int, loss: float, top1: float, accuracy: Accuracy, seconds: float) -> None:
-        self.history.append(
-            {
-                "epoch": epoch + 1,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "train_loss": loss,
-                "train_top1": top1,
-                "val_loss": accuracy.loss,
-                "val_top1": accuracy.top1,
-                "seconds": seconds,
-            }
-        )
+    def _record(self, epoch: int, loss: float, top1: float, accuracy: Accuracy | None, seconds: float) -> None:
+        row = {
+            "epoch": epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss,
+            "train_top1": top1,
+            "seconds": seconds,
+        }
+        self.history.append(row)
+        if accuracy:
+            row |= {"val_loss": accuracy.loss, "val_top1": accuracy.top1}
         # Equal accuracy with a lower loss is better: small validation sets tie often.
-        if self.best is None or (accuracy.top1, -accuracy.loss) > (self.best.top1, -self.best.loss):
+        if accuracy and (self.best is None or (accuracy.top1, -accuracy.loss) > (self.best.top1, -self.best.loss)):
             self.best = accuracy
             info = with_metrics(self.info, **asdict(accuracy), epoch=epoch + 1)
             save_checkpoint(self.folder / CHECKPOINT_NAME, self.model, info)
@@ -290,12 +297,12 @@ class Trainer:
         summary = read_json(self.folder / SUMMARY_NAME)
         finished = int(metadata["finished_epochs"])
         self.history = summary["history"][:finished]
-        self.best = Accuracy(**summary["best"])
+        self.best = Accuracy(**summary["best"]) if summary["best"] else None
         return finished
 
     def _write_log(self) -> None:
         rows = io.StringIO()
-        writer = csv.DictWriter(rows, fieldnames=list(self.history[0]))
+        writer = csv.DictWriter(rows, fieldnames=HISTORY_COLUMNS)
         writer.writeheader()
         writer.writerows(self.history)
         write_atomic(self.folder / "log.csv", rows.getvalue().encode())
