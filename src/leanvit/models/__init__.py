@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from leanvit.models import exmobilevit, remvit, reswin, revit, vitae, vitaev2
+from leanvit.models import exmobilevit, micro, remvit, reswin, revit, vitae, vitaev2
 from leanvit.models._convert import from_official
 from leanvit.models._fuse import fuse
 from leanvit.models._macs import count_macs
@@ -24,6 +24,7 @@ __all__ = [
     "from_official",
     "fuse",
     "list_models",
+    "micro",
     "model_names",
     "remvit",
     "reswin",
