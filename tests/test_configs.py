@@ -1,0 +1,43 @@
+"""Shipped recipes: they parse, and each opens with what a reader needs to trust and repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from leanvit.cli import parse
+from leanvit.config import TrainConfig, from_dict, load_yaml
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
+HEADER = ("Recipe:", "Command:", "Hardware:", "Reached:", "Paper:")
+
+
+def header(recipe: Path) -> dict[str, str]:
+    lines = [line.removeprefix("# ") for line in recipe.read_text().splitlines() if line.startswith("#")]
+    return {key: line.removeprefix(key).strip() for key in HEADER for line in lines if line.startswith(key)}
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_a_training_configuration_named_after_its_model(recipe: Path) -> None:
+    config = from_dict(TrainConfig, load_yaml(recipe), recipe.name)
+    assert recipe.stem.startswith(config.model)
+    assert config.output == f"runs/{recipe.stem}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_opens_with_command_hardware_and_the_number_reached(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = header(recipe)
+    assert tuple(found) == HEADER
+    command = [word for word in shlex.split(found["Command:"]) if "=" not in word]
+    assert command[:2] == ["leanvit", "train"]
+    monkeypatch.chdir(ROOT)
+    assert parse("train", command[2:]) == from_dict(TrainConfig, load_yaml(recipe), recipe.name)
