@@ -24,6 +24,7 @@ RECIPES = Path(__file__).parent.parent / "configs" / "train"
 FILES = sorted(WEIGHTS.glob("*.safetensors"))
 NAMES = [file.name.partition(".")[0] for file in FILES]
 DELIVERED = {
+    "swin_micro",
     "vit_micro",
 }
 LIMIT = 3_000_000
