@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,12 @@ DropPathRule = Literal["linear", "official"]
 
 CACHE_TOKENS = 4096
 """Tokens worked on at a time in inference on CPU: about what keeps the widest features in the cache."""
+
+CACHE_BYTES = 8 << 20
+"""Widest features worked on at a time there: larger scratch misses the cache and is mapped anew in every call."""
+
+MIN_ROWS = 8
+"""Input rows of a band of convolutions at least: each band computes the rows at its edges again."""
 
 MANY_TOKENS = 512
 """Tokens from which full attention pays for a copy of queries, keys and values that brings heads together."""
@@ -162,6 +168,11 @@ class ParallelConv(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, C, H, W) to tokens (B, N, dims[-1])."""
+        # Asked first: an exported graph must not depend on the size.
+        if not self.training and is_eager_inference() and image.device.type == "cpu":
+            rows = self._rows_in_cache(image)
+            if rows < image.shape[2]:
+                return self._in_bands(image, rows)
         last = len(self.convs) - 1
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             image = norm(conv(image))
@@ -169,12 +180,52 @@ class ParallelConv(nn.Module):
                 image = F.silu(image, inplace=is_eager_inference())
         return as_tokens(image)
 
+    def _rows_in_cache(self, image: Tensor) -> int:
+        """Input rows whose widest features stay in the cache."""
+        width = max(_conv(conv).out_channels for conv in self.convs)
+        row_bytes = image.shape[0] * width * image.shape[3] * image.element_size()
+        return max(MIN_ROWS, CACHE_BYTES // row_bytes)
+
+    def _in_bands(self, image: Tensor, rows: int) -> Tensor:
+        """Map to tokens, about `rows` input rows at a time; exact, as each band reads its neighbours' edges."""
+        heights = [image.shape[2]]
+        for conv in self.convs:
+            heights.append((heights[-1] - 1) // _conv(conv).stride[0] + 1)
+        step = max(1, rows * heights[-1] // heights[0])
+        bands = [
+            self._band(image, start, min(start + step, heights[-1]), heights) for start in range(0, heights[-1], step)
+        ]
+        return torch.cat([as_tokens(band) for band in bands], dim=1)
+
+    def _band(self, image: Tensor, start: int, stop: int, heights: Sequence[int]) -> Tensor:
+        """Output rows `start` to `stop` alone; heights: rows of the input and of every convolution's output."""
+        padding = []
+        for conv, height in zip(reversed(self.convs), reversed(heights[:-1]), strict=True):
+            stride = _conv(conv).stride[0]
+            low, high = start * stride - 1, (stop - 1) * stride + 2
+            start, stop = max(low, 0), min(high, height)
+            padding.append((start - low, high - stop))
+        image = image[:, :, start:stop]
+        last = len(self.convs) - 1
+        for index, (module, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            conv, (top, bottom) = _conv(module), padding[last - index]
+            image = F.pad(image, (0, 0, top, bottom)) if top or bottom else image
+            image = norm(F.conv2d(image, conv.weight, conv.bias, conv.stride, (0, 1), groups=conv.groups))
+            if index < last or self.final_act:
+                image = F.silu(image, inplace=True)
+        return image
+
     def fuse_(self) -> None:
         """Fold every BatchNorm, as it is in eval mode, into the convolution before it."""
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 self.convs[index] = fuse_conv_bn_eval(conv.eval(), norm.eval())
                 self.norms[index] = nn.Identity()
+
+
+def _conv(module: nn.Module) -> nn.Conv2d:
+    """The convolution that an element of a ModuleList is, for the type checker."""
+    return cast(nn.Conv2d, module)
 
 
 class Attention(nn.Module):
@@ -239,6 +290,7 @@ class Cell(nn.Module):
     grad_checkpointing = False
     norm2: nn.Module
     mlp: nn.Module
+    mlp_width: int
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Tokens (B, N, dim) and their grid to those after the cell."""
@@ -255,8 +307,9 @@ class Cell(nn.Module):
         """y + MLP(LN(y)) of tokens (B, N, dim); y is the caller's own and may be overwritten."""
         if self.training or y.device.type != "cpu" or not is_eager_inference():
             return y + drop_path(self.mlp(self.norm2(y)))
-        for images in torch.split(y, max(1, CACHE_TOKENS // y.shape[1])):
-            for part in torch.split(images, CACHE_TOKENS, dim=1):
+        limit = min(CACHE_TOKENS, max(1, CACHE_BYTES // (self.mlp_width * y.element_size())))
+        for images in torch.split(y, max(1, limit // y.shape[1])):
+            for part in torch.split(images, limit, dim=1):
                 part += self.mlp(self.norm2(part))
         return y
 
@@ -309,6 +362,7 @@ class ReductionCell(Cell):
             )
             self.norm2 = nn.LayerNorm(token_dim, eps=REDUCTION_EPS)
             self.mlp = Mlp(token_dim, token_dim, drop=mlp_drop)
+            self.mlp_width = token_dim
             self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def compute(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -361,6 +415,7 @@ class NormalCell(Cell):
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=NORMAL_EPS)
         self.mlp = Mlp(dim, hidden, drop=proj_drop)
+        self.mlp_width = hidden
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def compute(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
