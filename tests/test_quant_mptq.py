@@ -15,7 +15,7 @@ from leanvit import MPTQConfig, quantize
 from leanvit.checkpoint import CheckpointInfo, save_checkpoint
 from leanvit.config import Preprocess
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError
-from leanvit.quant.mptq import sqnr_db
+from leanvit.quant.losses import sqnr_db
 from leanvit.quant.store import load_quantized, save_quantized
 
 

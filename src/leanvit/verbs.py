@@ -110,44 +110,69 @@ def val(config: configs.ValConfig) -> int:
     return errors.EXIT_OK
 
 
+def _load_model(spec: str) -> Any:
+    """Model and info of a checkpoint or run folder, or of an architecture with a tag, like 'vit_micro.fmnist'.
+
+    Raises CheckpointError where it is neither, or where the weights name no classes.
+    """
+    import timm
+
+    import leanvit.models  # noqa: F401 - registers our architectures
+    from leanvit.checkpoint import CheckpointInfo, build, load_checkpoint
+    from leanvit.data import preprocess_for
+
+    name, _, tag = spec.partition(".")
+    if Path(spec).exists() or not tag or not timm.is_model(name):
+        return load_checkpoint(spec)
+    labels = tuple(getattr(timm.get_pretrained_cfg(spec), "label_names", None) or ())
+    if not labels:
+        raise errors.CheckpointError(
+            f"the weights of '{spec}' name no classes, expected label_names. Give a checkpoint file."
+        )
+    model = build(spec, len(labels), pretrained=True).eval()
+    return model, CheckpointInfo(name, labels, preprocess_for(model))
+
+
 def quantize(config: configs.QuantizeConfig) -> int:
     """Quantize a checkpoint, measure it, and save it."""
-    from dataclasses import fields
-
-    from leanvit.checkpoint import load_checkpoint
-    from leanvit.config import MPTQConfig, save_yaml
+    from leanvit.config import save_yaml
     from leanvit.files import only_writer
     from leanvit.quant.measure import quantize_and_measure
     from leanvit.quant.store import save_quantized
 
-    scheme = MPTQConfig(**{f.name: getattr(config, f.name) for f in fields(MPTQConfig)})
-    model, info = load_checkpoint(config.model)
+    model, info = _load_model(config.model)
     with only_writer(config.output):
-        quantized, accuracy = quantize_and_measure(model, info, config, scheme)
+        journal = Path(config.output) / "search.jsonl" if config.has_budget else None
+        quantized, accuracy = quantize_and_measure(model, info, config, config.scheme(), journal)
         save_yaml(config, Path(config.output) / "config.yaml")
         path = save_quantized(config.output, quantized, info)
     report = quantized.report
-    name = f"W{config.weight_bits}A{config.activation_bits}"
+    name = f"average {report['average_bits']:.2f} bits" if config.has_budget or config.plan else (
+        f"W{config.weight_bits}A{config.activation_bits}"
+    )  # fmt: skip
     drop = report["float_accuracy"]["top1"] - accuracy["top1"]
     print(
         f"{name} top-1 {accuracy['top1']:.2f}% ({accuracy['correct']} of {accuracy['images']}), {drop:+.2f} points lost"
     )
     print(f"weights {report['quantized_bytes'] / 1e6:.2f} MB, float {report['float_bytes'] / 1e6:.2f} MB: {path}")
-    if config.activation_bits == 8:
+    if report["search"]:
+        print(
+            f"plan {path.with_name('plan.json')}: {report['search']['evaluations']} evaluations; edit it, then --plan"
+        )
+    if all(bits[1] == 8 for bits in quantized.plan.values()) and config.scope == "matmul":
         print(f"next: leanvit export {config.output} --data {config.data}")
     return errors.EXIT_OK
 
 
 def export(config: configs.ExportConfig) -> int:
     """Write a bundle."""
-    from leanvit.checkpoint import load_checkpoint
     from leanvit.config import save_yaml
     from leanvit.data import check_classes, load_split
     from leanvit.export.api import export as run
     from leanvit.quant.store import is_quantized, load_quantized
 
     quantized = is_quantized(config.model)
-    model, info = load_quantized(config.model) if quantized else load_checkpoint(config.model)
+    model, info = load_quantized(config.model) if quantized else _load_model(config.model)
     images = float_top1 = None
     if config.data:
         images = load_split(config.data, "val", val_fraction=info.val_fraction, seed=info.seed)

@@ -30,7 +30,7 @@ from leanvit.export.verify import (
 from leanvit.progress import Bar
 from leanvit.quant import QuantizedModel
 from leanvit.quant.graph import trace
-from leanvit.quant.mptq import Plan
+from leanvit.quant.plan import Plan
 from leanvit.runtime import Logits, Manifest, Predictor
 
 Profile = Literal["auto", "fp32", "w8a8"]

@@ -1,5 +1,6 @@
 """MPTQ: post-training quantization of any vision model that torch.export can follow."""
 
 from leanvit.quant.mptq import QuantizedModel, quantize
+from leanvit.quant.plan import Plan
 
-__all__ = ["QuantizedModel", "quantize"]
+__all__ = ["Plan", "QuantizedModel", "quantize"]

@@ -27,20 +27,26 @@ CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
 LAYER_NORM = aten.layer_norm.default
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
+GELU = (aten.gelu.default, aten.silu.default, aten.silu_.default)
+ADD = (aten.add.Tensor, aten.add_.Tensor)
 _OTHER_PRODUCTS = (aten.einsum.default, aten.addmm.default, aten.mm.default, aten.conv1d.default)
 _IDENTITIES = (aten.dropout.default, aten.alias.default, aten.detach.default, aten.feature_dropout.default)
 
-SiteKind = Literal["linear", "conv2d", "matmul"]
+SiteKind = Literal["linear", "conv2d", "matmul", "norm", "softmax", "activation", "add"]
+Scope = Literal["matmul", "full"]
+OPERANDS = {"linear": 1, "conv2d": 1, "matmul": 2, "norm": 1, "softmax": 1, "activation": 1, "add": 2}
+"""How many activations a site of each kind reads."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One product that can be quantized.
+    """One operation whose inputs can be quantized: a product, or in scope "full" also what stands between them.
 
     name: module path, e.g. 'blocks.0.attn.qkv'; attention products end in '.qk' and '.av'.
-    node: name of its node in the graph. macs: multiply-adds for one image.
+    node: name of its node in the graph. macs: multiply-adds for one image, 0 where nothing is multiplied.
     weight: name of the weight parameter, None for a product of two activations.
     weight_shape: shape of the weight, () for a product of two activations.
+    elements: of the activations that the site reads, for one image, by operand.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Site:
     macs: int
     weight: str | None = None
     weight_shape: tuple[int, ...] = ()
+    elements: tuple[int, ...] = ()
 
 
 @dataclass
@@ -99,10 +106,12 @@ def quantizer_of(module: GraphModule, node: Node) -> nn.Module | None:
     return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def trace(model: nn.Module, example: Tensor) -> QuantGraph:
+def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGraph:
     """Export `model` to a graph with a dynamic batch and find its sites.
 
     model: any vision model; it is copied, not changed. example: (B, C, H, W) float32, B at least 1.
+    scope: "matmul" takes products only; "full" also the inputs of norms, softmax, GELU and SiLU, and both
+        operands of additions.
     Raises ExportError that names the operation where torch.export can't follow the model.
     """
     model = copy.deepcopy(model).eval()
@@ -128,7 +137,7 @@ def trace(model: nn.Module, example: Tensor) -> QuantGraph:
     module = GraphModule(module, module.graph).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return QuantGraph(module, *_find_sites(module))
+    return QuantGraph(module, *_find_sites(module, scope))
 
 
 def _first_line(error: Exception) -> str:
@@ -194,30 +203,108 @@ def module_path(node: Node) -> str:
     return paths[-1] if paths else ""
 
 
-def _find_sites(module: GraphModule) -> tuple[dict[str, Site], list[str]]:
+def _find_sites(module: GraphModule, scope: Scope) -> tuple[dict[str, Site], list[str]]:
     sites: dict[str, Site] = {}
     unquantized = []
+    computed = _depends_on_input(module)
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
         if node.target is LINEAR or node.target in CONVOLUTIONS:
-            kind: SiteKind = "linear" if node.target is LINEAR else "conv2d"
             weight = node_argument(node, 1)
             if weight.op != "get_attr":
                 unquantized.append(f"{node.target} with a computed weight at {module_path(node)}")
                 continue
-            path = str(weight.target)
-            shape = tuple(get_tensor(module, path).shape)
-            macs = _numel_per_image(node) * math.prod(shape[1:])
-            name = _unique(path.removesuffix(".weight"), sites)
-            sites[name] = Site(name, kind, node.name, macs, path, shape)
+            site = _weighted_site(module, node, str(weight.target), sites)
+            sites[site.name] = site
         elif node.target in PRODUCTS:
-            name = _unique(f"{module_path(node)}.{_role(node)}".lstrip("."), sites)
-            macs = _numel_per_image(node) * int(node_argument(node, 0).meta["val"].shape[-1])
-            sites[name] = Site(name, "matmul", node.name, macs)
+            site = _product_site(node, sites)
+            sites[site.name] = site
         elif node.target in _OTHER_PRODUCTS:
             unquantized.append(f"{node.target} at {module_path(node)}")
+        elif scope == "full" and (kind := _elementwise_kind(node, computed)):
+            name = _unique(f"{module_path(node)}.{kind}".lstrip("."), sites)
+            operands = [node_argument(node, i) for i in range(OPERANDS[kind])]
+            elements = tuple(_numel_per_image(operand) for operand in operands)
+            sites[name] = Site(name, kind, node.name, 0, elements=elements)
     return sites, unquantized
+
+
+def _weighted_site(module: GraphModule, node: Node, path: str, taken: dict[str, Site]) -> Site:
+    kind: SiteKind = "linear" if node.target is LINEAR else "conv2d"
+    shape = tuple(get_tensor(module, path).shape)
+    macs = _numel_per_image(node) * math.prod(shape[1:])
+    elements = (_numel_per_image(node_argument(node, 0)),)
+    return Site(_unique(path.removesuffix(".weight"), taken), kind, node.name, macs, path, shape, elements)
+
+
+def _product_site(node: Node, taken: dict[str, Site]) -> Site:
+    name = _unique(f"{module_path(node)}.{_role(node)}".lstrip("."), taken)
+    left, right = node_argument(node, 0), node_argument(node, 1)
+    macs = _numel_per_image(node) * int(left.meta["val"].shape[-1])
+    return Site(name, "matmul", node.name, macs, elements=(_numel_per_image(left), _numel_per_image(right)))
+
+
+def _elementwise_kind(node: Node, computed: set[Node]) -> SiteKind | None:
+    """The kind of a site between products, None for operations whose inputs stay as they are."""
+    if node.target is LAYER_NORM:
+        return "norm"
+    if node.target in SOFTMAX:
+        return "softmax"
+    if node.target in GELU:
+        return "activation"
+    if node.target in ADD and all(isinstance(a, Node) and a in computed for a in node.args[:2]):
+        return "add"
+    return None
+
+
+def _depends_on_input(module: GraphModule) -> set[Node]:
+    """Nodes whose value changes with the image."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def end_sites(graph: QuantGraph) -> set[str]:
+    """Sites that read the image or give the logits: the patch embedding and the classifiers."""
+    nodes = graph.nodes()
+    output = next(n for n in graph.module.graph.nodes if n.op == "output")
+    ends = set()
+    for site in graph.sites.values():
+        node = nodes[site.node]
+        if site.weight and (_reads_image(node_argument(node, 0)) or _gives_output(node, output)):
+            ends.add(site.name)
+    return ends
+
+
+def _reads_image(node: Node) -> bool:
+    while node.op == "call_function" and (node.target in _ELEMENTWISE or node.target in RESHAPES):
+        node = node_argument(node, 0)
+    return node.op == "placeholder"
+
+
+def _gives_output(node: Node, output: Node) -> bool:
+    """Whether nothing but averages and shape operations follow."""
+    follow = (*_ELEMENTWISE, *RESHAPES)
+    return all(u is output or (u.target in follow and _gives_output(u, output)) for u in node.users)
+
+
+def source_kind(node: Node) -> str | None:
+    """'softmax' or 'gelu' (SiLU too) where a tensor is such an output, perhaps reshaped or quantized; else None."""
+    while node.op in ("call_function", "call_module") and node.args:
+        if node.op == "call_module":
+            node = node_argument(node, 0)
+            continue
+        if node.target in SOFTMAX:
+            return "softmax"
+        if node.target in GELU:
+            return "gelu"
+        if node.target not in RESHAPES:
+            return None
+        node = node_argument(node, 0)
+    return None
 
 
 def _numel_per_image(node: Node) -> int:
@@ -242,9 +329,15 @@ def _role(node: Node) -> str:
     """'qk' for scores on their way to a softmax, 'av' for a product with softmax output, else 'matmul'."""
     if _comes_from_softmax(node.args[0]):
         return "av"
-    return "qk" if _reaches_softmax(node) else "matmul"
+    return "qk" if reaches_softmax(node) else "matmul"
 
 
+RESHAPES = (
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.expand.default,
+    aten.select.int, aten.slice.Tensor, aten.to.dtype, aten._to_copy.default, aten.pad.default,
+    aten._unsafe_view.default, aten.mean.dim, aten.stack.default, aten.roll.default,
+)  # fmt: skip
 _ELEMENTWISE = (
     aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar,
     aten.addcmul.default,
@@ -264,11 +357,12 @@ def _comes_from_softmax(node: Any) -> bool:
     return False
 
 
-def _reaches_softmax(node: Node, depth: int = 12) -> bool:
+def reaches_softmax(node: Node, depth: int = 12) -> bool:
+    """Whether elementwise operations lead from a node to a softmax, `depth` of them at most."""
     if depth == 0:
         return False
     return any(
-        user.target in SOFTMAX or (user.target in _ELEMENTWISE and _reaches_softmax(user, depth - 1))
+        user.target in SOFTMAX or (user.target in _ELEMENTWISE and reaches_softmax(user, depth - 1))
         for user in node.users
     )
 
@@ -291,6 +385,6 @@ class Recorder(Interpreter):
 
 
 def site_inputs(graph: QuantGraph, site: Site) -> list[Node]:
-    """Nodes whose values a site multiplies and that need an activation quantizer: one, or two for matmul."""
+    """Nodes whose values a site reads and that need an activation quantizer: one, or two for matmul and add."""
     node = graph.node(site.node)
-    return [node_argument(node, i) for i in range(2 if site.kind == "matmul" else 1)]
+    return [node_argument(node, i) for i in range(OPERANDS[site.kind])]

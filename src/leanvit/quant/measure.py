@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,22 @@ from torch import nn
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data import Loader, check_classes, load_split, to_input
+from leanvit.errors import ConfigError
+from leanvit.files import read_json
 from leanvit.quant.mptq import QuantizedModel, quantize
 from leanvit.train import evaluate
 
 
 def quantize_and_measure(
-    model: nn.Module, info: CheckpointInfo, config: QuantizeConfig, scheme: MPTQConfig
+    model: nn.Module,
+    info: CheckpointInfo,
+    config: QuantizeConfig,
+    scheme: MPTQConfig,
+    journal: Path | None = None,
 ) -> tuple[QuantizedModel, dict[str, Any]]:
     """Quantize on training images and measure float and quantized accuracy on validation images.
 
+    journal: file that keeps the evaluations of a search, so that a killed one goes on where it was.
     Returns the QuantizedModel, whose report holds both accuracies, and the quantized accuracy.
     """
     train_images, val_images = (
@@ -30,9 +39,23 @@ def quantize_and_measure(
     chosen = np.random.default_rng(config.seed).permutation(len(train_images))[: config.calibration_images]
     calibration = Loader(train_images.subset(chosen), info.preprocess, config.batch_size)
     batches = [to_input(pixels, info.preprocess) for pixels, _ in calibration]
-    quantized = quantize(model, torch.cat(batches), scheme)
+    plan = load_plan(config.plan) if config.plan else None
+    quantized = quantize(model, torch.cat(batches), scheme, plan=plan, journal=journal)
     loader = Loader(val_images, info.preprocess, config.batch_size)
     float_accuracy = asdict(evaluate(model, loader))
     accuracy = asdict(evaluate(quantized.module, loader))
     quantized.report |= {"accuracy": accuracy, "float_accuracy": float_accuracy, "data": config.data}
     return quantized, accuracy
+
+
+def load_plan(path: str) -> dict[str, Iterable[int]]:
+    """A plan from a JSON file {site: [weight bits, activation bits]}. Raises ConfigError where it is none."""
+    if not Path(path).is_file():
+        raise ConfigError(f"plan {path}: no such file. leanvit quantize writes plan.json beside its model.")
+    try:
+        plan = read_json(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"plan {path} is not valid JSON: {error}. Correct the file.") from error
+    if not isinstance(plan, dict) or not all(isinstance(v, list) for v in plan.values()):
+        raise ConfigError(f"plan {path}: expected {{site: [weight bits, activation bits], ...}}. Correct the file.")
+    return plan

@@ -6,7 +6,8 @@ that feeds only linears (W, c), per channel j:
     b_j = (max X_j + min X_j) / 2        s_j = max|X_j - b_j|^a / max_o |W_oj|^(1 - a)
     gamma' = gamma / s    beta' = (beta - b) / s    W' = W diag(s)    c' = c + W b
 
-The float function is unchanged to rounding; what is quantized afterwards has even, centred channels.
+The float function is unchanged to rounding; what is quantized afterwards has even, centred channels. The
+exponent a is the caller's, or searched for every norm by the quantization error of the linears (ours).
 """
 
 from __future__ import annotations
@@ -18,11 +19,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from leanvit.quant.graph import LAYER_NORM, LINEAR, QuantGraph, aten, get_tensor, module_path, node_argument, set_tensor
+from leanvit.quant.graph import (
+    LAYER_NORM,
+    LINEAR,
+    QuantGraph,
+    Site,
+    aten,
+    get_tensor,
+    module_path,
+    node_argument,
+    set_tensor,
+)
 from leanvit.quant.observe import Statistics
+from leanvit.quant.plan import Plan
+from leanvit.quant.quantizers import code_range, fake_quantize
+from leanvit.quant.samples import SiteSample
+from leanvit.quant.search import fit_activation, search_weight_scale
 
 DEAD_RANGE = 1e-6
 SCALE_LIMITS = (1e-3, 1e3)
+EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
+_ANY_LINEAR = Site("linear", "linear", "", 0)
 
 _KEEPS_CHANNELS_LAST = (
     aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default,
@@ -123,21 +140,66 @@ def smoothing_terms(
 
 
 def smooth(
-    graph: QuantGraph, statistics: dict[str, Statistics], kind: Literal["sq", "sq-b"], alpha: float = 0.5
+    graph: QuantGraph,
+    statistics: dict[str, Statistics],
+    kind: Literal["sq", "sq-b"],
+    alpha: float | dict[str, float | None] = 0.5,
 ) -> list[str]:
     """Apply SmoothQuant or SQ-b in place to every norm that can absorb it.
 
-    statistics: of each norm's node. Returns one line for each norm that was left out, with the reason.
+    statistics: of each norm's node. alpha: the exponent of all norms, or of each by node name; None there
+    leaves the norm as it is. Returns one line for each norm that was left out, with the reason.
     """
     groups, left_out = find_groups(graph)
     nodes = graph.nodes()
     for group in groups:
+        exponent = alpha.get(group.norm) if isinstance(alpha, dict) else alpha
+        if exponent is None:
+            continue
         linears = [nodes[name] for name in group.linears]
         weights = [graph.parameter(node_argument(linear, 1)) for linear in linears]
-        scale, shift = smoothing_terms(statistics[group.norm], weights, alpha, centre=kind == "sq-b")
+        scale, shift = smoothing_terms(statistics[group.norm], weights, exponent, centre=kind == "sq-b")
         _apply(graph, nodes[group.norm], linears, scale, shift)
     graph.module.recompile()
     return left_out
+
+
+def search_exponents(
+    graph: QuantGraph, statistics: dict[str, Statistics], kind: Literal["sq", "sq-b"], plan: Plan
+) -> dict[str, float | None]:
+    """The exponent of every norm with the least output error of its linears at the plan's bits (ours).
+
+    statistics: of each norm's node, with rows. Returns {norm: exponent}, None where nothing beats the norm as it
+    is: smoothing then never costs more, on the sample, than it gains.
+    """
+    nodes = graph.nodes()
+    by_node = {site.node: site.name for site in graph.sites.values()}
+    found: dict[str, float | None] = {}
+    for group in find_groups(graph)[0]:
+        bits = next((plan[by_node[n]] for n in group.linears if by_node.get(n) in plan), None)
+        if bits is None:
+            found[group.norm] = None
+            continue
+        seen = statistics[group.norm]
+        weights = [graph.parameter(node_argument(nodes[name], 1)) for name in group.linears]
+        stacked, rows = torch.cat(weights), seen.rows
+        errors: dict[float | None, float] = {None: _site_error(rows, stacked, bits)}
+        for exponent in EXPONENTS:
+            scale, shift = smoothing_terms(seen, weights, exponent, centre=kind == "sq-b")
+            errors[exponent] = _site_error((rows - shift) / scale, stacked * scale, bits)
+        found[group.norm] = min(errors, key=errors.__getitem__)
+    return found
+
+
+def _site_error(rows: Tensor, weight: Tensor, bits: tuple[int, int]) -> float:
+    """Squared output error of a linear with both sides quantized; a constant part is the bias's to mend."""
+    sample = SiteSample(_ANY_LINEAR, (rows,), ((rows.min(), rows.max()),), None, weight, (None,))
+    quantizer, _ = fit_activation(sample, 0, bits[1])
+    scale = search_weight_scale(weight, bits[0], rows.square().mean(0))
+    low, high = code_range(bits[0], symmetric=True)
+    held = fake_quantize(weight, scale[:, None], weight.new_zeros(()), low, high)
+    error = quantizer(rows) @ held.t() - rows @ weight.t()
+    return float((error - error.mean(0)).square().sum())
 
 
 def _apply(graph: QuantGraph, norm: Node, linears: list[Node], scale: Tensor, shift: Tensor) -> None:
@@ -159,12 +221,12 @@ def _apply(graph: QuantGraph, norm: Node, linears: list[Node], scale: Tensor, sh
             _add_bias(graph, linear, path, added)
 
 
-def add_missing_biases(graph: QuantGraph, names: set[str]) -> None:
-    """Give linears without bias a zero one where `names` (of stored tensors) says that smoothing added it."""
+def add_missing_biases(graph: QuantGraph, names: set[str] | None = None) -> None:
+    """Give linears without bias a zero one: all, or those that `names` (of stored tensors) says had one added."""
     for node in graph.module.graph.nodes:
         if node.target is LINEAR and (len(node.args) < 3 or node.args[2] is None):
             weight = str(node_argument(node, 1).target)
-            if f"{weight.removesuffix('.weight')}.bias" in names:
+            if weight.endswith(".weight") and (names is None or f"{weight.removesuffix('.weight')}.bias" in names):
                 out_features = get_tensor(graph.module, weight).shape[0]
                 _add_bias(graph, node, weight, torch.zeros(out_features))
     graph.module.recompile()
@@ -173,7 +235,8 @@ def add_missing_biases(graph: QuantGraph, names: set[str]) -> None:
 def _add_bias(graph: QuantGraph, linear: Node, weight_path: str, value: Tensor) -> None:
     owner_path, _, _ = weight_path.rpartition(".")
     owner = graph.module.get_submodule(owner_path)
-    owner.register_parameter("bias", nn.Parameter(value.float(), requires_grad=False))
+    weight = get_tensor(graph.module, weight_path)
+    owner.register_parameter("bias", nn.Parameter(value.to(weight), requires_grad=False))
     with graph.module.graph.inserting_before(linear):
         bias = graph.module.graph.get_attr(f"{owner_path}.bias".lstrip("."))
     linear.args = (linear.args[0], linear.args[1], bias)

@@ -15,8 +15,10 @@ from leanvit.checkpoint import CheckpointInfo, build, info_from_metadata, read_t
 from leanvit.config import MPTQConfig, from_dict, to_dict
 from leanvit.errors import CheckpointError
 from leanvit.files import write_atomic, write_json
+from leanvit.quant.attach import Forms, attach
 from leanvit.quant.graph import trace
-from leanvit.quant.mptq import Plan, QuantizedModel, attach
+from leanvit.quant.mptq import QuantizedModel
+from leanvit.quant.plan import Plan
 from leanvit.quant.smooth import add_missing_biases
 
 QUANTIZED_NAME = "quantized.safetensors"
@@ -30,6 +32,7 @@ def save_quantized(folder: str | Path, quantized: QuantizedModel, info: Checkpoi
         "leanvit": json.dumps(to_dict(info)),
         "config": json.dumps(to_dict(quantized.config)),
         "plan": json.dumps(quantized.plan),
+        "forms": json.dumps(quantized.forms),
         "report": json.dumps(quantized.report),
     }
     write_atomic(folder / QUANTIZED_NAME, save(tensors, metadata))
@@ -58,9 +61,10 @@ def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
     config = from_dict(MPTQConfig, json.loads(metadata["config"]), f"{path}: config")
     plan: Plan = {site: (bits[0], bits[1]) for site, bits in json.loads(metadata["plan"]).items()}
     model: nn.Module = build(info.architecture, len(info.labels), **info.kwargs)
-    graph = trace(model, torch.zeros(2, 3, *info.preprocess.input_size))
+    forms: Forms = {name: (form, heads) for name, (form, heads) in json.loads(metadata.get("forms", "{}")).items()}
+    graph = trace(model, torch.zeros(2, 3, *info.preprocess.input_size), config.scope)
     add_missing_biases(graph, set(tensors))
-    attach(graph, plan)
+    attach(graph, plan, forms)
     missing, unexpected = graph.module.load_state_dict(tensors, strict=False)
     if missing or unexpected:
         raise CheckpointError(
@@ -69,7 +73,7 @@ def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
         )
     report: dict[str, Any] = json.loads(metadata["report"])
     example = torch.zeros(1, 3, *info.preprocess.input_size)
-    return QuantizedModel(graph, plan, report, config, example, info.preprocess), info
+    return QuantizedModel(graph, plan, report, config, example, info.preprocess, forms), info
 
 
 def with_preprocess(quantized: QuantizedModel, info: CheckpointInfo) -> QuantizedModel:

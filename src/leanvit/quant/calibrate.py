@@ -1,0 +1,273 @@
+"""Set every quantizer in one walk through the graph, float and quantized network side by side.
+
+All calibration images go through node by node. Where a quantizer stands, its site's operands are at hand as
+the float network gives them and as the quantized one, up to here, gives them; the parameters are set at once
+and the walk goes on with what they make of the data. Each image is computed once in each network, whatever
+the number of sites, and only live tensors are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node, map_arg
+
+from leanvit.progress import Bar
+from leanvit.quant.attach import Forms
+from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, get_tensor, node_argument, quantizer_of
+from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
+from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, Pair, conv_patches, correct
+from leanvit.quant.samples import SiteSample, take_sample
+from leanvit.quant.search import choose_form, fit_activation, search_weight_scale
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How quantizers are set.
+
+    search: ranges by least output error; False: minimum and maximum. two_region: kinds of sources ("gelu",
+    "softmax") whose quantizers below 8 bits have two regions. choose: also try the other forms, and take the
+    best. per_head: parameters for each head. sequential: calibrate on what the quantized network gives.
+    correct: closed-form correction, error-feedback rounding and bias correction of weights.
+    """
+
+    search: bool = True
+    two_region: frozenset[str] = frozenset({"gelu", "softmax"})
+    choose: bool = False
+    per_head: bool = False
+    sequential: bool = False
+    correct: bool = False
+
+
+@dataclass
+class Calibrated:
+    """What the walk found: the form of every quantizer, and notes for the report by site."""
+
+    forms: Forms = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def forms_of(sample: SiteSample, operand: int, bits: int, choices: Choices) -> list[Form]:
+    """The forms to try for one operand: uniform at 8 bits, whose codes cover every grid of the others."""
+    kind = sample.kinds[operand]
+    if bits >= 8 or kind is None or kind not in choices.two_region or not choices.search:
+        return ["uniform"]
+    if not choices.choose:
+        return ["two-region"]
+    return ["two-region", "uniform", "log2", "log-sqrt2"] if kind == "softmax" else ["two-region", "uniform"]
+
+
+def fit(sample: SiteSample, operand: int, bits: int, choices: Choices) -> tuple[ActivationQuantizer, Tensor]:
+    """The quantizer of one operand as `choices` say, and its squared output error."""
+    if not choices.search:
+        return fit_activation(sample, operand, bits, search=False)
+    return choose_form(sample, operand, bits, forms_of(sample, operand, bits, choices), per_head=choices.per_head)
+
+
+class _Walk:
+    """The state of one walk: the values of live nodes in both networks."""
+
+    def __init__(self, graph: QuantGraph, reference: GraphModule, images: Tensor, choices: Choices) -> None:
+        self.graph, self.reference, self.choices = graph, reference, choices
+        self.images = len(images)
+        self.truth: dict[Node, Any] = {}
+        self.values: dict[Node, Any] = {}
+        self.samples: dict[str, SiteSample] = {}
+        self.result = Calibrated()
+        self.sites = {site.node: site for site in graph.sites.values()}
+        self.inputs = images
+
+    def step(self, node: Node) -> None:
+        """Compute one node in both networks, setting the quantizer that it may be."""
+        quantizer = quantizer_of(self.graph.module, node)
+        if isinstance(quantizer, ActivationQuantizer):
+            source = node_argument(node, 0)
+            quantizer = self._set_activation(node, quantizer.bits)
+            self.truth[node], self.values[node] = self.truth[source], quantizer(self.values[source])
+        elif isinstance(quantizer, WeightQuantizer):
+            site = self._site(node)
+            self.truth[node] = get_tensor(self.reference, str(site.weight))
+            self._set_weight(node, site, quantizer)
+            self.values[node] = quantizer()
+        elif node.op == "placeholder":
+            self.truth[node] = self.values[node] = self.inputs
+        elif node.op == "get_attr":
+            self.truth[node] = get_tensor(self.reference, str(node.target))
+            self.values[node] = get_tensor(self.graph.module, str(node.target))
+        elif node.op == "call_function":
+            self.truth[node] = call_node(node, self.truth)
+            self.values[node] = call_node(node, self.values)
+
+    def _site(self, node: Node) -> Site:
+        return self.sites[next(user.name for user in node.users if user.name in self.sites)]
+
+    def _set_activation(self, node: Node, bits: int) -> ActivationQuantizer:
+        readers = [user for user in node.users if user.name in self.sites]
+        site = self.sites[readers[0].name]
+        operand = next(i for i in range(OPERANDS[site.kind]) if readers[0].args[i] is node)
+        sample = self._sample(site, readers)
+        fitted, error = fit(sample, operand, bits, self.choices)
+        self.graph.module.set_submodule(str(node.target), fitted)
+        self.result.forms[str(node.target)] = (fitted.form, fitted.heads)
+        notes = self.result.notes.setdefault(site.name, {})
+        notes[f"form_{operand}"] = fitted.form
+        notes[f"error_{operand}"] = float(error.sum())
+        return fitted
+
+    def _sample(self, site: Site, readers: list[Node]) -> SiteSample:
+        if site.name not in self.samples:
+            env = self.values if self.choices.sequential else self.truth
+            node = self.graph.node(site.node)
+            operands = tuple(self._value(env, node_argument(node, i)) for i in range(OPERANDS[site.kind]))
+            weights = [get_tensor(self.reference, str(self.sites[r.name].weight)) for r in readers
+                       if self.sites[r.name].kind == "linear"]  # fmt: skip
+            weight = torch.cat(weights) if weights and site.kind == "linear" else None
+            self.samples[site.name] = take_sample(self.graph, site, operands, weight)
+        return self.samples[site.name]
+
+    def _value(self, env: dict[Node, Any], node: Node) -> Any:
+        """What a quantizer reads, or what it gave where it is shared and its source is no longer held."""
+        source = self._source(node)
+        return env[source] if source in env else env[node]
+
+    def _source(self, node: Node) -> Node:
+        is_quantizer = isinstance(quantizer_of(self.graph.module, node), ActivationQuantizer)
+        return node_argument(node, 0) if is_quantizer else node
+
+    def _set_weight(self, node: Node, site: Site, quantizer: WeightQuantizer) -> None:
+        weight = get_tensor(self.reference, str(site.weight))
+        reader = self.graph.node(site.node)
+        if self.choices.correct and self._correct(site, reader, weight, quantizer):
+            return
+        x = self.truth[node_argument(reader, 0)]
+        importance = None
+        if site.kind == "linear":
+            importance = x.float().square().mean(dim=tuple(range(x.dim() - 1)))
+        quantizer.set_weight(weight, search_weight_scale(weight, quantizer.bits, importance))
+
+    def _correct(self, site: Site, reader: Node, weight: Tensor, quantizer: WeightQuantizer) -> bool:
+        """Correct a linear or convolution with a bias of its own; False where it can't be."""
+        bias = reader.args[2] if len(reader.args) > 2 else None
+        if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1 or weight[0].numel() > MAX_INPUTS:
+            return False
+        x, target = self.values[node_argument(reader, 0)], call_node(reader, self.truth)
+        target = target + self._gathered_error(reader, target)
+        groups = 1
+        if site.kind == "conv2d":
+            if isinstance(reader.args[4] if len(reader.args) > 4 else None, str):
+                return False
+            options = conv_options(reader)
+            groups = options[3]
+            rows, aims = conv_patches(x, weight, options), target.flatten(2).transpose(1, 2)
+        else:
+            rows, aims = x.reshape(1, -1, x.shape[-1]), target
+        aims = aims.reshape(rows.shape[1], groups, -1).transpose(0, 1)
+        rows, aims = _thin(rows, aims)
+        grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
+        done = correct(grouped, rows, aims, quantizer.bits, ridge=True, images=self.images)
+        quantizer.set_codes(done.codes, done.scale.flatten())
+        path = str(bias.target)
+        get_tensor(self.graph.module, path).data.copy_(done.bias.flatten())
+        self.values[bias] = get_tensor(self.graph.module, path)
+        self.result.notes.setdefault(site.name, {})["ridge"] = done.correction
+        return True
+
+    def _gathered_error(self, reader: Node, target: Tensor) -> Tensor | float:
+        """What the residual branch that the site is added to has gathered so far; the site may take it back."""
+        users = list(reader.users)
+        if len(users) != 1 or users[0].target not in ADD:
+            return 0.0
+        others = [a for a in users[0].args[:2] if isinstance(a, Node) and a is not reader]
+        known = [self._source(other) for other in others if self._source(other) in self.values]
+        if len(known) != 1 or not isinstance(self.values[known[0]], Tensor):
+            return 0.0
+        error: Tensor = self.truth[known[0]] - self.values[known[0]]
+        return error if error.shape == target.shape else 0.0
+
+
+def call_node(node: Node, env: dict[Node, Any]) -> Any:
+    """Run one call_function node on the values of `env`."""
+    arguments = map_arg(node.args, lambda n: env[n])
+    keywords = map_arg(node.kwargs, lambda n: env[n])
+    return node.target(*arguments, **keywords)  # type: ignore[operator]
+
+
+def conv_options(node: Node) -> tuple[Pair, Pair, Pair, int]:
+    """Stride, padding, dilation and groups of a convolution node, each axis on its own."""
+    given: list[Any] = [*node.args[3:], *(None,) * 4][:4]
+    stride, padding, dilation = (_pair(value, default) for value, default in zip(given[:3], (1, 0, 1), strict=True))
+    return stride, padding, dilation, int(given[3] or 1)
+
+
+def _pair(value: Any, default: int) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    first, last = (value[0], value[-1]) if value else (default, default)
+    return first, last
+
+
+def _thin(rows: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
+    """Every so-many-th row where there are more than the correction needs; images stay together."""
+    step = -(-rows.shape[1] // MAX_ROWS)
+    # An odd step walks through all columns of a map, an even one would see every other.
+    step += step % 2 == 0
+    return (rows, aims) if step == 1 else (rows[:, ::step], aims[:, ::step])
+
+
+@torch.no_grad()
+def calibrate(graph: QuantGraph, reference: nn.Module, images: Tensor, choices: Choices) -> Calibrated:
+    """Set all quantizers of `graph` (see the module) on calibration images.
+
+    graph: with quantizers attached. reference: the float graph module, its nodes of the same names.
+    images: (N, 3, H, W), normalised, on the graph's device.
+    """
+    walk = _Walk(graph, reference, images, choices)  # type: ignore[arg-type]
+    nodes = list(graph.module.graph.nodes)
+    last_use = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
+    ending: dict[int, list[Node]] = {}
+    for source, index in last_use.items():
+        ending.setdefault(index, []).append(source)
+    with Bar("quantizing", len(nodes)) as bar:
+        for index, node in enumerate(nodes):
+            walk.step(node)
+            for source in ending.get(index, []):
+                walk.truth.pop(source, None)
+                walk.values.pop(source, None)
+            bar.advance()
+    return walk.result
+
+
+@torch.no_grad()
+def run_nodes(module: GraphModule, images: Tensor, step: Callable[[Node, Any], Any]) -> None:
+    """Run a float graph node by node on all images at once; `step` sees every value and returns what goes on."""
+    env: dict[Node, Any] = {}
+    nodes = list(module.graph.nodes)
+    last_use = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
+    for index, node in enumerate(nodes):
+        if node.op == "placeholder":
+            value: Any = images
+        elif node.op == "get_attr":
+            value = get_tensor(module, str(node.target))
+        elif node.op == "call_function":
+            value = call_node(node, env)
+        else:
+            continue
+        env[node] = step(node, value)
+        for source in node.all_input_nodes:
+            if last_use[source] == index:
+                env.pop(source, None)
+
+
+def observe_nodes(module: GraphModule, wanted: set[str], images: Tensor, record: Callable[[Node, Any], None]) -> None:
+    """Run a float graph on all images at once and hand the values of the named nodes to `record`."""
+
+    def step(node: Node, value: Any) -> Any:
+        if node.name in wanted:
+            record(node, value)
+        return value
+
+    run_nodes(module, images, step)

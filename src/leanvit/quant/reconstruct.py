@@ -1,0 +1,195 @@
+"""Error reduction beyond the paper: closed-form correction of a weight, and rounding that feeds errors back.
+
+A site computes W x + c; quantized it sees x' in place of x and should still give the float target y. In closed
+form, over the calibration rows, centred, with H = E[x' x'^T]:
+
+    ridge        W* = W + E[(y - W x') x'^T] (H + lambda I)^-1     lambda by rows held out     (ERQ, arXiv 2407.06794)
+    rounding     column by column, each error passed on to the columns left, weighted by H^-1  (GPTQ, 2210.17323)
+    descent      each code in turn to its least of (w - q) H (w - q)^T, until done twice       (QuantEase, 2309.01885)
+    bias         c* = E[y] - W_q E[x']
+
+The target may hold the error that a residual branch has gathered so far, which the site then takes back.
+All functions work on groups (g, ...) at once, so that grouped convolutions need no loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanvit.quant.quantizers import code_range
+
+Pair = tuple[int, int]
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
+"""Candidate lambdas, in units of the mean diagonal of H; beside them, no correction at all."""
+
+DAMPING = 0.01
+SCALE_SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.64, 0.55)
+BLOCK = 64
+MAX_ROWS = 16384
+MAX_INPUTS = 4096
+"""Inputs of an output channel up to which H is inverted; wider sites keep nearest rounding."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """codes: (g, out, in) whole numbers. scale: (g, out). bias: (g, out). correction: lambda taken, None: none."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    correction: float | None
+
+
+@torch.no_grad()
+def correct(weight: Tensor, x: Tensor, target: Tensor, bits: int, *, ridge: bool, images: int) -> Corrected:
+    """Quantize one site's weight so that its output stays near `target` on the rows that calibration gives.
+
+    weight: (g, out, in) float. x: (g, rows, in), the quantized inputs, rows of one image together.
+    target: (g, rows, out), the wanted output with its bias. images: number of images, so that whole ones are held out.
+    """
+    weight, x, target = weight.float(), x.float(), target.float()
+    chosen = choose_ridge(weight, x, target, images) if ridge else None
+    mean_x, mean_y = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    centred = x - mean_x
+    hessian = centred.transpose(1, 2) @ centred / x.shape[1]
+    if chosen is not None:
+        weight = weight + ridge_shift(weight, centred, target - mean_y, hessian, chosen)
+    codes, scale = round_with_feedback(weight, hessian, bits)
+    codes, scale = descend(weight, hessian, codes, scale, bits)
+    bias = mean_y - mean_x @ (codes * scale[..., None]).transpose(1, 2)
+    return Corrected(codes, scale, bias[:, 0], chosen)
+
+
+def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> float | None:
+    """The lambda with the least error on the last quarter of the images; None where no correction is better."""
+    per_image = x.shape[1] // max(1, images)
+    kept = max(1, images - max(1, images // 4)) * per_image
+    if per_image == 0 or kept >= x.shape[1]:
+        return None
+    mean_x, mean_y = x[:, :kept].mean(1, keepdim=True), target[:, :kept].mean(1, keepdim=True)
+    train, held = x[:, :kept] - mean_x, x[:, kept:] - mean_x
+    train_y, held_y = target[:, :kept] - mean_y, target[:, kept:] - mean_y
+    hessian = train.transpose(1, 2) @ train / kept
+    residual = held_y - held @ weight.transpose(1, 2)
+    least, best = float(residual.square().sum()), None
+    for candidate in RIDGES:
+        shift = ridge_shift(weight, train, train_y, hessian, candidate)
+        error = float((residual - held @ shift.transpose(1, 2)).square().sum())
+        if error < least:
+            least, best = error, candidate
+    return best
+
+
+def ridge_shift(weight: Tensor, x: Tensor, target: Tensor, hessian: Tensor, strength: float) -> Tensor:
+    """What to add to the weight: the ridge regression of the output error on the (centred) quantized inputs."""
+    error = target - x @ weight.transpose(1, 2)
+    moment = x.transpose(1, 2) @ error / x.shape[1]
+    return torch.cholesky_solve(moment, _factor(hessian, strength)).transpose(1, 2)
+
+
+def _factor(hessian: Tensor, share: float) -> Tensor:
+    """Cholesky factor of H + share * mean diagonal; a dead group gets the identity."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-10)
+    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    factor, failed = torch.linalg.cholesky_ex(hessian + (share * diagonal)[:, None, None] * eye)
+    if failed.any():
+        factor = torch.linalg.cholesky(hessian.double() + (10 * share * diagonal)[:, None, None] * eye).to(hessian)
+    return factor
+
+
+def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """GPTQ with several scales for every output channel side by side; the best is kept, channel by channel.
+
+    weight: (g, out, in); hessian: (g, in, in). Returns codes (g, out, in) and scale (g, out).
+    """
+    low, high = code_range(bits, symmetric=True)
+    groups, outs, ins = weight.shape
+    shares = weight.new_tensor(SCALE_SHARES)
+    largest = weight.abs().amax(-1).clamp(min=1e-8) / high
+    scale = (largest[:, None, :] * shares[None, :, None]).reshape(groups, -1)
+    repeated = weight.repeat(1, len(shares), 1)
+    codes = _feedback(repeated, hessian, scale, low, high)
+    error = repeated - codes * scale[..., None]
+    cost = ((error @ hessian) * error).sum(-1).view(groups, len(shares), outs)
+    best = cost.argmin(1)
+    pick = best[:, None, :, None].expand(-1, 1, -1, ins)
+    chosen = codes.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
+    return chosen, scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
+
+
+def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    order = hessian.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
+    back = order.argsort()
+    hessian = hessian[:, order][:, :, order]
+    inverse = torch.cholesky_inverse(_factor(hessian, DAMPING))
+    upper = torch.linalg.cholesky_ex(inverse, upper=True)[0]
+    left = weight[..., order].clone()
+    codes = torch.empty_like(left)
+    ins = left.shape[-1]
+    for start in range(0, ins, BLOCK):
+        stop = min(start + BLOCK, ins)
+        part, triangle = left[..., start:stop].clone(), upper[:, start:stop, start:stop]
+        errors = torch.empty_like(part)
+        for column in range(stop - start):
+            value = part[..., column]
+            code = (value / scale).round_().clamp_(low, high)
+            codes[..., start + column] = code
+            error = (value - code * scale) / triangle[:, column, column, None]
+            part[..., column:] -= error[..., None] * triangle[:, column, None, column:]
+            errors[..., column] = error
+        left[..., stop:] -= errors @ upper[:, start:stop, stop:]
+    return codes[..., back]
+
+
+def descend(
+    weight: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor, bits: int, passes: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Coordinate descent on the codes and least squares on the scales in turn; the error never grows.
+
+    Shapes as in `round_with_feedback`.
+    """
+    low, high = code_range(bits, symmetric=True)
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1).clamp(min=1e-10)
+    codes = codes.clone()
+    for _ in range(passes):
+        spread = codes @ hessian
+        refit = (spread * weight).sum(-1) / (spread * codes).sum(-1).clamp(min=1e-12)
+        scale = torch.where((refit > 0.3 * scale) & (refit < 3 * scale), refit, scale)
+        gradient = (weight - codes * scale[..., None]) @ hessian
+        for start in range(0, weight.shape[-1], BLOCK):
+            block = slice(start, start + BLOCK)
+            moved = _descend_block(codes[..., block], gradient[..., block], hessian[:, block, block],
+                                   diagonal[:, block], scale, low, high)  # fmt: skip
+            gradient -= (moved * scale[..., None]) @ hessian[:, block]
+    return codes, scale
+
+
+def _descend_block(
+    codes: Tensor, gradient: Tensor, hessian: Tensor, diagonal: Tensor, scale: Tensor, low: int, high: int
+) -> Tensor:
+    """Improve the codes of one block in place; returns by how many steps each moved."""
+    before, local = codes.clone(), gradient.clone()
+    for column in range(codes.shape[-1]):
+        current = codes[..., column]
+        wanted = current + local[..., column] / (diagonal[:, column, None] * scale)
+        better = wanted.round_().clamp_(low, high)
+        step = (better - current) * scale
+        local -= step[..., None] * hessian[:, None, column]
+        codes[..., column] = better
+    return codes - before
+
+
+def conv_patches(x: Tensor, weight: Tensor, options: tuple[Pair, Pair, Pair, int]) -> Tensor:
+    """The inputs of every place of a convolution: (B, C, H, W) to (groups, B places, C / groups * k * k).
+
+    options: stride, padding, dilation and groups.
+    """
+    stride, padding, dilation, groups = options
+    batch, channels = x.shape[:2]
+    patches = F.unfold(x, (weight.shape[2], weight.shape[3]), dilation=dilation, padding=padding, stride=stride)
+    patches = patches.view(batch, groups, channels // groups * weight.shape[2] * weight.shape[3], -1)
+    return patches.permute(1, 0, 3, 2).flatten(1, 2)
