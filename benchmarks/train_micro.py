@@ -5,6 +5,9 @@
 trains configs/train/revit_micro_fmnist.yaml, goes on where a run was cut off, and skips a run that is finished.
 Packed are the weights of the LAST epoch: the 10,000 test images choose nothing. They are rounded to fp16 and
 measured again as they will be loaded; a file above 3 MB is refused.
+
+DeiT and ReSwin start from the packed weights of their plain siblings, ViT and Swin (see STARTS): what they add, the
+distillation token and the carried logits, is learned in few epochs.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from leanvit.checkpoint import load_checkpoint, load_weights, read_tensors, save_checkpoint, with_metrics
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leanvit.checkpoint import build, load_checkpoint, load_weights, read_tensors, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, from_dict, load_yaml
 from leanvit.data import Loader, load_split
 from leanvit.errors import CheckpointError
@@ -25,6 +32,21 @@ from leanvit.train import LAST_NAME, SUMMARY_NAME, evaluate, run
 
 RECIPES = Path(__file__).parent.parent / "configs" / "train"
 LARGEST_BYTES = 3_000_000
+STARTS: dict[str, tuple[str, dict[str, str]]] = {
+    "deit_micro": ("vit_micro", {}),
+    # The authors of ReSwin count a downsampling to the stage before it.
+    "reswin_micro": (
+        "swin_micro",
+        {"layers.1.downsample": "layers.0.downsample", "layers.2.downsample": "layers.1.downsample", "head.fc": "head"},
+    ),
+}
+"""model: (whose packed weights it starts from, prefixes of parameters that are called otherwise)"""
+
+
+def command(name: str) -> str:
+    """What trains a model anew."""
+    plain = f"leanvit train --config configs/train/{name}_fmnist.yaml"
+    return f"python benchmarks/train_micro.py {name}" if name in STARTS else plain
 
 
 def finished(config: TrainConfig) -> bool:
@@ -33,7 +55,25 @@ def finished(config: TrainConfig) -> bool:
     return summary.is_file() and len(read_json(summary)["history"]) == config.epochs
 
 
-def pack(config: TrainConfig, recipe: Path) -> str:
+def write_start(config: TrainConfig) -> None:
+    """Write config.initial_checkpoint: the sibling's weights, and fresh ones for what the sibling hasn't."""
+    sibling, renamed = STARTS[config.model]
+    torch.manual_seed(config.seed)
+    weights: dict[str, Tensor] = dict(build(config.model, 10).state_dict())
+    for key, value in read_tensors(weights_file(sibling))[0].items():
+        prefix = next((old for old in renamed if key.startswith(f"{old}.")), "")
+        key = renamed[prefix] + key.removeprefix(prefix) if prefix else key
+        if key == "pos_embed":
+            # The tokens that are not of the image come first; the new one among them keeps its fresh position.
+            new = weights[key].shape[1] - value.shape[1]
+            value = torch.cat([value[:, :1], weights[key][:, 1 : 1 + new].to(value.dtype), value[:, 1:]], dim=1)
+        weights[key] = value.to(weights[key].dtype)
+    path = Path(str(config.initial_checkpoint))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+
+
+def pack(config: TrainConfig) -> str:
     """Write the package's file for a finished run; returns a line for the table.
 
     Raises CheckpointError where the file would be larger than 3 MB.
@@ -53,7 +93,7 @@ def pack(config: TrainConfig, recipe: Path) -> str:
         "images": accuracy.images,
         "epoch": config.epochs,
         "minutes": round(seconds / 60, 1),
-        "command": f"leanvit train --config configs/train/{recipe.name}",
+        "command": command(config.model),
         "date": datetime.now(UTC).date().isoformat(),
     }
     path = weights_file(config.model)
@@ -80,8 +120,10 @@ def main() -> None:
         recipe = RECIPES / f"{name}_fmnist.yaml"
         config = from_dict(TrainConfig, load_yaml(recipe), str(recipe))
         if not finished(config):
+            if name in STARTS:
+                write_start(config)
             run(replace(config, resume=(Path(config.output) / LAST_NAME).is_file()))
-        sys.stdout.write(pack(config, recipe) + "\n")
+        sys.stdout.write(pack(config) + "\n")
 
 
 if __name__ == "__main__":

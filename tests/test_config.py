@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 from leanvit import config as configs
 from leanvit.cli import VERBS
 from leanvit.config import (
+    BEST_PASSES,
     BenchmarkConfig,
+    Budget,
     DemoConfig,
     ExportConfig,
     MPTQConfig,
     PredictConfig,
     Preprocess,
     QuantizeConfig,
+    Scheme,
     TrainConfig,
     ValConfig,
     from_dict,
@@ -58,7 +61,21 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+LIMITS = ("average_bits", "model_bytes", "bitops", "latency_ms", "latency_table", "plan")
+
+
+def budgets() -> st.SearchStrategy[Budget]:
+    limit = st.floats(2, 8)
+    return st.one_of(
+        limit.map(lambda value: Budget(average_bits=value)),
+        st.integers(1, 10**9).map(lambda value: Budget(model_bytes=value)),
+        limit.map(lambda value: Budget(latency_ms=value, latency_table="table.json", levels=(8, 4))),
+    )
+
+
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    if hint is Budget:
+        return budgets()
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return st.sampled_from(args)
@@ -79,9 +96,13 @@ def instances(cls: type) -> st.SearchStrategy[Any]:
     def of_field(name: str) -> st.SearchStrategy[Any]:
         if name == "smoothing" and hints[name] is float:
             return share
+        if name == "passes":
+            return st.lists(st.sampled_from(BEST_PASSES), unique=True).map(tuple)
         return RANGES[name] if name in RANGES else values_of(hints[name])
 
-    return st.fixed_dictionaries({f.name: of_field(f.name) for f in dataclasses.fields(cls)}).map(lambda v: cls(**v))
+    values = st.fixed_dictionaries({f.name: of_field(f.name) for f in dataclasses.fields(cls)})
+    # At most one limit, and a latency limit only with its table: the rest is refused, by tests of its own.
+    return values.map(lambda v: {**v, **dict.fromkeys(LIMITS)} if cls is QuantizeConfig else v).map(lambda v: cls(**v))
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -309,5 +330,33 @@ def test_mutable_defaults_are_not_shared() -> None:
 
 
 def test_quantize_takes_every_option_of_the_scheme() -> None:
-    assert {f.name for f in dataclasses.fields(MPTQConfig)} <= {f.name for f in dataclasses.fields(QuantizeConfig)}
+    assert {f.name for f in dataclasses.fields(Scheme)} <= {f.name for f in dataclasses.fields(QuantizeConfig)}
     assert typing.get_type_hints(QuantizeConfig)["weight_bits"] is int
+    config = QuantizeConfig(model="m", mode="best", average_bits=5.0, seed=3)
+    assert config.scheme() == MPTQConfig(mode="best", seed=3, budget=Budget(average_bits=5.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, "no limit"),
+        ({"average_bits": 5.0, "bitops": 10}, "exactly one"),
+        ({"average_bits": 0.0}, "above 0"),
+        ({"latency_ms": 3.0}, "go together"),
+        ({"average_bits": 5.0, "levels": (4, 8)}, "falling"),
+        ({"average_bits": 5.0, "levels": (16, 8)}, "falling"),
+    ],
+)
+def test_a_budget_that_says_too_little_or_too_much_is_refused(values: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        Budget(**values)
+
+
+def test_a_plan_and_a_budget_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="expected one"):
+        QuantizeConfig(model="m", plan="plan.json", average_bits=5.0)
+
+
+def test_unknown_passes_are_named_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'balance'"):
+        MPTQConfig(passes=("balanced",))

@@ -162,16 +162,22 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def _yaml_loader(yaml: Any) -> Any:
     """A safe loader that reads 1e-3 as a number, as JSON and YAML 1.2 do; YAML 1.1 reads a string."""
-    loader = type("Loader", (yaml.SafeLoader,), {})
+    return _with_exponents(yaml.SafeLoader)
+
+
+def _with_exponents(base: Any) -> Any:
+    """A loader or dumper to which 1e-3 is a number: the dumper then quotes strings that look like one."""
+    changed = type(base.__name__, (base,), {})
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))  # type: ignore[attr-defined]
-    return loader
+    changed.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))  # type: ignore[attr-defined]
+    return changed
 
 
 def save_yaml(config: Any, path: str | Path) -> None:
     """Write a configuration with all its defaults resolved, in the order of its fields; atomically."""
     yaml = require("yaml")
-    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    text = yaml.dump(to_dict(config), Dumper=_with_exponents(yaml.SafeDumper), sort_keys=False)
+    write_atomic(path, text.encode())
 
 
 def _require_at_least(config: Any, least: int, *names: str) -> None:

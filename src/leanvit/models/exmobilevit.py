@@ -34,6 +34,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._paper import PaperResult
+from leanvit.models._pretrained import fashion_mnist_cfg
 
 OFFICIAL_SIZE = 256
 OFFICIAL_WINDOWS = ((25, 32), (9, 16))
@@ -553,7 +554,7 @@ default_cfgs = generate_default_cfgs(
         "exmobilevit_576.in1k": _cfg(),
         "exmobilevit_640.in1k": _cfg(),
         "exmobilevit_928.in1k": _cfg(),
-        "exmobilevit_micro.untrained": _cfg(size=32, grid=2, crop_pct=1.0),
+        "exmobilevit_micro.fmnist": {**_cfg(size=32, grid=2), **fashion_mnist_cfg("exmobilevit_micro")},
         "mobilevitv2_050_exshortcut.untrained": _cfg(crop_pct=0.888, mean=(0.0,) * 3, std=(1.0,) * 3),
     }
 )

@@ -45,6 +45,7 @@ from leanvit.models._attention import (
     residual_logits,
 )
 from leanvit.models._paper import PaperResult
+from leanvit.models._pretrained import fashion_mnist_cfg
 
 Residual = Literal["index", "aligned"]
 POOLS = ("", "avg", "avgmax", "max")
@@ -476,7 +477,7 @@ def _cfg(size: int = 224) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.untrained": {**_cfg(32), "crop_pct": 1.0}}
+    {"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("reswin_micro")}}
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -48,6 +48,7 @@ from leanvit.models._attention import (
     residual_logits,
 )
 from leanvit.models._paper import PaperResult
+from leanvit.models._pretrained import fashion_mnist_cfg
 
 AttentionMemory = Literal["auto", "quadratic", "linear"]
 Carried = Tensor | History | None
@@ -455,8 +456,7 @@ default_cfgs = generate_default_cfgs(
         "revit_tiny_patch16_224.in1k": _cfg(),
         "revit_small_patch16_224.in1k": _cfg(),
         "revit_base_patch16_224.in1k": _cfg(),
-        # The whole image: at 32 px a crop of the border costs strokes and seams.
-        "revit_micro.untrained": {**_cfg(32), "crop_pct": 1.0},
+        "revit_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("revit_micro")},
     }
 )
 

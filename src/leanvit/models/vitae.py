@@ -45,6 +45,7 @@ from leanvit.models._cells import (
     drop_path_rates,
 )
 from leanvit.models._paper import PaperResult
+from leanvit.models._pretrained import fashion_mnist_cfg
 
 ReductionType = Literal["performer", "performer_less"]
 EPSILON = 1e-8
@@ -323,7 +324,7 @@ default_cfgs = generate_default_cfgs(
         "vitae_base.mae_in1k": _cfg(plain=True),
         "vitae_large.mae_in1k": _cfg(plain=True),
         "vitae_huge.mae_in1k": _cfg(plain=True),
-        "vitae_micro.untrained": {**_cfg(32, dilations=3), "crop_pct": 1.0},
+        "vitae_micro.fmnist": {**_cfg(32, dilations=3), **fashion_mnist_cfg("vitae_micro")},
     }
 )
 

@@ -42,6 +42,7 @@ from leanvit.models._cells import (
     in_pieces,
 )
 from leanvit.models._paper import PaperResult
+from leanvit.models._pretrained import fashion_mnist_cfg
 
 AttentionType = Literal["window", "full"]
 
@@ -238,7 +239,7 @@ default_cfgs = generate_default_cfgs(
         "vitaev2_small.in1k": _cfg(),
         "vitaev2_48m.in1k": _cfg(),
         "vitaev2_base.in1k": _cfg(),
-        "vitaev2_micro.untrained": {**_cfg(32, dilations=3), "crop_pct": 1.0},
+        "vitaev2_micro.fmnist": {**_cfg(32, dilations=3), **fashion_mnist_cfg("vitaev2_micro")},
     }
 )
 
