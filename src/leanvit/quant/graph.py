@@ -281,8 +281,13 @@ def end_sites(graph: QuantGraph) -> set[str]:
 
 def _reads_image(node: Node) -> bool:
     while node.op == "call_function" and (node.target in _ELEMENTWISE or node.target in RESHAPES):
-        node = node_argument(node, 0)
+        node = _first_source(node)
     return node.op == "placeholder"
+
+
+def _first_source(node: Node) -> Node:
+    """The first operand of an operation; of aten.stack, which takes a list, its first member."""
+    return node.all_input_nodes[0] if isinstance(node.args[0], list | tuple) else node_argument(node, 0)
 
 
 def _gives_output(node: Node, output: Node) -> bool:
@@ -303,7 +308,7 @@ def source_kind(node: Node) -> str | None:
             return "gelu"
         if node.target not in RESHAPES:
             return None
-        node = node_argument(node, 0)
+        node = _first_source(node)
     return None
 
 

@@ -197,8 +197,11 @@ class _ChannelFinder:
                     self.operands[user.name, position] = (found, ones.flatten()[0])
         elif source.target in PRODUCTS and user.target is LINEAR and _is_plain(user):
             heads, dim = source.meta["val"].shape[-3], source.meta["val"].shape[-1]
-            flat = index.reshape(-1)
-            if isinstance(heads, int) and len(flat) == heads * dim and _count_distinct(flat) == len(flat):
+            # Shape (..., channels), the same at every token.
+            tokens = index.reshape(-1, index.shape[-1])
+            flat = tokens[0]
+            same = bool((tokens == flat).all())
+            if same and isinstance(heads, int) and len(flat) == heads * dim and _count_distinct(flat) == len(flat):
                 # flat[c] is the (head, channel) that stands at input c; turned round, the input of each.
                 self.readers[source.name] = Channels(user, flat.argsort().view(heads, dim))
 
@@ -282,7 +285,12 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _head_rows(source: Node, index: Tensor) -> Channels | None:
     """The channels of a linear behind an operand (heads, N, head_dim), or (heads, head_dim, N) for keys."""
-    if index.dim() != 3:
+    if index.dim() < 3:
+        return None
+    # Shape (windows, heads, N, head_dim) where windows aren't folded into the batch: all alike.
+    windows = index.reshape(-1, *index.shape[-3:])
+    index = windows[0]
+    if not bool((windows == index).all()):
         return None
     for tokens_at in (1, 2):
         first = index.select(tokens_at, 0)

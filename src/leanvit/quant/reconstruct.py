@@ -122,12 +122,12 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
 
 
 def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    order = hessian.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
-    back = order.argsort()
-    hessian = hessian[:, order][:, :, order]
+    order = hessian.diagonal(dim1=-2, dim2=-1).argsort(-1, descending=True)
+    back = order.argsort(-1)[:, None, :].expand_as(weight)
+    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None, :].expand_as(hessian))
     inverse = torch.cholesky_inverse(_factor(hessian, DAMPING))
     upper = torch.linalg.cholesky_ex(inverse, upper=True)[0]
-    left = weight[..., order].clone()
+    left = weight.gather(2, order[:, None, :].expand_as(weight))
     codes = torch.empty_like(left)
     ins = left.shape[-1]
     for start in range(0, ins, BLOCK):
@@ -142,7 +142,7 @@ def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: in
             part[..., column:] -= error[..., None] * triangle[:, column, None, column:]
             errors[..., column] = error
         left[..., stop:] -= errors @ upper[:, start:stop, stop:]
-    return codes[..., back]
+    return codes.gather(2, back)
 
 
 def descend(
