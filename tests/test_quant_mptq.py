@@ -152,3 +152,60 @@ def test_a_float_checkpoint_is_not_taken_for_a_quantized_one(model: nn.Module, t
     save_checkpoint(tmp_path / "quantized.safetensors", model, info)
     with pytest.raises(CheckpointError, match="no quantization plan"):
         load_quantized(tmp_path)
+
+
+@pytest.mark.parametrize("scope", ["matmul", "full"])
+@pytest.mark.parametrize("mode", ["paper", "best"])
+def test_low_bit_models_of_every_mode_round_trip(model: nn.Module, tmp_path: Path, mode: str, scope: str) -> None:
+    config = MPTQConfig(weight_bits=4, activation_bits=4, mode=mode, scope=scope)
+    quantized = quantize(model, images(16), config)
+    assert {form for form, _ in quantized.forms.values()} >= {"uniform", "two-region"}
+    info = CheckpointInfo("revit_micro", tuple("0123456789"), Preprocess(input_size=(32, 32)))
+    save_quantized(tmp_path, quantized, info)
+    x = images(4, seed=3)
+    assert torch.equal(load_quantized(tmp_path)[0].module(x), quantized.module(x))
+
+
+def test_best_is_never_worse_than_paper_on_the_calibration_loss(model: nn.Module) -> None:
+    report = quantize(model, images(16), MPTQConfig(weight_bits=4, activation_bits=4, mode="best")).report
+    losses = report["kl_divergence"]
+    assert report["calibration"]["kl_divergence"] == min(losses.values())
+    assert losses["best"] < losses["paper"]
+
+
+def test_an_edited_plan_is_applied(model: nn.Module) -> None:
+    plan = {name: list(bits) for name, bits in quantize(model, images(16)).plan.items()}
+    plan["blocks.0.mlp.fc2"] = [3, 6]
+    del plan["blocks.1.mlp.fc1"]
+    quantized = quantize(model, images(16), plan=plan)
+    assert quantized.plan["blocks.0.mlp.fc2"] == (3, 6)
+    held = quantized.module.get_submodule("quantizer_blocks_0_mlp_fc2_weight")
+    assert int(held.codes.abs().max()) == 3
+    assert not any("blocks_1_mlp_fc1" in name for name, _ in quantized.module.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("plan", "found"),
+    [
+        ({"blocks.0.mlp.fc3": [4, 4]}, "unknown site 'blocks.0.mlp.fc3'. Did you mean"),
+        ({"blocks.0.mlp.fc2": [4]}, "has \\[4\\], expected \\[weight bits, activation bits\\]"),
+        ({"blocks.0.mlp.fc2": [1, 4]}, "of 2 to 8"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(model: nn.Module, plan: dict, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        quantize(model, images(16), plan=plan)
+
+
+def test_scope_full_quantizes_what_stands_between_products(model: nn.Module) -> None:
+    plan = quantize(model, images(16), MPTQConfig(scope="full")).plan
+    kinds = {name.rpartition(".")[2] for name in plan}
+    assert kinds >= {"norm", "softmax", "activation", "add"}
+    assert plan["blocks.0.norm1.norm"] == (0, 8)
+    assert plan["blocks.0.add"] == (8, 8)
+
+
+def test_what_depends_on_the_seed_repeats(model: nn.Module) -> None:
+    config = MPTQConfig(weight_bits=4, activation_bits=4, mode="best", seed=3)
+    first, second = (quantize(model, images(16), config).module.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)

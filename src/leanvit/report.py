@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit import _svg as svg
+from leanvit import report_quant
 from leanvit._svg import Markup, finite, fixed, join, significant, tag
 from leanvit._version import __version__
 from leanvit.errors import DataError
@@ -413,6 +414,7 @@ def quantization_section(run: Run) -> Markup | None:
     parts = [_plans_table(run.quantized, lowest)]
     if order:
         parts += [_sqnr_figure(names, order, by_run, [name for _, name in lowest]), _plan_figure(names, order, by_run)]
+    parts += report_quant.inside(run.quantized)
     parts.append(tag("h3", "What was left out, and why"))
     for lines, who in _shared(run.quantized, _left_out):
         parts.append(tag("p", ", ".join(who), ":"))

@@ -477,7 +477,10 @@ def _cfg(size: int = 224) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {"reswin_tiny_patch4_window7_224.in1k": _cfg(), "reswin_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("reswin_micro")}}
+    {
+        "reswin_tiny_patch4_window7_224.in1k": _cfg(),
+        "reswin_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("reswin_micro")},
+    }
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {

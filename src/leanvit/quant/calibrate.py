@@ -65,7 +65,9 @@ def fit(sample: SiteSample, operand: int, bits: int, choices: Choices) -> tuple[
     """The quantizer of one operand as `choices` say, and its squared output error."""
     if not choices.search:
         return fit_activation(sample, operand, bits, search=False)
-    return choose_form(sample, operand, bits, forms_of(sample, operand, bits, choices), per_head=choices.per_head)
+    # 8-bit operands keep one scale for the tensor: what integer kernels take.
+    per_head = choices.per_head and bits < 8
+    return choose_form(sample, operand, bits, forms_of(sample, operand, bits, choices), per_head=per_head)
 
 
 class _Walk:
