@@ -217,7 +217,7 @@ def test_official_pool_takes_256_px_only() -> None:
     [
         ({"pool": "corner"}, "pool is 'corner'"),
         ({"global_pool": "token"}, "global_pool is 'token'"),
-        ({"global_pool": ""}, "with 1000 classes"),
+        ({"global_pool": ""}, "with 10 classes"),
         ({"channels": (8, 8, 0)}, "the last above 0"),
         ({"channels": (8,) * 6}, "has 5 scales"),
         ({"channels": (-1, 8)}, "has 5 scales"),
