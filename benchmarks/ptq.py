@@ -1,0 +1,323 @@
+"""Accuracy of MPTQ on the micro models, trained on Fashion-MNIST (10,000 real test images).
+
+    python benchmarks/ptq.py                      default table: paper and best, eight settings, all models
+    python benchmarks/ptq.py --ablation           the paper's ablation at W4A4, and `best` without each of its passes
+    python benchmarks/ptq.py --random-plans 20    Greedy MP at 5 bits beside uniform 5 and random plans of equal cost
+    python benchmarks/ptq.py --search             Greedy MP beside the plain greedy search: evaluations and loss
+
+Calibration images are drawn from the training split, by seed; accuracy is of all test images, given as a count. Rows
+are written to --output one by one; those that a file already has are not measured again, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+import leanvit.models
+from leanvit.bench import machine
+from leanvit.config import BEST_PASSES, Budget, MPTQConfig
+from leanvit.data import Loader, load_split, preprocess_for, to_input
+from leanvit.files import read_json, write_json
+from leanvit.quant import quantize
+from leanvit.quant.allocate import Costs, Greedy, Journal, allocate, plain_greedy, stepped
+from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites
+from leanvit.quant.mptq import choices_of, prepare
+from leanvit.quant.plan import Plan
+
+RESULTS = Path(__file__).parent / "results"
+WEIGHTS = Path(leanvit.models.__file__).parent / "weights"
+METHODS = ("paper", "best")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "W8A8": {"weight_bits": 8, "activation_bits": 8},
+    "W6A6": {"weight_bits": 6, "activation_bits": 6},
+    "W4A4": {"weight_bits": 4, "activation_bits": 4},
+    "W3A4": {"weight_bits": 3, "activation_bits": 4},
+    "MP 5": {"budget": Budget(average_bits=5)},
+    "MP 4": {"budget": Budget(average_bits=4)},
+    "full W8A8": {"weight_bits": 8, "activation_bits": 8, "scope": "full"},
+    "full MP 6": {"budget": Budget(average_bits=6), "scope": "full"},
+}
+W4A4 = SETTINGS["W4A4"]
+NAIVE = {"smoothing": "none", "ratio_search": False}
+ABLATION: dict[str, dict[str, Any]] = {
+    "min-max": {**W4A4, **NAIVE, "range_search": False},
+    "none": {**W4A4, **NAIVE},
+    "SmoothQuant": {**W4A4, "smoothing": "sq", "ratio_search": False},
+    "SQ-b": {**W4A4, "ratio_search": False},
+    "SQ-b + OPT-m": W4A4,
+    "SQ-b + OPT-m + Greedy MP": SETTINGS["MP 4"],
+    "best": {**W4A4, "mode": "best"},
+    **{
+        f"best without {name}": {**W4A4, "mode": "best", "passes": tuple(p for p in BEST_PASSES if p != name)}
+        for name in BEST_PASSES
+    },
+}
+
+
+class Results:
+    """Rows in a JSON file, written after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = read_json(path)["rows"] if path.is_file() else []
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The row with these values, or None."""
+        return next((r for r in self.rows if all(r.get(k) == v for k, v in key.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row, on disk at once."""
+        row["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.rows.append(row)
+        write_json(self.path, {"version": 1, "machine": machine(), "torch": torch.__version__, "rows": self.rows})
+
+
+class Bench:
+    """One model with its float self, its images, and what has been measured of it."""
+
+    def __init__(self, name: str, args: argparse.Namespace, results: Results) -> None:
+        self.name, self.args, self.results = name, args, results
+        self.model = timm.create_model(name, pretrained=True).eval()
+        self.preprocess = preprocess_for(self.model)
+        self.train = load_split("fashion-mnist", "train")
+        test = load_split("fashion-mnist", "val")
+        chosen = np.arange(min(args.images, len(test)))
+        self.batches = [(to_input(p, self.preprocess), y) for p, y in Loader(test.subset(chosen), self.preprocess, 250)]
+        key = {"model": name, "method": "float", "images": len(chosen)}
+        if not results.find(**key):
+            self._write({**key, "setting": "float", "seed": None, "correct": self.correct(self.model)})
+
+    def calibration(self, seed: int, count: int | None = None) -> Tensor:
+        """Training images for one seed, (N, 3, H, W)."""
+        chosen = np.random.default_rng(seed).permutation(len(self.train))[: count or self.args.calibration]
+        loader = Loader(self.train.subset(chosen), self.preprocess, 128)
+        return torch.cat([to_input(pixels, self.preprocess) for pixels, _ in loader])
+
+    @torch.no_grad()
+    def correct(self, module: nn.Module) -> int:
+        """How many test images a network gets right."""
+        right = 0
+        for images, labels in self.batches:
+            logits = module(images)
+            logits = sum(logits) / len(logits) if isinstance(logits, (tuple, list)) else logits
+            right += int((logits.argmax(1) == labels).sum())
+        return right
+
+    def measure(self, method: str, setting: str, seed: int, config: MPTQConfig, plan: Plan | None = None) -> Plan:
+        """One row: quantize, count, write; returns the plan. A row that is there is not measured again."""
+        images = sum(len(y) for _, y in self.batches)
+        key = {"model": self.name, "method": method, "setting": setting, "seed": seed, "images": images}
+        key["calibration"] = self.args.calibration
+        found = self.results.find(**key)
+        if found:
+            return {name: (bits[0], bits[1]) for name, bits in found["plan"].items()} if "plan" in found else {}
+        quantized = quantize(self.model, self.calibration(seed), config, plan=plan)
+        report = quantized.report
+        row = {
+            **key,
+            "correct": self.correct(quantized.module),
+            "kl": report["calibration"]["kl_divergence"],
+            "seconds": round(report["seconds"], 1),
+            "average_bits": report["average_bits"],
+            "quantized_bytes": report["quantized_bytes"],
+            "evaluations": report["search"]["evaluations"] if report["search"] else None,
+        }
+        if config.budget is not None:
+            row["plan"] = {name: list(bits) for name, bits in quantized.plan.items()}
+        self._write(row)
+        return quantized.plan
+
+    def _write(self, row: dict[str, Any]) -> None:
+        row["top1"] = 100 * row["correct"] / row["images"]
+        self.results.add(row)
+        extra = f" kl {row['kl']:.4f} {row['seconds']:.0f} s" if "kl" in row else ""
+        print(
+            f"{row['model']} {row['method']} {row['setting']} seed {row['seed']}: {row['top1']:.2f}{extra}", flush=True
+        )
+
+
+def default_table(bench: Bench, seed: int) -> None:
+    """Paper and best at every setting."""
+    for setting in bench.args.settings:
+        for method in METHODS:
+            bench.measure(method, setting, seed, MPTQConfig(**SETTINGS[setting], mode=method, seed=seed))
+
+
+def ablation(bench: Bench, seed: int) -> None:
+    """The paper's passes one by one, then `best` without each of its own."""
+    for method, keys in ABLATION.items():
+        bench.measure(method, "ablation", seed, MPTQConfig(**keys, seed=seed))
+
+
+def random_plans(bench: Bench, seed: int) -> None:
+    """Greedy MP at 5 bits beside uniform 5 bits and random plans that cost as much."""
+    five = MPTQConfig(weight_bits=5, activation_bits=5, seed=seed)
+    bench.measure("uniform", "average 5", seed, five)
+    budget = Budget(average_bits=5)
+    bench.measure("Greedy MP", "average 5", seed, replace(five, budget=budget))
+    graph = prepare(bench.model, [bench.calibration(seed)[:2]], replace(five, smoothing="none")).graph
+    for number in range(bench.args.random_plans):
+        plan = random_plan(graph, budget, np.random.default_rng([seed, number]))
+        bench.measure(f"random {number}", "average 5", seed, five, plan)
+
+
+def random_plan(graph: QuantGraph, budget: Budget, generator: np.random.Generator) -> Plan:
+    """From 8 bits down by one at random operands until the budget holds."""
+    ends = end_sites(graph)
+    free = [name for name in graph.sites if name not in ends]
+    two = {n: bool(s.weight) or OPERANDS[s.kind] == 2 for n, s in graph.sites.items()}
+    plan: Plan = {name: (8 if two[name] else 0, 8) for name in graph.sites}
+    costs = Costs(graph, budget, free)
+    candidates = [(name, part) for name in free for part in ((0, 1) if two[name] else (1,))]
+    while costs.of(plan) > costs.limit:
+        name, part = candidates[generator.integers(len(candidates))]
+        plan[name] = stepped(plan[name], part, max(2, plan[name][part] - 1))
+    return plan
+
+
+class TimeIsUpError(Exception):
+    """The plain search has had its seconds."""
+
+
+def search(bench: Bench, seed: int) -> None:
+    """Evaluations and loss of Greedy MP beside the plain search, on the same images and quantizers."""
+    args = bench.args
+    key = {"model": bench.name, "method": "search", "seed": seed, "calibration": args.search_images}
+    key["setting"] = f"average {args.search_average:g}"
+    if bench.results.find(**key):
+        return
+    levels = tuple(args.search_levels)
+    config = MPTQConfig(budget=Budget(average_bits=args.search_average, levels=levels), seed=seed)
+    choices = choices_of(config)
+    prepared = prepare(bench.model, [bench.calibration(seed, args.search_images)], config)
+    started = time.monotonic()
+    plan, report = allocate(prepared.graph, prepared.images, config, choices)
+    seconds = time.monotonic() - started
+    journal = Journal(None, prepared.graph, prepared.images, config)
+    start = Greedy(prepared.graph, prepared.images, config, choices, journal)
+    ours = start.evaluator.loss(plan)
+    graph = prepared.graph
+    candidates = [
+        (name, part)
+        for name in start.free
+        for part in ((0, 1) if graph.sites[name].weight or OPERANDS[graph.sites[name].kind] == 2 else (1,))
+    ]
+    count, latest, started = 0, dict(start.plan), time.monotonic()
+
+    def loss(values: Plan) -> float:
+        nonlocal count, latest
+        if time.monotonic() - started > args.search_seconds:
+            raise TimeIsUpError
+        count, latest = count + 1, values
+        return start.evaluator.loss(values)
+
+    row: dict[str, Any] = {
+        **key,
+        "levels": list(levels),
+        "evaluations": report["evaluations"],
+        "loss": ours,
+        "seconds": round(seconds, 1),
+        "finished": True,
+    }
+    try:
+        reached = plain_greedy(start.plan, candidates, levels, start.costs, loss)
+        plain = start.evaluator.loss(reached)
+        row |= {"plain_loss": plain, "loss_ratio": ours / plain}
+    except TimeIsUpError:
+        row |= {"finished": False, "plain_cost_reached": start.costs.of(latest)}
+    row |= {
+        "plain_evaluations": count,
+        "evaluation_share": report["evaluations"] / max(count, 1),
+        "plain_seconds": round(time.monotonic() - started, 1),
+    }
+    bench.results.add(row)
+    print(row, flush=True)
+
+
+def markdown(results: Results, models: list[str]) -> str:
+    """Tables of all rows: top-1 by model, averaged over seeds; then the searches."""
+    rows = [r for r in results.rows if r["model"] in models and "top1" in r]
+    kinds = list(dict.fromkeys((r["method"], r["setting"]) for r in rows if not r["method"].startswith("random")))
+    known = [m for m in models if any(r["model"] == m for r in rows)]
+    lines = [f"| Method | Bits | {' | '.join(known)} | mean loss | KL | seconds |", "|---" * (len(known) + 5) + "|"]
+    floats = {r["model"]: r["top1"] for r in rows if r["method"] == "float"}
+    for method, setting in kinds:
+        cells, losses = [], []
+        mine = [r for r in rows if (r["method"], r["setting"]) == (method, setting)]
+        for model in known:
+            tops = [r["top1"] for r in mine if r["model"] == model]
+            cells.append(f"{mean(tops):.2f}" + (f" ({len(tops)} seeds)" if len(tops) > 1 else "") if tops else "")
+            losses += [floats[model] - mean(tops)] if tops else []
+        measured = [r for r in mine if "kl" in r]
+        kl = f"{mean(r['kl'] for r in measured):.4f}" if measured else ""
+        seconds = f"{mean(r['seconds'] for r in measured):.0f}" if measured else ""
+        lines.append(f"| {method} | {setting} | {' | '.join(cells)} | {mean(losses):.2f} | {kl} | {seconds} |")
+    drawn: dict[str, list[float]] = {}
+    for row in rows:
+        if row["method"].startswith("random"):
+            drawn.setdefault(row["model"], []).append(row["top1"])
+    lines += [
+        f"\n{model}: {len(tops)} random plans: best {max(tops):.2f}, mean {mean(tops):.2f}, worst {min(tops):.2f}"
+        for model, tops in drawn.items()
+    ]
+    searches = [r for r in results.rows if r["method"] == "search" and r["model"] in models]
+    if searches:
+        lines += ["", "| Model | Budget | Evaluations | plain | share | Loss | plain | ratio |", "|---" * 8 + "|"]
+    for r in searches:
+        plain = f"{r['plain_loss']:.5f} | {r['loss_ratio']:.3f}" if r["finished"] else "not finished | "
+        lines.append(
+            f"| {r['model']} | {r['setting']} | {r['evaluations']} | {r['plain_evaluations']} | "
+            f"{r['evaluation_share']:.1%} | {r['loss']:.5f} | {plain} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what was asked for and print the table."""
+    packed = sorted(path.name.split(".")[0] for path in WEIGHTS.glob("*.fmnist.safetensors"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=packed, choices=packed, metavar="MODEL", help=", ".join(packed))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="choices of the calibration images")
+    parser.add_argument("--images", type=int, default=10_000, help="test images")
+    parser.add_argument("--calibration", type=int, default=128, help="calibration images")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--ablation", action="store_true", help="the ablation instead of the default table")
+    parser.add_argument("--random-plans", type=int, nargs="?", const=20, default=0, help="compare with so many")
+    parser.add_argument("--search", action="store_true", help="compare with the plain greedy search (two models)")
+    parser.add_argument("--search-images", type=int, default=32)
+    parser.add_argument("--search-average", type=float, default=5.0)
+    parser.add_argument("--search-levels", type=int, nargs="+", default=[8, 7, 6, 5, 4, 3, 2])
+    parser.add_argument("--search-seconds", type=float, default=1800, help="longest plain search of one model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the table of what is there")
+    parser.add_argument("--output", type=Path, help="JSON of the rows; default: benchmarks/results/ptq[_...].json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    chosen = (
+        (ablation, "ptq_ablation.json") if args.ablation
+        else (random_plans, "ptq_random.json") if args.random_plans
+        else (search, "ptq_search.json") if args.search
+        else (default_table, "ptq.json")
+    )  # fmt: skip
+    results = Results(args.output or RESULTS / chosen[1])
+    if not args.table:
+        models = args.models[:2] if args.search else args.models
+        for seed in args.seeds[:1] if args.search else args.seeds:
+            for name in models:
+                chosen[0](Bench(name, args, results), seed)
+    print(markdown(results, args.models))
+
+
+if __name__ == "__main__":
+    main()
