@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import multiprocessing
+import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -49,7 +50,7 @@ def _status(key: str) -> float:
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, commit, time and seed."""
+    """Machine and how busy it is, versions, commit, time and seed."""
     command = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     return {
@@ -58,6 +59,7 @@ def facts() -> dict[str, Any]:
         "commit": commit.strip() or None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": SEED,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 

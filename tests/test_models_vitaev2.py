@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -285,6 +286,25 @@ def test_inference_in_pieces_gives_the_same_and_overwrites_no_result(monkeypatch
     assert kept
     for out, copy in kept:
         assert torch.equal(out, copy)
+
+
+@torch.no_grad()
+def test_convolutions_in_bands_of_rows_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = timm.create_model("vitaev2_micro", num_classes=10).eval(), images(2, 96, 160)
+    random_norms(model)
+    whole = model(x)
+    bands: list[int] = []
+    band = _cells.ParallelConv._band
+
+    def counted(self: _cells.ParallelConv, image: Tensor, start: int, stop: int, heights: Sequence[int]) -> Tensor:
+        bands.append(stop - start)
+        return band(self, image, start, stop, heights)
+
+    monkeypatch.setattr(_cells.ParallelConv, "_band", counted)
+    monkeypatch.setattr(_cells, "CACHE_BYTES", 1 << 12)
+    torch.testing.assert_close(model(x), whole, atol=1e-5, rtol=0)
+    assert len(bands) > len(model.stages)
 
 
 @torch.no_grad()
