@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
-    from leanvit.config import MPTQConfig
+    from leanvit.config import Budget, MPTQConfig
     from leanvit.export.api import export
     from leanvit.quant import QuantizedModel, quantize
     from leanvit.runtime import Predictor
@@ -22,13 +22,14 @@ for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_switch, "1")
 
 _LAZY = {
+    "Budget": "leanvit.config",
     "MPTQConfig": "leanvit.config",
     "Predictor": "leanvit.runtime",
     "QuantizedModel": "leanvit.quant",
     "quantize": "leanvit.quant",
 }
 
-__all__ = ["MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize"]
+__all__ = ["Budget", "MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

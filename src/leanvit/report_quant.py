@@ -89,8 +89,8 @@ def _histograms(report: Json) -> Markup:
         )
         charts.append(tag("div", tag("h4", title), chart, tag("p", said)))
     caption = (
-        "Values after a LayerNorm before and after smoothing, each over its own range: a peak in a wide range is what a "
-        "uniform quantizer can't resolve."
+        "Values after a LayerNorm before and after smoothing, each over its own range: a peak in a wide range is what "
+        "a uniform quantizer can't resolve."
     )
     return svg.figure(caption, svg.legend([("s1", "before"), ("s2", "after")]), svg.panels(*charts))
 

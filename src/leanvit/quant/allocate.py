@@ -150,7 +150,8 @@ class Journal:
         self.path = Path(path) if path else None
         shape = {name: site.weight_shape for name, site in graph.sites.items()}
         weights = sum(float(p.double().abs().sum()) for p in graph.module.parameters())
-        facts = [config.scope, config.mode, config.first_last_bits, shape, float(images.double().sum()), weights]
+        scheme = [config.scope, config.mode, sorted(config.active_passes), config.range_search, config.ratio_search]
+        facts = [scheme, config.two_region, config.first_last_bits, shape, float(images.double().sum()), weights]
         self.run = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self.losses: dict[str, float] = {}
         if self.path and self.path.is_file():
@@ -241,7 +242,8 @@ class Greedy:
                 done = 100 * (start_cost - cost) / max(start_cost - limit, 1e-12)
                 bar.advance(max(0, min(100, int(done)) - bar.done), detail=f"cost {cost:.4g}, loss {self.loss:.3g}")
         final = self._evaluate(self.plan, None)
-        return self.plan, self._report(final, cost)
+        kept = {name: bits for name, bits in self.plan.items() if bits[1] != FLOAT_BITS}
+        return kept, self._report(final, cost)
 
     def _parts(self, name: str) -> tuple[int, ...]:
         site = self.evaluator.graph.sites[name]

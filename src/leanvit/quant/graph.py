@@ -280,7 +280,8 @@ def end_sites(graph: QuantGraph) -> set[str]:
 
 
 def _reads_image(node: Node) -> bool:
-    while node.op == "call_function" and (node.target in _ELEMENTWISE or node.target in RESHAPES):
+    follow = (*_ELEMENTWISE, *RESHAPES)
+    while node.op == "call_module" or (node.op == "call_function" and node.target in follow):
         node = _first_source(node)
     return node.op == "placeholder"
 
@@ -291,9 +292,11 @@ def _first_source(node: Node) -> Node:
 
 
 def _gives_output(node: Node, output: Node) -> bool:
-    """Whether nothing but averages and shape operations follow."""
+    """Whether nothing but averages, shape operations and quantizers follow."""
     follow = (*_ELEMENTWISE, *RESHAPES)
-    return all(u is output or (u.target in follow and _gives_output(u, output)) for u in node.users)
+    return all(
+        u is output or ((u.op == "call_module" or u.target in follow) and _gives_output(u, output)) for u in node.users
+    )
 
 
 def source_kind(node: Node) -> str | None:

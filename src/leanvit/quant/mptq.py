@@ -84,7 +84,8 @@ def quantize(
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
     calibration = check_calibration(batches)
-    prepared = prepare(model, batches, config)
+    traced = trace(model, batches[0], config.scope)
+    prepared = prepare(traced, batches, config)
     search: dict[str, Any] | None = None
     if config.budget is not None:
         chosen, search = allocate(prepared.graph, prepared.images, config, choices_of(config), journal)
@@ -95,7 +96,7 @@ def quantize(
     against_paper = None
     if config.active_passes:
         paper = replace(config, mode="paper", passes=(), budget=None)
-        other = prepare(model, batches, paper)
+        other = prepare(traced, batches, paper)
         fallback, other_found = finish(other, chosen, paper)
         paper_loss = kl_divergence(other.graph.module, fallback.module, other.images)
         against_paper = {"best": loss, "paper": paper_loss}
@@ -135,9 +136,9 @@ class Prepared:
     histograms: dict[str, Any]
 
 
-def prepare(model: nn.Module, batches: list[Tensor], config: MPTQConfig) -> Prepared:
-    """Trace `model` and apply the passes that leave the float function unchanged."""
-    graph = trace(model, batches[0], config.scope)
+def prepare(traced: QuantGraph, batches: list[Tensor], config: MPTQConfig) -> Prepared:
+    """A copy of a traced graph after the passes that leave the float function unchanged."""
+    graph = copy.deepcopy(traced)
     float_bytes = 4 * sum(p.numel() for p in graph.module.parameters())
     images = walk_images(graph, batches)
     balanced: dict[str, int] = {}

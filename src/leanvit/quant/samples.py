@@ -15,7 +15,7 @@ from leanvit.quant.graph import QuantGraph, Site, site_inputs, source_kind
 ROWS = 768
 """Vectors of a linear's input that are kept."""
 
-ELEMENTS = 2**20
+ELEMENTS = 2**18
 """Elements of a map or of an attention operand that are kept, in whole images or windows."""
 
 Bounds = tuple[Tensor, Tensor]
@@ -153,5 +153,5 @@ def _some_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape[:-3] != b.shape[:-3]:
         return a.float(), b.float()
     each = max(math.prod(a.shape[1:]), math.prod(b.shape[1:]), a[0].numel() // a.shape[-1] * b.shape[-1])
-    picks = _picks(len(a), max(1, ELEMENTS // each)).to(a.device)
+    picks = _picks(len(a), max(2, ELEMENTS // each)).to(a.device)
     return a[picks].float(), b[picks].float()

@@ -29,8 +29,11 @@ Error = Callable[[Tensor], Tensor]
 
 Parameters = tuple[Tensor, ...]
 
-_SHARES = torch.cat([torch.linspace(0.1, 0.5, 9)[:-1], torch.linspace(0.5, 1.0, 26)])
-_TOPS = torch.logspace(-1.5, 0.0, 16, base=10.0)
+_SHARES = torch.cat([torch.linspace(0.1, 0.5, 7)[:-1], torch.linspace(0.5, 1.0, 13)])
+_FINE_SHARES = torch.linspace(0.65, 1.0, 8)
+"""Shares of the observed range for 7 and 8 bits, where clipping more than a third never pays."""
+
+_TOPS = torch.logspace(-1.2, 0.0, 10, base=10.0)
 _REFINED = (0.85, 0.92, 0.96, 1.04, 1.08, 1.15)
 
 
@@ -90,7 +93,7 @@ def choose_form(
 
 def _uniform_ranges(low: Tensor, high: Tensor, bits: int) -> Iterator[Parameters]:
     """The observed range shrunk by every share; the whole range is among them."""
-    for share in _SHARES.tolist():
+    for share in (_FINE_SHARES if bits > 6 else _SHARES).tolist():
         yield asymmetric_parameters(low * share, high * share, bits)
 
 
@@ -149,7 +152,7 @@ def search_weight_scale(weight: Tensor, bits: int, importance: Tensor | None = N
     zero = torch.zeros_like(largest)[:, None]
     best_scale = symmetric_scale(largest, bits)
     best_error = torch.full_like(largest, torch.inf)
-    for share in _SHARES.tolist():
+    for share in (_FINE_SHARES if bits > 6 else _SHARES).tolist():
         scale = symmetric_scale(largest * share, bits)
         error = (fake_quantize(rows, scale[:, None], zero, low, high) - rows).square_()
         total = error @ weights
