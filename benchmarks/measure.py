@@ -64,7 +64,9 @@ def facts() -> dict[str, Any]:
 
 
 def merged(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows stored in `path` and these, which take the place of those that agree in `keys`."""
+    """The rows stored in `path`, renewed by these where they agree in `keys`, and the others of these."""
     stored = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
-    by_key = {tuple(row[key] for key in keys): row for row in [*stored, *rows]}
+    by_key: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in [*stored, *rows]:
+        by_key.setdefault(tuple(row[key] for key in keys), {}).update(row)
     return list(by_key.values())

@@ -1,7 +1,7 @@
 """Speed and memory of the families beside timm's nearest models, alternated in one process.
 
     python benchmarks/models.py                       (about 15 minutes on 2 cores)
-    python benchmarks/models.py --pairs reswin --batch-sizes 8 --rounds 5
+    python benchmarks/models.py --pairs reswin --batch-sizes 8 --rounds 5 --parts inference
 
 For each pair: inference and one training step (AdamW, float32) at each batch size. Forms of ours:
 
@@ -10,8 +10,8 @@ For each pair: inference and one training step (AdamW, float32) at each batch si
     fused   the same after fuse()
 
 `ratio` is our median over the peer's, below 1 is faster; `fuse_gain` is plain over fused, and where it is below
-1.2 a `reason` says how much of the plain time are products and convolutions, which no fusion removes. Memory is
-what one run adds to that of a process which holds the model. Runs for some pairs are merged with the stored ones.
+1.2, `reason` says how much of the plain time are products and convolutions, which no fusion removes. Memory is
+what one run adds to that of a process which holds the model. Runs for some pairs or parts are merged with those stored.
 Results: benchmarks/results/models.json.
 """
 
@@ -183,10 +183,9 @@ def added_megabytes(name: str, side: int, batch: int, form: str) -> float:
     return run_with_peak(run)[1]
 
 
-def compare(pair: str, batch: int, rounds: int) -> dict[str, Any]:
-    """All numbers of one pair at one batch size."""
+def compare_inference(pair: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Times of one forward pass in every form, and what fuse() gains."""
     ours, peer, side = PAIRS[pair]
-    torch.manual_seed(SEED)
     x = torch.randn(batch, 3, side, side)
     runs = {
         "plain": plain(ours, x),
@@ -198,37 +197,46 @@ def compare(pair: str, batch: int, rounds: int) -> dict[str, Any]:
     difference = float((runs["plain"]() - runs["ours_fused"]()).abs().max())
     seconds = alternate(runs, rounds)
     share, gain = product_share(runs["plain"]), seconds["plain"] / seconds["ours_fused"]
-    row = {
-        "ours": ours,
-        "peer": peer,
-        "batch_size": batch,
-        "side": side,
-        "rounds": rounds,
+    reason = (
+        f"{share:.0%} of the plain time are matrix products and convolutions, which no fusion touches: were all "
+        f"the rest free, the gain would be {1 / share:.2f}"
+    )
+    return {
+        "inference_rounds": rounds,
         "inference_seconds": seconds,
         "ratio": seconds["ours"] / seconds["peer"],
         "ratio_fused": seconds["ours_fused"] / seconds["peer"],
         "ratio_to_unfused_attention": seconds["ours_fused"] / seconds["peer_unfused_attention"],
         "fuse_gain": gain,
+        "reason": reason if gain < FUSE_GAIN else None,
         "plain_difference": difference,
         "plain_product_share": share,
+        "inference_facts": facts(),
     }
-    if gain < FUSE_GAIN:
-        row["reason"] = (
-            f"{share:.0%} of the plain time are matrix products and convolutions, which no fusion touches: were all "
-            f"the rest free, the gain would be {1 / share:.2f}"
-        )
-    runs.clear()
+
+
+def compare_training(pair: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Times of one training step."""
+    ours, peer, side = PAIRS[pair]
+    x = torch.randn(batch, 3, side, side)
     steps = alternate({"ours": training(build(ours), x), "peer": training(build(peer), x)}, max(3, rounds // 3))
-    row["training_seconds"] = steps
-    row["training_ratio"] = steps["ours"] / steps["peer"]
-    row["added_megabytes"] = {
+    return {"training_seconds": steps, "training_ratio": steps["ours"] / steps["peer"], "training_facts": facts()}
+
+
+def compare_memory(pair: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Memory of one run of every form; once, as it hardly varies."""
+    ours, peer, side = PAIRS[pair]
+    found = {
         label: {form: in_fresh_process(added_megabytes, name, side, batch, form) for form in forms}
         for label, name, forms in (
             ("ours", ours, ("inference", "fused", "training")),
             ("peer", peer, ("inference", "training")),
         )
     }
-    return {**row, "facts": facts()}
+    return {"added_megabytes": found, "memory_facts": facts()}
+
+
+PARTS = {"inference": compare_inference, "training": compare_training, "memory": compare_memory}
 
 
 def main() -> None:
@@ -237,20 +245,19 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results: list[dict[str, Any]] = []
     for pair in options.pairs:
+        ours, peer, side = PAIRS[pair]
         for batch in options.batch_sizes:
-            row = compare(pair, batch, options.rounds)
-            results.append(row)
-            write_json(options.output, {"results": merged(options.output, results, ("ours", "batch_size"))})
-            note(
-                f"{row['ours']} / {row['peer']} batch {batch}: inference {row['ratio']:.2f}, fused "
-                f"{row['ratio_fused']:.2f}, to unfused attention {row['ratio_to_unfused_attention']:.2f}, "
-                f"fuse gain {row['fuse_gain']:.2f}, training {row['training_ratio']:.2f}, "
-                f"MiB {row['added_megabytes']}; {row.get('reason', '')}"
-            )
+            for part in options.parts:
+                torch.manual_seed(SEED)
+                row = {"ours": ours, "peer": peer, "batch_size": batch, "side": side}
+                row |= PARTS[part](pair, batch, options.rounds)
+                write_json(options.output, {"results": merged(options.output, [row], ("ours", "batch_size"))})
+                numbers = {key: value for key, value in row.items() if not key.endswith("facts")}
+                note(f"{pair} {part}: {numbers}")
 
 
 if __name__ == "__main__":
