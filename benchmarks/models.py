@@ -10,9 +10,10 @@ For each pair: inference and one training step (AdamW, float32) at each batch si
     fused   the same after fuse()
 
 `ratio` is our median over the peer's, below 1 is faster; `fuse_gain` is plain over fused, and where it is below
-1.2, `reason` says how much of the plain time are products and convolutions, which no fusion removes. Memory is
-what one run adds to that of a process which holds the model. Runs for some pairs or parts are merged with those stored.
-Results: benchmarks/results/models.json.
+1.2, `reason` says how much of the plain time are products and convolutions, which no fusion removes. Ratios
+are of the clock; those by CPU seconds (of all threads) are less touched by other work on the machine. Memory is
+what one run adds to that of a process which holds the model. Runs for some
+pairs or parts are merged with those stored. Results: benchmarks/results/models.json.
 """
 
 from __future__ import annotations
@@ -162,17 +163,28 @@ def product_share(run: Callable[[], Any]) -> float:
     return sum(times.get(key, 0.0) for key in PRODUCTS) / sum(times.values())
 
 
-def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each run, taken in turns after one warm-up."""
+def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each run by the clock and of all its threads, taken in turns after one warm-up."""
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             run()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+            times[name].append((time.perf_counter() - started, time.process_time() - cpu_started))
+    clock, cpu = ({name: statistics.median(t[i] for t in times[name]) for name in runs} for i in (0, 1))
+    return clock, cpu
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """Ratios of one kind of time."""
+    return {
+        "ratio": seconds["ours"] / seconds["peer"],
+        "ratio_fused": seconds["ours_fused"] / seconds["peer"],
+        "ratio_to_unfused_attention": seconds["ours_fused"] / seconds["peer_unfused_attention"],
+        "fuse_gain": seconds["plain"] / seconds["ours_fused"],
+    }
 
 
 def added_megabytes(name: str, side: int, batch: int, form: str) -> float:
@@ -195,8 +207,8 @@ def compare_inference(pair: str, batch: int, rounds: int) -> dict[str, Any]:
         "peer_unfused_attention": inference(build(peer, fused_attention=False), x),
     }
     difference = float((runs["plain"]() - runs["ours_fused"]()).abs().max())
-    seconds = alternate(runs, rounds)
-    share, gain = product_share(runs["plain"]), seconds["plain"] / seconds["ours_fused"]
+    seconds, cpu_seconds = alternate(runs, rounds)
+    share, found = product_share(runs["plain"]), ratios(seconds)
     reason = (
         f"{share:.0%} of the plain time are matrix products and convolutions, which no fusion touches: were all "
         f"the rest free, the gain would be {1 / share:.2f}"
@@ -204,11 +216,10 @@ def compare_inference(pair: str, batch: int, rounds: int) -> dict[str, Any]:
     return {
         "inference_rounds": rounds,
         "inference_seconds": seconds,
-        "ratio": seconds["ours"] / seconds["peer"],
-        "ratio_fused": seconds["ours_fused"] / seconds["peer"],
-        "ratio_to_unfused_attention": seconds["ours_fused"] / seconds["peer_unfused_attention"],
-        "fuse_gain": gain,
-        "reason": reason if gain < FUSE_GAIN else None,
+        "inference_cpu_seconds": cpu_seconds,
+        **found,
+        "by_cpu_seconds": ratios(cpu_seconds),
+        "reason": reason if found["fuse_gain"] < FUSE_GAIN else None,
         "plain_difference": difference,
         "plain_product_share": share,
         "inference_facts": facts(),
@@ -219,8 +230,15 @@ def compare_training(pair: str, batch: int, rounds: int) -> dict[str, Any]:
     """Times of one training step."""
     ours, peer, side = PAIRS[pair]
     x = torch.randn(batch, 3, side, side)
-    steps = alternate({"ours": training(build(ours), x), "peer": training(build(peer), x)}, max(3, rounds // 3))
-    return {"training_seconds": steps, "training_ratio": steps["ours"] / steps["peer"], "training_facts": facts()}
+    runs = {"ours": training(build(ours), x), "peer": training(build(peer), x)}
+    steps, cpu = alternate(runs, max(3, rounds // 3))
+    return {
+        "training_seconds": steps,
+        "training_cpu_seconds": cpu,
+        "training_ratio": steps["ours"] / steps["peer"],
+        "training_ratio_by_cpu_seconds": cpu["ours"] / cpu["peer"],
+        "training_facts": facts(),
+    }
 
 
 def compare_memory(pair: str, batch: int, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 Inference at batch 1, our models after fuse(). ReViT-S runs twice, with the carried logits kept (quadratic) and
 computed again from queries and keys (linear), also at 1,024 and 1,536 px. Each model at each side has a process
-of its own; `added_megabytes` (MiB) is what one run adds to a loaded model, `peak_megabytes` the whole process.
+of its own. `seconds` are of the clock; `cpu_seconds` of all threads, less touched by other work on the machine.
+`added_megabytes` (MiB) is what one run adds to a loaded model, `peak_megabytes` the whole process.
 Where logits would need more than LIMIT the row says so instead. Results are merged with those stored:
 benchmarks/results/resolution.json, drawn in resolution.svg.
 """
@@ -89,21 +90,25 @@ def measure(model: str, side: int) -> tuple[dict[str, Any], list[float]]:
         net = build(model, side)
         x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(SEED))
         seconds: list[float] = []
+        cpu_seconds: list[float] = []
 
         def run() -> torch.Tensor:
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             logits = net(x)
             seconds.append(time.perf_counter() - started)
+            cpu_seconds.append(time.process_time() - cpu_started)
             return logits
 
         logits, added, peak = run_with_peak(run)
         if seconds[0] < ENOUGH_SECONDS:
             seconds.clear()
+            cpu_seconds.clear()
             rounds = ROUNDS if side >= 896 else 5 * ROUNDS
             for _ in range(rounds):
                 run()
     row = {
         "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(cpu_seconds),
         "rounds": len(seconds),
         "added_megabytes": added,
         "peak_megabytes": peak,
@@ -132,12 +137,13 @@ def row_of(model: str, side: int) -> tuple[dict[str, Any], list[float] | None]:
 
 def contract(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Growth of ViTAEv2-S from 224 to 896 px, and ReViT-S linear over quadratic."""
-    by_key = {(row["model"], row["side"]): row for row in rows if "seconds" in row}
+    by_key = {(row["model"], row["side"]): row for row in rows if "cpu_seconds" in row}
     found: dict[str, Any] = {}
     small, large = by_key.get(("vitaev2_small", 224)), by_key.get(("vitaev2_small", 896))
     if small and large:
-        names = ("seconds", "added_megabytes", "peak_megabytes", "macs")
-        found["vitaev2_growth"] = {name: large[name] / small[name] for name in names}
+        names = ("seconds", "cpu_seconds", "added_megabytes", "peak_megabytes", "macs")
+        shared = [name for name in names if name in small and name in large]
+        found["vitaev2_growth"] = {name: large[name] / small[name] for name in shared}
     for side in REVIT_SIDES:
         linear, quadratic = by_key.get(("revit_linear", side)), by_key.get(("revit_quadratic", side))
         if linear and quadratic:
@@ -145,6 +151,7 @@ def contract(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "added_memory_ratio": linear["added_megabytes"] / quadratic["added_megabytes"],
                 "peak_memory_ratio": linear["peak_megabytes"] / quadratic["peak_megabytes"],
                 "time_ratio": linear["seconds"] / quadratic["seconds"],
+                "cpu_time_ratio": linear["cpu_seconds"] / quadratic["cpu_seconds"],
                 "max_logit_difference": linear.get("difference_to_quadratic"),
             }
     return found
@@ -206,7 +213,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sides", nargs="+", type=int, choices=REVIT_SIDES)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--redraw", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    if options.redraw:
+        options.models = []
     rows: list[dict[str, Any]] = []
     for side in options.sides or REVIT_SIDES:
         kept: dict[str, list[float]] = {}
@@ -225,10 +235,17 @@ def main() -> None:
                 for other in rows:
                     if other["model"] == "revit_linear" and other["side"] == side:
                         other["difference_to_quadratic"] = difference
-            everything = merged(options.output, rows, ("model", "side"))
-            write_json(options.output, {"contract": contract(everything), "results": everything})
-            options.output.with_suffix(".svg").write_text(draw(everything), encoding="utf-8")
-    note(str(contract(merged(options.output, rows, ("model", "side")))))
+            store(options.output, rows)
+    note(str(store(options.output, rows)))
+
+
+def store(output: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge rows with those in `output`, write and draw all; returns the numbers of the contract."""
+    everything = merged(output, rows, ("model", "side"))
+    found = contract(everything)
+    write_json(output, {"contract": found, "results": everything})
+    output.with_suffix(".svg").write_text(draw(everything), encoding="utf-8")
+    return found
 
 
 if __name__ == "__main__":
