@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from functools import cache
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit.config import MPTQConfig
 from leanvit.errors import ExportError
-from leanvit.quant.graph import trace
+from leanvit.quant.attach import attach
+from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.plan import make_plan
 
 # (architecture, arguments, input side, linears, convolutions, products of activations)
 MODELS = [
@@ -117,3 +124,91 @@ def test_masked_attention_is_written_out_exactly() -> None:
         graph = trace(model, x)
         assert [s.kind for s in graph.sites.values()] == ["matmul", "matmul"]
         assert torch.allclose(graph.module(x), model(x), atol=1e-6)
+
+
+@cache
+def traced(name: str, side: int) -> QuantGraph:
+    """A network of ten classes with all its sites; shared, so nobody may change it."""
+    torch.manual_seed(0)
+    return trace(timm.create_model(name, num_classes=10).eval(), torch.randn(2, 3, side, side), "full")
+
+
+# Sites by kind: linear, conv2d, matmul; norm, softmax, activation, add.
+ALL_SITES = [
+    # Four linears, two products, two norms, a softmax, a GELU and two additions a block.
+    ("vit_micro", 28, (6 * 4 + 1, 1, 12), (13, 6, 6, 12)),
+    # A second classifier, and the mean of both.
+    ("deit_micro", 28, (6 * 4 + 2, 1, 12), (13, 6, 6, 13)),
+    # Two patch mergings, each a norm and a linear; a norm behind the patch embedding and one at the end.
+    ("swin_micro", 32, (6 * 4 + 2 + 1, 1, 12), (16, 6, 6, 12)),
+    ("revit_micro", 32, (6 * 4 + 1, 1, 12), (13, 6, 6, 12)),
+    # As Swin's, and five blocks add the logits that are carried to them.
+    ("reswin_micro", 32, (6 * 4 + 2 + 1, 1, 12), (16, 6, 6, 17)),
+    # Two Performers of three products and a random projection each, three attentions.
+    ("vitae_micro", 32, (5 * 4 + 2 + 1, 23, 2 * 3 + 3 * 2), (10, 3, 28, 15)),
+    ("vitaev2_micro", 32, (9 * 4 + 1, 37, 9 * 2), (18, 9, 37, 25)),
+    ("exmobilevit_micro", 32, (6 * 4 + 1, 37, 12), (12, 6, 36, 15)),
+    # Two products a block for relative positions, three pooling convolutions with norms of their own.
+    ("remvitv2_micro", 32, (5 * 4 + 2 + 1, 1 + 5 * 3, 5 * 4), (26, 5, 5, 25)),
+    # Separable attention multiplies elementwise, its norms are group norms.
+    ("mobilevitv2_050", 64, (1, 64, 0), (0, 9, 25, 19)),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "products", "others"), ALL_SITES, ids=[m[0] for m in ALL_SITES])
+def test_full_scope_counts_every_site(name: str, side: int, products: tuple[int, ...], others: tuple[int, ...]) -> None:
+    graph = traced(name, side)
+    kinds = Counter(site.kind for site in graph.sites.values())
+    assert tuple(kinds[kind] for kind in ("linear", "conv2d", "matmul")) == products
+    assert tuple(kinds[kind] for kind in ("norm", "softmax", "activation", "add")) == others
+    assert graph.unquantized == []
+    assert all(len(site.elements) == OPERANDS[site.kind] and min(site.elements) > 0 for site in graph.sites.values())
+    model = timm.create_model(name)
+    weights = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert kinds["conv2d"] == weights
+
+
+def test_full_scope_adds_what_stands_between_products() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=10)
+    x = torch.randn(1, 3, 32, 32)
+    plain, full = trace(model, x).sites, trace(model, x, "full").sites
+    assert list(plain) == [name for name in full if full[name].kind in ("linear", "conv2d", "matmul")]
+    added = [(name, site.kind) for name, site in full.items() if name not in plain]
+    assert added == [
+        ("blocks.0.norm1.norm", "norm"),
+        ("blocks.0.attn.softmax", "softmax"),
+        ("blocks.0.add", "add"),
+        ("blocks.0.norm2.norm", "norm"),
+        ("blocks.0.mlp.act.activation", "activation"),
+        ("blocks.0.add#2", "add"),
+        ("norm.norm", "norm"),
+    ]
+    tokens, width, heads = 5, 192, 3
+    assert full["blocks.0.add"].elements == (tokens * width, tokens * width)
+    assert full["blocks.0.attn.softmax"].elements == (heads * tokens * tokens,)
+    assert full["blocks.0.mlp.act.activation"].elements == (tokens * 4 * width,)
+    assert all(full[name].macs == 0 and full[name].weight is None for name, _ in added)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "expected"),
+    [
+        ("vit_micro", 28, {"patch_embed.proj", "head"}),
+        ("deit_micro", 28, {"patch_embed.proj", "head", "head_dist"}),
+        ("swin_micro", 32, {"patch_embed.proj", "head.fc"}),
+        ("reswin_micro", 32, {"patch_embed.proj", "head"}),
+        ("remvitv2_micro", 32, {"patch_embed.proj", "head"}),
+        ("exmobilevit_micro", 32, {"backbone.stem.conv", "fc"}),
+        ("mobilevitv2_050", 64, {"stem.conv", "head.fc"}),
+        ("vitae_micro", 32, {"head", *(f"stages.0.reduction.{n}" for n in
+                                       ("prm.convs.0", "prm.convs.1", "prm.convs.2", "pcm.convs.0"))}),
+        ("vitaev2_micro", 32, {"head", *(f"stages.0.reduction.{n}" for n in
+                                         ("prm.convs.0", "prm.convs.1", "prm.convs.2", "pcm.convs.0"))}),
+    ],
+)  # fmt: skip
+def test_ends_are_what_reads_the_image_and_what_gives_the_logits(name: str, side: int, expected: set[str]) -> None:
+    graph = traced(name, side)
+    assert end_sites(graph) == expected
+    quantized = copy.deepcopy(graph)
+    attach(quantized, make_plan(quantized, MPTQConfig()))
+    assert end_sites(quantized) == expected

@@ -1,0 +1,298 @@
+"""Greedy MP: budgets kept, losses exact, few evaluations, and searches that survive being killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit import MPTQConfig, quantize
+from leanvit.config import Budget
+from leanvit.errors import ConfigError
+from leanvit.quant.allocate import Costs, allocate, plain_greedy, site_key
+from leanvit.quant.attach import attach
+from leanvit.quant.calibrate import Choices, calibrate
+from leanvit.quant.evaluate import Evaluator
+from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.losses import kl_divergence
+from leanvit.quant.plan import Plan, make_plan
+
+CHOICES = Choices()
+
+
+def images(count: int = 16, seed: int = 0) -> Tensor:
+    """Smooth random pictures, normalised."""
+    coarse = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+
+
+def tiny(depth: int, **kwargs: Any) -> nn.Module:
+    """A ViT of 5 tokens whose answers are far from even."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=depth, num_classes=10, **kwargs).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return tiny(1)
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> QuantGraph:
+    return trace(model, images(2))
+
+
+def scheme(**budget: Any) -> MPTQConfig:
+    return MPTQConfig(budget=Budget(**budget))
+
+
+def cost_of(graph: QuantGraph, plan: Plan, kind: str) -> float:
+    """A plan's cost from the definitions in the configuration."""
+    ends = {"patch_embed.proj", "head"}
+    if kind == "bitops":
+        return float(sum(s.macs * math.prod(plan[n]) for n, s in graph.sites.items()))
+    if kind == "model_bytes":
+        total = 4.0 * sum(p.numel() for p in graph.module.parameters())
+        for name, site in graph.sites.items():
+            if site.weight:
+                count = math.prod(site.weight_shape)
+                total += math.ceil(count * plan[name][0] / 8) + 4 * site.weight_shape[0] - 4 * count
+        return total
+    bits = elements = 0
+    for name, site in graph.sites.items():
+        if name not in ends:
+            first = math.prod(site.weight_shape) if site.weight else site.elements[1]
+            elements += first + site.elements[0]
+            bits += first * plan[name][0] + site.elements[0] * plan[name][1]
+    return bits / elements
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [(kind, share) for kind in ("average_bits", "bitops") for share in (0.95, 0.6, 0.3)]
+    + [("model_bytes", 0.9), ("model_bytes", 0.5)],
+)
+def test_the_budget_is_always_kept(graph: QuantGraph, kind: str, share: float) -> None:
+    full = cost_of(graph, make_plan(graph, MPTQConfig()), kind)
+    limit = type(full)(share * full) if kind == "average_bits" else int(share * full)
+    plan, report = allocate(graph, images(), scheme(**{kind: limit}), CHOICES)
+    found = cost_of(graph, plan, kind)
+    assert found <= limit
+    assert found == pytest.approx(report["cost"])
+    assert plan["patch_embed.proj"] == plan["head"] == (8, 8)
+    assert all(2 <= b <= 8 for bits in plan.values() for b in bits)
+    # The last step was needed: the plan before it was above the limit.
+    costs = [step["cost"] for step in report["steps"]]
+    assert all(cost > limit for cost in costs[:-1])
+
+
+def test_only_the_levels_of_the_budget_are_used(graph: QuantGraph) -> None:
+    plan, _ = allocate(graph, images(), scheme(average_bits=5.5, levels=(8, 6, 4)), CHOICES)
+    assert {b for bits in plan.values() for b in bits} <= {8, 6, 4}
+
+
+@pytest.mark.parametrize("budget", [{"average_bits": 3.0, "levels": (8, 6, 4)}, {"model_bytes": 10}, {"bitops": 10}])
+def test_an_impossible_budget_is_refused(graph: QuantGraph, budget: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="can't be met"):
+        allocate(graph, images(4), scheme(**budget), CHOICES)
+
+
+def random_plan(graph: QuantGraph, seed: int) -> Plan:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(2, 9, (len(graph.sites), 2), generator=generator).tolist()
+    return {name: (bits[0], bits[1]) for name, bits in zip(graph.sites, drawn, strict=True)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_evaluators_loss_is_that_of_a_graph_made_from_scratch(graph: QuantGraph, seed: int) -> None:
+    plan, x = random_plan(graph, seed), images()
+    evaluator = Evaluator(copy.deepcopy(graph), x, make_plan(graph, MPTQConfig()), CHOICES)
+    quantized = copy.deepcopy(graph)
+    attach(quantized, plan)
+    calibrate(quantized, graph.module, x, CHOICES)
+    expected = kl_divergence(graph.module, quantized.module, x)
+    assert expected > 1e-4
+    assert evaluator.loss(plan) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["vit", "vitaev2_micro"])
+def test_runs_from_the_changed_site_on_are_exact(name: str) -> None:
+    torch.manual_seed(0)
+    network = tiny(2) if name == "vit" else timm.create_model(name, num_classes=10).eval()
+    graph, x = trace(network, images(2)), images(4)
+    plan = make_plan(graph, MPTQConfig())
+    cached, whole = (Evaluator(copy.deepcopy(graph), x, plan, Choices(search=False)) for _ in range(2))
+    assert cached.loss(plan) == whole.loss(plan)
+    names = [n for n in graph.sites if graph.sites[n].kind != "conv2d" or len(graph.sites) < 30]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(1)).tolist()[:12]
+    for step, index in enumerate(order):
+        site = names[index]
+        changed = {**plan, site: (3, 4)}
+        assert cached.loss(changed, site) == whole.loss(changed)
+        if step % 3 == 0:
+            cached.accept(site, changed)
+            plan = changed
+        elif step % 3 == 1:
+            # Accepted without a run of its own.
+            plan = {**plan, site: (5, 5)}
+            cached.accept(site, plan)
+
+
+def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
+    graph, x = trace(tiny(2), images(2)), images(16)
+    config = scheme(average_bits=5.0, levels=(8, 6, 4))
+    plan, report = allocate(graph, x, config, CHOICES)
+    ends = end_sites(graph)
+    free = [name for name in graph.sites if name not in ends]
+    start = make_plan(graph, MPTQConfig())
+    evaluator = Evaluator(copy.deepcopy(graph), x, start, CHOICES)
+    spent = 0
+
+    def loss(candidate: Plan) -> float:
+        nonlocal spent
+        spent += 1
+        return evaluator.loss(candidate)
+
+    candidates = [(name, part) for name in free for part in (0, 1)]
+    reference = plain_greedy(start, candidates, (8, 6, 4), Costs(graph, config.budget, free), loss)
+    assert cost_of(graph, reference, "average_bits") <= 5.0
+    assert report["candidates"] == len(candidates)
+    assert report["evaluations"] <= 0.15 * spent + len(candidates)
+    found, expected = evaluator.loss(plan), evaluator.loss(reference)
+    assert report["loss"] == pytest.approx(found, rel=1e-6)
+    assert found <= max(1.01 * expected, expected + 2e-4)
+
+
+class Killed(BaseException):
+    """What ends a search from outside."""
+
+
+@pytest.mark.parametrize("after", [1, 9, 20])
+def test_a_killed_search_goes_on_to_the_same_plan(
+    graph: QuantGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    config, x = scheme(average_bits=4.0), images()
+    expected, whole = allocate(graph, x, config, CHOICES)
+    assert whole["evaluations"] > after
+    journal = tmp_path / "runs" / "journal.jsonl"
+    plain, calls = Evaluator.loss, 0
+
+    def dies(self: Evaluator, plan: Plan, changed: str | None = None) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        return plain(self, plan, changed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "loss", dies)
+        with pytest.raises(Killed):
+            allocate(graph, x, config, CHOICES, journal)
+    with journal.open("a") as file:
+        file.write('{"run": "cut of')
+    plan, report = allocate(graph, x, config, CHOICES, journal)
+    assert plan == expected
+    assert report["from_journal"] >= after
+    assert report["evaluations"] == whole["evaluations"] - after
+    assert report["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_the_journal_of_another_scheme_is_not_believed(graph: QuantGraph, tmp_path: Path) -> None:
+    journal, budget, x = tmp_path / "journal.jsonl", Budget(average_bits=5), images(4)
+    allocate(graph, x, MPTQConfig(budget=budget), CHOICES, journal)
+    repeated = allocate(graph, x, MPTQConfig(budget=budget), CHOICES, journal)[1]
+    assert repeated["evaluations"] == 0
+    for config, choices in (
+        (MPTQConfig(budget=budget, range_search=False), Choices(search=False)),
+        (MPTQConfig(budget=budget, ratio_search=False), Choices(two_region=frozenset())),
+    ):
+        report = allocate(graph, x, config, choices, journal)[1]
+        assert report["from_journal"] <= 2  # a plan that the search itself meets twice
+        assert report["evaluations"] > 0
+    other = allocate(graph, images(4, seed=1), MPTQConfig(budget=budget), CHOICES, journal)[1]
+    assert other["evaluations"] > 0
+
+
+def latency_table(path: Path, graph: QuantGraph, **changes: Any) -> str:
+    """A table by which every product costs 2 ms in float and 1 ms in 8 bits, but for the attention products."""
+    rows = {}
+    for site in graph.sites.values():
+        if OPERANDS[site.kind] == 2:
+            rows[site_key(site)] = {"float_ms": 1.0, "int8_ms": 1.5}
+        else:
+            rows[site_key(site)] = {"float_ms": 2.0, "int8_ms": 1.0}
+    path.write_text(json.dumps({"version": 1, "sites": rows} | changes))
+    return str(path)
+
+
+def test_a_latency_budget_quantizes_what_saves_time(model: nn.Module, graph: QuantGraph, tmp_path: Path) -> None:
+    table = latency_table(tmp_path / "table.json", graph)
+    # Patch embedding and head are at 8 bits: 2 ms; attention products 2 ms in float; four linears.
+    config = scheme(latency_ms=10.0, latency_table=table)
+    quantized = quantize(model, images(32), config)
+    linears = {n for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") if f"blocks.0.{n}" in quantized.plan}
+    assert len(linears) == 2
+    assert not {"blocks.0.attn.qk", "blocks.0.attn.av"} & set(quantized.plan)
+    assert {b for bits in quantized.plan.values() for b in bits} == {8}
+    assert quantized.report["search"]["cost"] == pytest.approx(10.0)
+    with torch.no_grad():
+        assert bool(quantized.module(images(2)).isfinite().all())
+
+
+def test_latency_tables_that_do_not_fit_are_refused(graph: QuantGraph, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        allocate(graph, images(4), scheme(latency_ms=1.0, latency_table=str(tmp_path / "none.json")), CHOICES)
+    old = latency_table(tmp_path / "old.json", graph, version=0)
+    with pytest.raises(ConfigError, match="version 1"):
+        allocate(graph, images(4), scheme(latency_ms=1.0, latency_table=old), CHOICES)
+    good = latency_table(tmp_path / "good.json", graph)
+    with pytest.raises(ConfigError, match="can't be met"):
+        allocate(graph, images(4), scheme(latency_ms=1.0, latency_table=good), CHOICES)
+
+
+def test_an_edited_plan_is_applied_again_and_its_mistakes_are_named(model: nn.Module) -> None:
+    x = images(32)
+    config = MPTQConfig(budget=Budget(average_bits=5), smoothing="none", range_search=False)
+    found = quantize(model, x, config)
+    assert found.report["average_bits"] <= 5
+    edited = {name: list(bits) for name, bits in json.loads(json.dumps(found.plan)).items()}
+    edited["blocks.0.attn.qkv"] = [8, 8]
+    again = quantize(model, x, MPTQConfig(smoothing="none", range_search=False), plan=edited)
+    assert again.plan == {**found.plan, "blocks.0.attn.qkv": (8, 8)}
+    with pytest.raises(ConfigError, match=r"unknown site 'blocks\.0\.atn\.qkv'.*'?blocks\.0\.attn\.qkv"):
+        quantize(model, x, plan={"blocks.0.atn.qkv": [4, 4]})
+    for bits in ([4], [1, 4], [4, 9], [4, 4, 4]):
+        with pytest.raises(ConfigError, match=r"expected \[weight bits, activation bits\]"):
+            quantize(model, x, plan={"blocks.0.attn.qkv": bits})
+    with pytest.raises(ConfigError, match="a plan and a budget"):
+        quantize(model, x, scheme(average_bits=5), plan=edited)
+
+
+def test_the_report_of_a_search_can_be_drawn(model: nn.Module) -> None:
+    config = MPTQConfig(budget=Budget(average_bits=5.5), smoothing="none", range_search=False)
+    search = quantize(model, images(32), config).report["search"]
+    assert json.loads(json.dumps(search)) == search
+    assert {step["site"] for step in search["steps"]} <= {row["site"] for row in search["sensitivities"]}
+    costs = [step["cost"] for step in search["steps"]]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] <= 5.5
+
+
+def test_fully_quantized_plans_are_searched_too(model: nn.Module) -> None:
+    quantized = quantize(model, images(32), MPTQConfig(scope="full", budget=Budget(average_bits=6)))
+    assert quantized.report["average_bits"] <= 6
+    norm = quantized.plan["blocks.0.norm1.norm"]
+    assert norm[0] == 0
+    assert 2 <= norm[1] <= 8
