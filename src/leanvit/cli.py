@@ -113,7 +113,11 @@ def _discard_stdout() -> None:
 
 
 def _resume_hint(verb: str) -> str:
-    return ". Go on with: leanvit train ... --resume" if verb == "train" else ""
+    hints = {
+        "train": ". Go on with: leanvit train ... --resume",
+        "quantize": ". Give the same command again: a search of bits goes on from its journal",
+    }
+    return hints.get(verb, "")
 
 
 def _fail(message: str, code: int) -> int:

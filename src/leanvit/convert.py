@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, read_tensors, save_checkpoint
 from leanvit.config import ConvertConfig, Preprocess
 from leanvit.errors import CheckpointError, ConfigError, VerificationError
-from leanvit.models import list_models
+from leanvit.models import model_names
 from leanvit.models._convert import FAMILIES, from_official, unwrap
 from leanvit.models.exmobilevit import ExMobileViT
 
@@ -122,12 +122,12 @@ def _architecture(family: str, model: Any) -> str:
     import timm
 
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for entry in list_models():
+    for name in model_names():
         with torch.device("meta"):
-            candidate = timm.create_model(entry["name"], num_classes=model.num_classes)
+            candidate = timm.create_model(name, num_classes=model.num_classes)
         same = {name: tuple(t.shape) for name, t in candidate.state_dict().items()} == shapes
         if same and type(candidate) is type(model):
-            return str(entry["name"])
+            return name
     raise ConfigError(
         f"the checkpoint is a {family} of sizes that no registered architecture has. "
         "Build it in Python: leanvit.models.from_official(family, state_dict)."
