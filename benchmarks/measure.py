@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leanvit.bench import machine
 from leanvit.export.bundle import versions
 
@@ -59,6 +61,7 @@ def facts() -> dict[str, Any]:
         "commit": commit.strip() or None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": SEED,
+        "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
