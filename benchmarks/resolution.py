@@ -3,10 +3,11 @@
     python benchmarks/resolution.py                              (about 10 minutes on 2 cores)
     python benchmarks/resolution.py --models vitaev2_small --sides 224 896
 
-Inference at batch 1, our models after fuse(). ReViT-S runs twice, with the carried logits kept (quadratic;
-definition: the same before fuse(), which keeps a copy more) and computed again from queries and keys (linear), also at 1,024 and 1,536 px. Each model at each side has a process
-of its own. `seconds` are of the clock; `cpu_seconds` of all threads, less touched by other work on the machine.
-`added_megabytes` (MiB) is what one run adds to a loaded model, `peak_megabytes` the whole process.
+Inference at batch 1, our models after fuse(). ReViT-S runs with the carried logits kept (quadratic; definition is
+the same before fuse(), which holds one more copy) and computed again from queries and keys (linear), also at 1,024
+and 1,536 px. Each model at each side has a process of its own. `seconds` are of the clock; `cpu_seconds` of all
+threads, less touched by other work on the machine. `added_megabytes` (MiB) is what one run adds to a loaded model,
+`peak_megabytes` the whole process.
 Where logits would need more than LIMIT the row says so instead. Results are merged with those stored:
 benchmarks/results/resolution.json, drawn in resolution.svg.
 """
