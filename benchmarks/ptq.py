@@ -31,7 +31,7 @@ from leanvit.data import Loader, load_split, preprocess_for, to_input
 from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
 from leanvit.quant.allocate import Costs, Greedy, Journal, allocate, plain_greedy, stepped
-from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites
+from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
 from leanvit.quant.mptq import choices_of, prepare
 from leanvit.quant.plan import Plan
 
@@ -166,7 +166,7 @@ def random_plans(bench: Bench, seed: int) -> None:
     bench.measure("uniform", "average 5", seed, five)
     budget = Budget(average_bits=5)
     bench.measure("Greedy MP", "average 5", seed, replace(five, budget=budget))
-    graph = prepare(bench.model, [bench.calibration(seed)[:2]], replace(five, smoothing="none")).graph
+    graph = trace(bench.model, bench.calibration(seed)[:2], five.scope)
     for number in range(bench.args.random_plans):
         plan = random_plan(graph, budget, np.random.default_rng([seed, number]))
         bench.measure(f"random {number}", "average 5", seed, five, plan)
@@ -200,7 +200,8 @@ def search(bench: Bench, seed: int) -> None:
     levels = tuple(args.search_levels)
     config = MPTQConfig(budget=Budget(average_bits=args.search_average, levels=levels), seed=seed)
     choices = choices_of(config)
-    prepared = prepare(bench.model, [bench.calibration(seed, args.search_images)], config)
+    images = bench.calibration(seed, args.search_images)
+    prepared = prepare(trace(bench.model, images, config.scope), [images], config)
     started = time.monotonic()
     plan, report = allocate(prepared.graph, prepared.images, config, choices)
     seconds = time.monotonic() - started
