@@ -43,7 +43,7 @@ def _search(key: str, search: Json) -> list[Markup]:
     if len(points) > 1:
         title = "Loss against cost, from the steps taken"
         said = f"From cost {points[0][0]:.4g} at loss {points[0][1]:.3g} to {points[-1][0]:.4g} at {points[-1][1]:.3g}."
-        curve = svg.Line(points, "s1")
+        curve = svg.Line(points, "l1")
         parts.append(
             svg.figure(
                 "The Pareto curve: every point is a plan that the search passed through, so that another budget can be "
@@ -79,7 +79,7 @@ def _histograms(report: Json) -> Markup:
     step = max(1, len(named) // SHOWN_NORMS)
     charts = []
     for name, pair in named[::step][:SHOWN_NORMS]:
-        lines = [svg.Line(_outline(pair[which]["counts"]), css) for which, css in (("before", "s1"), ("after", "s2"))]
+        lines = [svg.Line(_outline(pair[which]["counts"]), css) for which, css in (("before", "l1"), ("after", "l2"))]
         reach = {w: f"{pair[w]['range'][0]:.3g} to {pair[w]['range'][1]:.3g}" for w in ("before", "after")}
         exponent = exponents.get(name)
         title = f"{name}, exponent {'none' if exponent is None else exponent}"
@@ -92,7 +92,7 @@ def _histograms(report: Json) -> Markup:
         "Values after a LayerNorm before and after smoothing, each over its own range: a peak in a wide range is what "
         "a uniform quantizer can't resolve."
     )
-    return svg.figure(caption, svg.legend([("s1", "before"), ("s2", "after")]), svg.panels(*charts))
+    return svg.figure(caption, svg.legend([("l1", "before"), ("l2", "after")]), svg.panels(*charts))
 
 
 def _outline(counts: Sequence[int]) -> list[tuple[float, float]]:

@@ -37,8 +37,14 @@ from leanvit.quant.plan import FLOAT_BITS, Plan, average_bits, bit_operations, m
 TRUST = 0.05
 """Share of the loss that predicted steps may add before the next one is measured."""
 
-PROBE_BITS = 5
+PROBE_BITS = 4
 """Level at which candidates are first measured: far enough down to stand out of the noise."""
+
+UNMEASURED_STEPS = 4
+"""Steps that may be taken on predictions alone before the state is measured."""
+
+LEAST_SHARE = 0.05
+"""Of the median increase: what a candidate is believed to cost at least, as no bits are free."""
 
 TABLE_VERSION = 1
 
@@ -201,6 +207,8 @@ class Greedy:
         self.loss = self._evaluate(self.plan, None)
         self.measured_loss = self.loss
         self.sensitivity: dict[Candidate, float] = {}
+        self.probes: dict[Candidate, tuple[float, float]] = {}
+        self.unmeasured: list[Candidate] = []
         self.errors: list[tuple[float, float]] = []
 
     def run(self) -> tuple[Plan, dict[str, Any]]:
@@ -211,10 +219,11 @@ class Greedy:
             for candidate in candidates:
                 self._probe(candidate)
                 bar.advance()
+        self._set_sensitivities()
         heap = [(self._score(c), i, c) for i, c in enumerate(candidates) if self._next(c) is not None]
         heapq.heapify(heap)
-        fresh: set[Candidate] = set()
-        cost, pending = start_cost, 0.0
+        fresh: Candidate | None = None
+        cost = start_cost
         with Bar("Greedy MP", 100) as bar:
             while cost > limit:
                 if not heap:
@@ -226,16 +235,18 @@ class Greedy:
                 level = self._next(candidate)
                 if level is None or self.costs.saved(self.plan, candidate, level) <= 0:
                     continue
-                predicted = self._predicted(candidate, level)
-                if candidate not in fresh and pending + predicted > TRUST * max(self.measured_loss, 1e-6):
+                score = self._score(candidate)
+                if candidate != fresh and heap and score > heap[0][0]:
+                    # Measurements since it was queued have moved it behind another.
+                    heapq.heappush(heap, (score, index, candidate))
+                    continue
+                if candidate != fresh and self._must_measure(candidate, level):
                     self._measure(candidate, level)
-                    fresh.add(candidate)
-                    pending = 0.0
+                    fresh = candidate if self._score(candidate) <= 1.05 * (heap[0][0] if heap else math.inf) else None
                     heapq.heappush(heap, (self._score(candidate), index, candidate))
                     continue
-                pending = 0.0 if candidate in fresh else pending + predicted
-                self._accept(candidate, level, predicted)
-                fresh.clear()
+                self._accept(candidate, level, self._predicted(candidate, level))
+                fresh = None
                 cost = self.costs.of(self.plan)
                 if self._next(candidate) is not None:
                     heapq.heappush(heap, (self._score(candidate), index, candidate))
@@ -268,7 +279,14 @@ class Greedy:
         level = min(lower, key=lambda value: abs(value - PROBE_BITS))
         increase = self._evaluate(self._with(candidate, level), candidate) - self.loss
         local = self._local(candidate, level) - self._local(candidate, bits)
-        self.sensitivity[candidate] = max(increase, 1e-9) / max(local, 1e-30)
+        self.probes[candidate] = (increase, max(local, 1e-30))
+
+    def _set_sensitivities(self) -> None:
+        """Increase of the loss per local error of every candidate, never below a share of the median increase."""
+        increases = sorted(max(increase, 0.0) for increase, _ in self.probes.values())
+        least = max(LEAST_SHARE * increases[len(increases) // 2], 1e-12) if increases else 0.0
+        for candidate, (increase, local) in self.probes.items():
+            self.sensitivity[candidate] = max(increase, least) / local
 
     def _local(self, candidate: Candidate, bits: int) -> float:
         return 0.0 if bits == FLOAT_BITS else self.evaluator.local_error(candidate, bits)
@@ -284,18 +302,36 @@ class Greedy:
         saved = self.costs.saved(self.plan, candidate, level)
         return self._predicted(candidate, level) / saved if saved > 0 else math.inf
 
+    def _must_measure(self, candidate: Candidate, level: int) -> bool:
+        """Whether predicted steps have gathered enough to matter, or are many."""
+        gathered = self.loss - self.measured_loss + self._predicted(candidate, level)
+        enough = gathered > TRUST * max(self.measured_loss, 1e-6)
+        return enough if len(self.unmeasured) < UNMEASURED_STEPS else True
+
     def _measure(self, candidate: Candidate, level: int) -> None:
         """Measure the front candidate on the current state; what gathered unmeasured is told apart from it."""
         predicted = self._predicted(candidate, level)
-        if self.loss != self.measured_loss:
-            self.loss = self.measured_loss = self._evaluate(self.plan, None)
+        self._measure_state()
         increase = self._evaluate(self._with(candidate, level), candidate) - self.loss
         self.errors.append((predicted, increase))
         self.sensitivity[candidate] *= max(increase, 0.1 * predicted, 1e-12) / max(predicted, 1e-30)
 
+    def _measure_state(self) -> None:
+        """Measure the plan so far; the steps since the last time share what they were wrong by."""
+        if not self.unmeasured:
+            return
+        before, believed = self.measured_loss, self.loss - self.measured_loss
+        self.loss = self.measured_loss = self._evaluate(self.plan, None)
+        self.errors.append((believed, self.loss - before))
+        factor = min(max((self.loss - before) / max(believed, 1e-30), 0.25), 16.0)
+        for candidate in set(self.unmeasured):
+            self.sensitivity[candidate] *= factor
+        self.unmeasured.clear()
+
     def _accept(self, candidate: Candidate, level: int, predicted: float) -> None:
         self.plan = self._with(candidate, level)
         self.loss += predicted
+        self.unmeasured.append(candidate)
         self.evaluator.accept(candidate[0], self.plan)
         self.search.steps.append(
             {"site": candidate[0], "part": candidate[1], "bits": level, "loss": self.loss,
