@@ -28,7 +28,7 @@ from torch import Tensor
 from leanvit.config import Budget, MPTQConfig
 from leanvit.errors import ConfigError
 from leanvit.files import read_json
-from leanvit.progress import Bar
+from leanvit.progress import Bar, note
 from leanvit.quant.calibrate import Choices
 from leanvit.quant.evaluate import Evaluator
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, end_sites
@@ -253,8 +253,22 @@ class Greedy:
                 done = 100 * (start_cost - cost) / max(start_cost - limit, 1e-12)
                 bar.advance(max(0, min(100, int(done)) - bar.done), detail=f"cost {cost:.4g}, loss {self.loss:.3g}")
         final = self._evaluate(self.plan, None)
+        uniform = self._best_uniform()
+        if uniform is not None and uniform[0] < final:
+            # A search led by estimates may end behind; what it is meant to beat is then the answer.
+            final, self.plan = uniform
+            cost = self.costs.of(self.plan)
+            note(f"uniform bits have a lower loss ({final:.3g}) than the searched plan: taken instead")
         kept = {name: bits for name, bits in self.plan.items() if bits[1] != FLOAT_BITS}
         return kept, self._report(final, cost)
+
+    def _best_uniform(self) -> tuple[float, Plan] | None:
+        """Loss and plan of the most uniform bits that the budget allows, None where it allows none."""
+        for level in self.levels:
+            plan = {n: stepped(b, 2, level) if n in self.free else b for n, b in self.plan.items()}
+            if level != FLOAT_BITS and self.costs.of(plan) <= self.costs.limit:
+                return self._evaluate(plan, None), plan
+        return None
 
     def _parts(self, name: str) -> tuple[int, ...]:
         site = self.evaluator.graph.sites[name]
