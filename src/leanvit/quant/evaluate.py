@@ -151,9 +151,8 @@ class Evaluator:
         site = self.graph.sites[name]
         return (0, 1) if site.weight or OPERANDS[site.kind] == 2 else (1,)
 
-    def _apply(self, plan: Plan) -> int:
-        """Set the modules to a plan; returns the index of the first node that changed."""
-        changed = len(self.nodes)
+    def _apply(self, plan: Plan) -> None:
+        """Set the modules to a plan."""
         for name, bits in plan.items():
             if self.current.get(name) == bits:
                 continue
@@ -162,9 +161,7 @@ class Evaluator:
                 role = "weight" if part == 0 and site.weight else ROLES[0 if part == 1 else 1]
                 target = quantizer_name(name, role)
                 setattr(self.graph.module, target, self._quantizer(name, part, bits[part])[0])
-            changed = min(changed, self.first[name])
         self.current = dict(plan)
-        return changed
 
     @torch.no_grad()
     def loss(self, plan: Plan, changed: str | None = None) -> float:

@@ -76,8 +76,9 @@ def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> floa
     hessian = train.transpose(1, 2) @ train / kept
     residual = held_y - held @ weight.transpose(1, 2)
     least, best = float(residual.square().sum()), None
+    moment = _error_moment(weight, train, train_y)
     for candidate in RIDGES:
-        shift = ridge_shift(weight, train, train_y, hessian, candidate)
+        shift = _solve_ridge(moment, hessian, candidate)
         error = float((residual - held @ shift.transpose(1, 2)).square().sum())
         if error < least:
             least, best = error, candidate
@@ -86,8 +87,16 @@ def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> floa
 
 def ridge_shift(weight: Tensor, x: Tensor, target: Tensor, hessian: Tensor, strength: float) -> Tensor:
     """What to add to the weight: the ridge regression of the output error on the (centred) quantized inputs."""
+    return _solve_ridge(_error_moment(weight, x, target), hessian, strength)
+
+
+def _error_moment(weight: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    """E[x' (y - W x')^T], which no lambda changes: (g, in, out)."""
     error = target - x @ weight.transpose(1, 2)
-    moment = x.transpose(1, 2) @ error / x.shape[1]
+    return x.transpose(1, 2) @ error / x.shape[1]
+
+
+def _solve_ridge(moment: Tensor, hessian: Tensor, strength: float) -> Tensor:
     return torch.cholesky_solve(moment, _factor(hessian, strength)).transpose(1, 2)
 
 
