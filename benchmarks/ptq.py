@@ -30,8 +30,10 @@ from leanvit.config import BEST_PASSES, Budget, MPTQConfig
 from leanvit.data import Loader, load_split, preprocess_for, to_input
 from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
-from leanvit.quant.allocate import Costs, Greedy, Journal, allocate, plain_greedy, stepped
+from leanvit.quant.allocate import Greedy, allocate, plain_greedy
+from leanvit.quant.costs import Costs, stepped
 from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.journal import Journal
 from leanvit.quant.mptq import choices_of, prepare
 from leanvit.quant.plan import Plan
 

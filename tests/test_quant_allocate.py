@@ -17,9 +17,10 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
 from leanvit.errors import ConfigError
-from leanvit.quant.allocate import Costs, allocate, plain_greedy, site_key
+from leanvit.quant.allocate import allocate, plain_greedy
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
+from leanvit.quant.costs import Costs, site_key
 from leanvit.quant.evaluate import Evaluator
 from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
 from leanvit.quant.losses import kl_divergence
@@ -142,12 +143,12 @@ def test_runs_from_the_changed_site_on_are_exact(name: str) -> None:
         changed = {**plan, site: (3, 4)}
         assert cached.loss(changed, site) == whole.loss(changed)
         if step % 3 == 0:
-            cached.accept(site, changed)
+            cached.accept(changed, site)
             plan = changed
         elif step % 3 == 1:
             # Accepted without a run of its own.
             plan = {**plan, site: (5, 5)}
-            cached.accept(site, plan)
+            cached.accept(plan, site)
 
 
 def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
@@ -189,12 +190,12 @@ def test_a_killed_search_goes_on_to_the_same_plan(
     journal = tmp_path / "runs" / "journal.jsonl"
     plain, calls = Evaluator.loss, 0
 
-    def dies(self: Evaluator, plan: Plan, changed: str | None = None) -> float:
+    def dies(self: Evaluator, plan: Plan, *changed: str) -> float:
         nonlocal calls
         calls += 1
         if calls > after:
             raise Killed
-        return plain(self, plan, changed)
+        return plain(self, plan, *changed)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "loss", dies)

@@ -5,18 +5,17 @@ From all sites at the highest level, the next step down is the one with the leas
     score = increase of the loss / cost saved
 
 (MPTQ-ViT, arXiv 2401.14895; NetAdapt, arXiv 1804.03230). The loss is the KL divergence of the quantized from
-the float answers on calibration images. What keeps the search short (ours): every candidate is measured once;
-from there on its local output error predicts what each further bit costs, and only the candidate in front is
-measured again on the current state, when enough predicted steps have gathered to matter; the network runs from the
-changed site on. Every evaluation is written to a journal, from which a killed search goes on.
+the float answers on calibration images. What keeps the search short (ours): every candidate is measured once, at
+PROBE_BITS; its local output error tells the levels above from that. Below, where local errors promise too much,
+no step is taken that was not measured on the state it is taken from. At the end, bits are exchanged between
+pairs of tensors as long as that lowers the measured loss. The network runs from the changed site on. Every
+evaluation is written to a journal, from which a killed search goes on.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import heapq
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,29 +26,28 @@ from torch import Tensor
 
 from leanvit.config import Budget, MPTQConfig
 from leanvit.errors import ConfigError
-from leanvit.files import read_json
 from leanvit.progress import Bar, note
 from leanvit.quant.calibrate import Choices
+from leanvit.quant.costs import Candidate, Costs, stepped
 from leanvit.quant.evaluate import Evaluator
-from leanvit.quant.graph import OPERANDS, QuantGraph, Site, end_sites
-from leanvit.quant.plan import FLOAT_BITS, Plan, average_bits, bit_operations, make_plan, tensor_bits, weight_bytes
-
-TRUST = 0.05
-"""Share of the loss that predicted steps may add before the next one is measured."""
+from leanvit.quant.graph import QuantGraph, end_sites
+from leanvit.quant.journal import Journal
+from leanvit.quant.plan import FLOAT_BITS, Plan, make_plan, parts_of
 
 PROBE_BITS = 4
 """Level at which candidates are first measured: far enough down to stand out of the noise."""
 
-UNMEASURED_STEPS = 4
-"""Steps that may be taken on predictions alone before the state is measured."""
+TRUST = 0.1
+"""Share of the loss that predicted steps may add before the state is measured."""
 
-LEAST_SHARE = 0.05
+STALE = 1.5
+"""Growth of the loss after which a measured increase is no longer believed."""
+
+LEAST_SHARE = 0.01
 """Of the median increase: what a candidate is believed to cost at least, as no bits are free."""
 
-TABLE_VERSION = 1
-
-Candidate = tuple[str, int]
-"""A site and which of its bits: 0 the weight or second operand, 1 the activation, 2 both together."""
+FAILED_EXCHANGES = 12
+"""Exchanges in a row that may fail to lower the loss before the search ends."""
 
 
 @dataclass
@@ -62,75 +60,43 @@ class Search:
     steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: int = 0
     from_journal: int = 0
+    exchanges: int = 0
 
 
-class Costs:
-    """What a plan costs in the units of a budget, and its limit."""
+@dataclass
+class Curve:
+    """What is known of the loss that one candidate adds at each level.
 
-    def __init__(self, graph: QuantGraph, budget: Budget, free: list[str]) -> None:
-        """free: sites whose bits may change. Raises ConfigError for a latency table of another format."""
-        self.graph, self.budget, self.free = graph, budget, free
-        self.table = read_latency_table(budget.latency_table) if budget.latency_table else {}
+    measured: {level: increase over the highest level}. state: loss of the network when each was measured.
+    local: squared output error of the site at every level.
+    """
 
-    @property
-    def limit(self) -> float:
-        """The budget's one number."""
-        b = self.budget
-        limits = (b.average_bits, b.model_bytes, b.bitops, b.latency_ms)
-        return float(next(v for v in limits if v is not None))
+    local: dict[int, float]
+    measured: dict[int, float] = field(default_factory=dict)
+    state: dict[int, float] = field(default_factory=dict)
 
-    def of(self, plan: Plan) -> float:
-        """Average bits, bytes, BitOps or milliseconds of a plan."""
-        if self.budget.average_bits is not None:
-            return average_bits(self.graph, plan, self.free)
-        if self.budget.model_bytes is not None:
-            return float(weight_bytes(self.graph, plan))
-        if self.budget.bitops is not None:
-            return float(bit_operations(self.graph, plan))
-        return sum(self._milliseconds(site, plan.get(name)) for name, site in self.graph.sites.items())
-
-    def _milliseconds(self, site: Site, bits: tuple[int, int] | None) -> float:
-        row = self.table.get(site_key(site))
-        if row is None:
+    def at(self, level: int) -> float:
+        """Increase of the loss at a level: measured, or from the nearest measured level by the local error."""
+        if level in self.measured:
+            return self.measured[level]
+        if self.local[level] <= 0:
             return 0.0
-        return row["float_ms"] if bits is None or bits[1] == FLOAT_BITS else row["int8_ms"]
+        below = [m for m in self.measured if m < level]
+        anchor = max(below) if below else min(self.measured)
+        return self.measured[anchor] * self.local[level] / max(self.local[anchor], 1e-30)
 
-    def saved(self, plan: Plan, candidate: Candidate, bits: int) -> float:
-        """Cost that one candidate's step saves."""
-        name, part = candidate
-        after = {name: stepped(plan[name], part, bits)}
-        site = self.graph.sites[name]
-        if self.budget.average_bits is not None:
-            both = zip(tensor_bits(site, plan[name]), tensor_bits(site, after[name]), strict=True)
-            return float(sum(count * (old - new) for (count, old), (_, new) in both))
-        if self.budget.model_bytes is not None:
-            return (math.prod(site.weight_shape) * (plan[name][0] - after[name][0])) / 8 if site.weight else 0.0
-        if self.budget.bitops is not None:
-            return float(site.macs * (math.prod(plan[name]) - math.prod(after[name])))
-        return self._milliseconds(site, plan[name]) - self._milliseconds(site, after[name])
+    def rise(self, level: int, to: int) -> float:
+        """Increase of the loss by going from one level down to another; never negative."""
+        return max(self.at(to) - self.at(level), 0.0)
 
-
-def site_key(site: Site) -> str:
-    """What a latency table calls sites that cost the same: kind, shape of the weight, and activations read."""
-    return f"{site.kind} {'x'.join(map(str, site.weight_shape)) or site.macs} {'x'.join(map(str, site.elements))}"
-
-
-def read_latency_table(path: str) -> dict[str, dict[str, float]]:
-    """Milliseconds by site key. Raises ConfigError where the file is missing or of another format."""
-    if not Path(path).is_file():
-        raise ConfigError(f"latency table {path}: no such file. Make it: leanvit benchmark --table {path} MODEL")
-    values = read_json(Path(path))
-    if not isinstance(values, dict) or values.get("version") != TABLE_VERSION or "sites" not in values:
-        raise ConfigError(f"latency table {path}: not one of version {TABLE_VERSION}. Measure it again.")
-    table: dict[str, dict[str, float]] = values["sites"]
-    return table
-
-
-def stepped(bits: tuple[int, int], part: int, level: int) -> tuple[int, int]:
-    """The bits of a site with one part at another level."""
-    if part == 2:
-        return (level if bits[0] else 0, level)
-    return (level, bits[1]) if part == 0 else (bits[0], level)
+    def learn(self, level: int, increase: float, state: float) -> None:
+        """Take in a measured increase over the highest level, keeping lower levels worse than higher ones."""
+        self.measured[level], self.state[level] = increase, state
+        for other in list(self.measured):
+            if (other < level and self.measured[other] < increase) or (
+                other > level and self.measured[other] > increase
+            ):
+                del self.measured[other]
 
 
 def allocate(
@@ -146,43 +112,6 @@ def allocate(
         raise ConfigError("no budget given, expected one. Give MPTQConfig(budget=Budget(average_bits=5)).")
     greedy = Greedy(graph, images, config, choices, Journal(journal, graph, images, config))
     return greedy.run()
-
-
-class Journal:
-    """Losses by plan, kept in a file line by line."""
-
-    def __init__(self, path: str | Path | None, graph: QuantGraph, images: Tensor, config: MPTQConfig) -> None:
-        """Read what the file holds of the same network, images and scheme."""
-        self.path = Path(path) if path else None
-        shape = {name: site.weight_shape for name, site in graph.sites.items()}
-        weights = sum(float(p.double().abs().sum()) for p in graph.module.parameters())
-        scheme = [config.scope, config.mode, sorted(config.active_passes), config.range_search, config.ratio_search]
-        facts = [scheme, config.two_region, config.first_last_bits, shape, float(images.double().sum()), weights]
-        self.run = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        self.losses: dict[str, float] = {}
-        if self.path and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._read(line)
-
-    def _read(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            return  # the last line of a killed search may be cut
-        if entry.get("run") == self.run:
-            self.losses[entry["plan"]] = entry["loss"]
-
-    def key(self, plan: Plan) -> str:
-        """Short name of a plan."""
-        return hashlib.sha256(json.dumps(sorted(plan.items())).encode()).hexdigest()[:24]
-
-    def add(self, key: str, loss: float) -> None:
-        """Remember one loss, at once on disk."""
-        self.losses[key] = loss
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"run": self.run, "plan": key, "loss": loss}) + "\n")
 
 
 class Greedy:
@@ -204,77 +133,86 @@ class Greedy:
         self.costs = Costs(graph, self.budget, self.free)
         self.evaluator = Evaluator(copy.deepcopy(graph), images, self.plan, choices)
         self.search = Search()
-        self.loss = self._evaluate(self.plan, None)
-        self.measured_loss = self.loss
-        self.sensitivity: dict[Candidate, float] = {}
-        self.probes: dict[Candidate, tuple[float, float]] = {}
-        self.unmeasured: list[Candidate] = []
+        self.loss = self._evaluate(self.plan)
+        self.curves: dict[Candidate, Curve] = {}
+        self.unmeasured = 0.0
         self.errors: list[tuple[float, float]] = []
 
     def run(self) -> tuple[Plan, dict[str, Any]]:
-        """Step down until the budget holds."""
-        start_cost, limit = self.costs.of(self.plan), self.costs.limit
+        """Step down until the budget holds, then exchange."""
+        self._probe_all()
+        self._descend()
+        self._measure_state()
+        uniform = self._best_uniform()
+        if uniform is not None and uniform[0] < self.loss:
+            # Led astray by the first steps: exchanges go on from what the search is meant to beat.
+            self.loss, self.plan = uniform
+            self._evaluate(self.plan)
+            note(f"uniform bits have a lower loss ({self.loss:.3g}) than the steps taken: the search goes on from them")
+        self._exchange()
+        kept = {name: bits for name, bits in self.plan.items() if bits[1] != FLOAT_BITS}
+        return kept, self._report(self.costs.of(self.plan))
+
+    def _probe_all(self) -> None:
+        """Measure every candidate once, well below the start."""
         candidates = [(name, part) for name in self.free for part in self._parts(name)]
         with Bar("measuring sensitivities", len(candidates)) as bar:
             for candidate in candidates:
-                self._probe(candidate)
+                level = min(self.levels[1:] or self.levels, key=lambda value: abs(value - PROBE_BITS))
+                increase = self._evaluate(self._with(candidate, level), candidate[0]) - self.loss
+                top = self._local(candidate, self.levels[0])
+                local = {b: max(self._local(candidate, b) - top, 0.0) for b in self.levels}
+                self.curves[candidate] = Curve(local, {level: increase}, {level: self.loss})
                 bar.advance()
-        self._set_sensitivities()
-        heap = [(self._score(c), i, c) for i, c in enumerate(candidates) if self._next(c) is not None]
+        rises = sorted(max(i, 0.0) for curve in self.curves.values() for i in curve.measured.values())
+        self.least = max(LEAST_SHARE * rises[len(rises) // 2], 1e-12) if rises else 1e-12
+        for curve in self.curves.values():
+            for level, increase in curve.measured.items():
+                curve.measured[level] = max(increase, self.least)
+
+    def _descend(self) -> None:
+        """Take the step of the least score again and again until the budget holds."""
+        start, limit = self.costs.of(self.plan), self.costs.limit
+        heap = [(self._score(c), i, c) for i, c in enumerate(self.curves)]
         heapq.heapify(heap)
-        fresh: Candidate | None = None
-        cost = start_cost
+        cost = start
         with Bar("Greedy MP", 100) as bar:
             while cost > limit:
-                if not heap:
-                    raise ConfigError(
-                        f"budget {limit:g} can't be met: the lowest levels still cost {cost:g}. "
-                        f"Raise it, or allow lower levels than {self.levels[-1]}."
-                    )
-                _, index, candidate = heapq.heappop(heap)
+                score, index, candidate = self._pop(heap, cost)
                 level = self._next(candidate)
-                if level is None or self.costs.saved(self.plan, candidate, level) <= 0:
+                if math.isinf(score) or level is None:
                     continue
-                score = self._score(candidate)
-                if candidate != fresh and heap and score > heap[0][0]:
-                    # Measurements since it was queued have moved it behind another.
-                    heapq.heappush(heap, (score, index, candidate))
+                if heap and self._score(candidate) > heap[0][0]:
+                    heapq.heappush(heap, (self._score(candidate), index, candidate))
                     continue
-                if candidate != fresh and self._must_measure(candidate, level):
+                if self._must_measure(candidate, level):
                     self._measure(candidate, level)
-                    fresh = candidate if self._score(candidate) <= 1.05 * (heap[0][0] if heap else math.inf) else None
                     heapq.heappush(heap, (self._score(candidate), index, candidate))
                     continue
-                self._accept(candidate, level, self._predicted(candidate, level))
-                fresh = None
+                self._accept(candidate, level)
                 cost = self.costs.of(self.plan)
-                if self._next(candidate) is not None:
-                    heapq.heappush(heap, (self._score(candidate), index, candidate))
-                done = 100 * (start_cost - cost) / max(start_cost - limit, 1e-12)
+                heapq.heappush(heap, (self._score(candidate), index, candidate))
+                done = 100 * (start - cost) / max(start - limit, 1e-12)
                 bar.advance(max(0, min(100, int(done)) - bar.done), detail=f"cost {cost:.4g}, loss {self.loss:.3g}")
-        final = self._evaluate(self.plan, None)
-        uniform = self._best_uniform()
-        if uniform is not None and uniform[0] < final:
-            # A search led by estimates may end behind; what it is meant to beat is then the answer.
-            final, self.plan = uniform
-            cost = self.costs.of(self.plan)
-            note(f"uniform bits have a lower loss ({final:.3g}) than the searched plan: taken instead")
-        kept = {name: bits for name, bits in self.plan.items() if bits[1] != FLOAT_BITS}
-        return kept, self._report(final, cost)
+
+    def _pop(self, heap: list[tuple[float, int, Candidate]], cost: float) -> tuple[float, int, Candidate]:
+        if not heap:
+            raise ConfigError(
+                f"budget {self.costs.limit:g} can't be met: the lowest levels still cost {cost:g}. "
+                f"Raise it, or allow lower levels than {self.levels[-1]}."
+            )
+        return heapq.heappop(heap)
 
     def _best_uniform(self) -> tuple[float, Plan] | None:
         """Loss and plan of the most uniform bits that the budget allows, None where it allows none."""
         for level in self.levels:
             plan = {n: stepped(b, 2, level) if n in self.free else b for n, b in self.plan.items()}
             if level != FLOAT_BITS and self.costs.of(plan) <= self.costs.limit:
-                return self._evaluate(plan, None), plan
+                return self._evaluate(plan), plan
         return None
 
     def _parts(self, name: str) -> tuple[int, ...]:
-        site = self.evaluator.graph.sites[name]
-        if self.budget.latency_ms is not None:
-            return (2,)
-        return (0, 1) if site.weight or OPERANDS[site.kind] == 2 else (1,)
+        return (2,) if self.budget.latency_ms is not None else parts_of(self.evaluator.graph.sites[name])
 
     def _bits(self, candidate: Candidate) -> int:
         name, part = candidate
@@ -284,102 +222,129 @@ class Greedy:
         lower = [level for level in self.levels if level < self._bits(candidate)]
         return lower[0] if lower else None
 
-    def _probe(self, candidate: Candidate) -> None:
-        """Measure a candidate once, well below its level, and scale by its local error."""
-        bits = self._bits(candidate)
-        lower = [level for level in self.levels if level < bits]
-        if not lower:
-            return
-        level = min(lower, key=lambda value: abs(value - PROBE_BITS))
-        increase = self._evaluate(self._with(candidate, level), candidate) - self.loss
-        local = self._local(candidate, level) - self._local(candidate, bits)
-        self.probes[candidate] = (increase, max(local, 1e-30))
-
-    def _set_sensitivities(self) -> None:
-        """Increase of the loss per local error of every candidate, never below a share of the median increase."""
-        increases = sorted(max(increase, 0.0) for increase, _ in self.probes.values())
-        least = max(LEAST_SHARE * increases[len(increases) // 2], 1e-12) if increases else 0.0
-        for candidate, (increase, local) in self.probes.items():
-            self.sensitivity[candidate] = max(increase, least) / local
-
     def _local(self, candidate: Candidate, bits: int) -> float:
         return 0.0 if bits == FLOAT_BITS else self.evaluator.local_error(candidate, bits)
-
-    def _predicted(self, candidate: Candidate, level: int) -> float:
-        local = self._local(candidate, level) - self._local(candidate, self._bits(candidate))
-        return self.sensitivity[candidate] * max(local, 1e-30)
 
     def _score(self, candidate: Candidate) -> float:
         level = self._next(candidate)
         if level is None:
             return math.inf
         saved = self.costs.saved(self.plan, candidate, level)
-        return self._predicted(candidate, level) / saved if saved > 0 else math.inf
+        rise = max(self.curves[candidate].rise(self._bits(candidate), level), 1e-15)
+        return rise / saved if saved > 0 else math.inf
 
     def _must_measure(self, candidate: Candidate, level: int) -> bool:
-        """Whether predicted steps have gathered enough to matter, or are many."""
-        gathered = self.loss - self.measured_loss + self._predicted(candidate, level)
-        enough = gathered > TRUST * max(self.measured_loss, 1e-6)
-        return enough if len(self.unmeasured) < UNMEASURED_STEPS else True
+        """Whether a step is too low, or the state too uncertain, to go by predictions."""
+        curve = self.curves[candidate]
+        if level < PROBE_BITS:
+            return self.loss > STALE * max(curve.state.get(level, 0.0), 1e-12)
+        rise = curve.rise(self._bits(candidate), level)
+        return self.unmeasured > 0 and self.unmeasured + rise > TRUST * max(self.loss, 1e-6)
 
     def _measure(self, candidate: Candidate, level: int) -> None:
-        """Measure the front candidate on the current state; what gathered unmeasured is told apart from it."""
-        predicted = self._predicted(candidate, level)
+        """Measure a candidate's step on the current state."""
         self._measure_state()
-        increase = self._evaluate(self._with(candidate, level), candidate) - self.loss
+        curve, bits = self.curves[candidate], self._bits(candidate)
+        predicted = curve.rise(bits, level)
+        increase = self._evaluate(self._with(candidate, level), candidate[0]) - self.loss
         self.errors.append((predicted, increase))
-        self.sensitivity[candidate] *= max(increase, 0.1 * predicted, 1e-12) / max(predicted, 1e-30)
+        curve.learn(level, curve.at(bits) + max(increase, 1e-15), self.loss)
 
     def _measure_state(self) -> None:
-        """Measure the plan so far; the steps since the last time share what they were wrong by."""
-        if not self.unmeasured:
-            return
-        before, believed = self.measured_loss, self.loss - self.measured_loss
-        self.loss = self.measured_loss = self._evaluate(self.plan, None)
-        self.errors.append((believed, self.loss - before))
-        factor = min(max((self.loss - before) / max(believed, 1e-30), 0.25), 16.0)
-        for candidate in set(self.unmeasured):
-            self.sensitivity[candidate] *= factor
-        self.unmeasured.clear()
+        """Measure the plan so far."""
+        if self.unmeasured > 0:
+            before, believed = self.loss - self.unmeasured, self.unmeasured
+            self.loss = self._evaluate(self.plan)
+            self.errors.append((believed, self.loss - before))
+            self.unmeasured = 0.0
 
-    def _accept(self, candidate: Candidate, level: int, predicted: float) -> None:
+    def _accept(self, candidate: Candidate, level: int) -> None:
+        rise = self.curves[candidate].rise(self._bits(candidate), level)
         self.plan = self._with(candidate, level)
-        self.loss += predicted
-        self.unmeasured.append(candidate)
-        self.evaluator.accept(candidate[0], self.plan)
+        self.loss += rise
+        self.unmeasured += max(rise, 1e-15)
+        self.evaluator.accept(self.plan, candidate[0])
         self.search.steps.append(
             {"site": candidate[0], "part": candidate[1], "bits": level, "loss": self.loss,
              "cost": self.costs.of(self.plan)}
         )  # fmt: skip
 
+    def _exchange(self) -> None:
+        """Give a bit to one tensor and take one from another while that lowers the measured loss."""
+        failed, tried = 0, set[str]()
+        limit = len(self.curves)
+        with Bar("exchanging bits", limit) as bar:
+            while failed < FAILED_EXCHANGES and bar.done < limit:
+                found = self._best_exchange(tried)
+                if found is None:
+                    break
+                gain, plan, changed = found
+                tried.add(self.journal.key(plan))
+                loss = self._evaluate(plan, *changed)
+                bar.advance(detail=f"loss {min(loss, self.loss):.3g}")
+                self.errors.append((-gain, loss - self.loss))
+                failed = failed + 1 if loss >= self.loss else 0
+                if loss < self.loss:
+                    self.loss, self.plan = loss, plan
+                    self.evaluator.accept(plan, *changed)
+                    self.search.exchanges += 1
+
+    def _best_exchange(self, tried: set[str]) -> tuple[float, Plan, list[str]] | None:
+        """The untried pair of one step up and at most one down that promises the most within the budget."""
+        ups = [(self._gain_up(c), c) for c in self.curves if self._previous(c) is not None]
+        downs = [(self._rise_down(c), c) for c in self.curves if self._next(c) is not None]
+        options: list[tuple[float, Candidate, Candidate | None]] = [(gain, up, None) for gain, up in ups]
+        options += [(gain - rise, up, down) for gain, up in ups for rise, down in downs if up != down]
+        for gain, up, down in sorted((o for o in options if o[0] > 0), key=lambda o: -o[0]):
+            plan = self._raised(up)
+            if down is not None:
+                level = self._next(down)
+                plan = {**plan, down[0]: stepped(plan[down[0]], down[1], level or self.levels[-1])}
+            if self.costs.of(plan) <= self.costs.limit and self.journal.key(plan) not in tried:
+                return gain, plan, [up[0]] if down is None else [up[0], down[0]]
+        return None
+
+    def _previous(self, candidate: Candidate) -> int | None:
+        higher = [level for level in self.levels if level > self._bits(candidate)]
+        return higher[-1] if higher else None
+
+    def _raised(self, candidate: Candidate) -> Plan:
+        return self._with(candidate, self._previous(candidate) or self.levels[0])
+
+    def _gain_up(self, candidate: Candidate) -> float:
+        return self.curves[candidate].rise(self._previous(candidate) or self.levels[0], self._bits(candidate))
+
+    def _rise_down(self, candidate: Candidate) -> float:
+        return self.curves[candidate].rise(self._bits(candidate), self._next(candidate) or self.levels[-1])
+
     def _with(self, candidate: Candidate, level: int) -> Plan:
         name, part = candidate
         return {**self.plan, name: stepped(self.plan[name], part, level)}
 
-    def _evaluate(self, plan: Plan, changed: Candidate | None) -> float:
+    def _evaluate(self, plan: Plan, *changed: str) -> float:
         key = self.journal.key(plan)
         if key in self.journal.losses:
             self.search.from_journal += 1
             return self.journal.losses[key]
-        loss = self.evaluator.loss(plan, changed[0] if changed else None)
+        loss = self.evaluator.loss(plan, *changed)
         self.search.evaluations += 1
         self.journal.add(key, loss)
         return loss
 
-    def _report(self, final: float, cost: float) -> dict[str, Any]:
+    def _report(self, cost: float) -> dict[str, Any]:
         levels = [level for level in self.levels if level not in (FLOAT_BITS, self.levels[0])]
         sensitivities = [
-            {"site": name, "part": part,
-             "loss": {str(b): self.sensitivity[name, part] * self._local((name, part), b) for b in levels}}
-            for name, part in self.sensitivity
-        ]  # fmt: skip
+            {"site": name, "part": part, "loss": {str(b): curve.at(b) for b in levels}}
+            for (name, part), curve in self.curves.items()
+        ]
         ratios = sorted(measured / predicted for predicted, measured in self.errors if predicted > 0)
         return {
             "evaluations": self.search.evaluations,
             "from_journal": self.search.from_journal,
-            "candidates": len(self.sensitivity),
+            "candidates": len(self.curves),
+            "exchanges": self.search.exchanges,
             "steps": self.search.steps,
-            "loss": final,
+            "loss": self.loss,
             "cost": cost,
             "limit": self.costs.limit,
             "estimate_ratio_median": ratios[len(ratios) // 2] if ratios else None,

@@ -10,9 +10,9 @@ from torch.fx import Node
 
 from leanvit.quant.attach import ROLES, attach, quantizer_name
 from leanvit.quant.calibrate import Choices, call_node, fit, run_nodes
-from leanvit.quant.graph import OPERANDS, QuantGraph, get_tensor, site_inputs
+from leanvit.quant.graph import QuantGraph, get_tensor, site_inputs
 from leanvit.quant.losses import kl_from_logits
-from leanvit.quant.plan import FLOAT_BITS, Plan
+from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of
 from leanvit.quant.quantizers import WeightQuantizer
 from leanvit.quant.samples import SiteSample, take_sample
 from leanvit.quant.search import search_weight_scale
@@ -144,12 +144,8 @@ class Evaluator:
     def local_error(self, candidate: tuple[str, int], bits: int) -> float:
         """Squared output error of one site, on its sample, with one part (2: all) at some bits."""
         name, part = candidate
-        parts = self._parts(name) if part == 2 else (part,)
+        parts = parts_of(self.graph.sites[name]) if part == 2 else (part,)
         return sum(self._quantizer(name, p, bits)[1] for p in parts)
-
-    def _parts(self, name: str) -> tuple[int, ...]:
-        site = self.graph.sites[name]
-        return (0, 1) if site.weight or OPERANDS[site.kind] == 2 else (1,)
 
     def _apply(self, plan: Plan) -> None:
         """Set the modules to a plan."""
@@ -157,23 +153,24 @@ class Evaluator:
             if self.current.get(name) == bits:
                 continue
             site = self.graph.sites[name]
-            for part in self._parts(name):
+            for part in parts_of(site):
                 role = "weight" if part == 0 and site.weight else ROLES[0 if part == 1 else 1]
                 target = quantizer_name(name, role)
                 setattr(self.graph.module, target, self._quantizer(name, part, bits[part])[0])
         self.current = dict(plan)
 
     @torch.no_grad()
-    def loss(self, plan: Plan, changed: str | None = None) -> float:
-        """KL divergence in nats of a plan that differs from the accepted one at the site `changed` only.
+    def loss(self, plan: Plan, *changed: str) -> float:
+        """KL divergence in nats of a plan that differs from the accepted one at the sites `changed` only.
 
-        None runs the whole network and keeps its values as those of the accepted plan.
+        None given runs the whole network and keeps its values as those of the accepted plan.
         """
         before = dict(self.current)
         self._apply(plan)
-        start = 0 if changed is None else max((i for i in self.kept if i <= self.first[changed]), default=0)
+        first = min((self.first[name] for name in changed), default=-1)
+        start = max((i for i in self.kept if i <= first), default=0)
         logits, kept = self._run(start)
-        if changed is None:
+        if not changed:
             self.kept = kept
             self.pending = None
         else:
@@ -181,10 +178,11 @@ class Evaluator:
             self._apply(before)
         return kl_from_logits(self.truth, logits)
 
-    def accept(self, changed: str, plan: Plan) -> None:
-        """Make a plan the current one; values behind the changed site are taken from its run, or forgotten."""
+    def accept(self, plan: Plan, *changed: str) -> None:
+        """Make a plan the current one; values behind the changed sites are taken from its run, or forgotten."""
         self._apply(plan)
-        self.kept = {index: values for index, values in self.kept.items() if index <= self.first[changed]}
+        first = min(self.first[name] for name in changed)
+        self.kept = {index: values for index, values in self.kept.items() if index <= first}
         if self.pending is not None and self.pending[0] == plan:
             self.kept |= self.pending[1]
         self.pending = None

@@ -60,6 +60,11 @@ def checked_plan(graph: QuantGraph, values: dict[str, Iterable[int]]) -> Plan:
     return plan
 
 
+def parts_of(site: Site) -> tuple[int, ...]:
+    """Which bits of a site there are: 0 for the weight or the second operand, 1 for the activation."""
+    return (0, 1) if site.weight or OPERANDS[site.kind] == 2 else (1,)
+
+
 def tensor_bits(site: Site, bits: tuple[int, int]) -> list[tuple[int, int]]:
     """(elements, bits) of everything that a site quantizes: its weight, or activations for one image."""
     if site.weight:
