@@ -702,3 +702,11 @@ def test_models_show_what_is_counted_beside_what_the_authors_state(leanvit: Run)
     base, micro = (line.split("│")[2:-1] for line in done.out.splitlines() if "│ revit_" in line)
     assert [cell.strip() for cell in base] == ["224x224", "86.566", "17.472", "86.566", "17.470", "82.4"]
     assert [cell.strip() for cell in micro] == ["32x32", "0.683", "0.047", "", "", ""]
+
+
+def test_what_is_on_by_default_can_be_switched_off() -> None:
+    on = parse("quantize", ["model.safetensors"])
+    off = parse("quantize", ["--no-range-search", "model.safetensors", "--no-ratio-search"])
+    assert (on.range_search, on.ratio_search) == (True, True)
+    assert (off.range_search, off.ratio_search) == (False, False)
+    assert off.model == "model.safetensors"

@@ -6,6 +6,7 @@ take turns, so that a machine that slows down slows all of them.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import platform
@@ -23,7 +24,7 @@ import numpy as np
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
-from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
+from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor, open_session
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
@@ -195,16 +196,86 @@ def _serve(connection: Connection, target: Target, threads: int) -> None:
         connection.send(("ready", None))
         while True:
             batch_size, repeats = connection.recv()
-            seconds = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                run(batch_size)
-                seconds.append(time.perf_counter() - started)
-            connection.send(("times", seconds))
+            connection.send(("times", _seconds(functools.partial(run, batch_size), repeats)))
     except (EOFError, KeyboardInterrupt):
         return
     except LeanvitError as error:
         connection.send(("error", error))
+
+
+def table_of_times(pairs: dict[str, tuple[Path, Path]], *, threads: int = 0, rounds: int = 15) -> dict[str, Any]:
+    """Time pairs of ONNX files, float and 8-bit, in turns at batch 1, in a process without torch.
+
+    Returns JSON values: machine, versions, date, threads, and sites: {key: {"float_ms", "int8_ms"}}, medians.
+    Raises NumericalError where the process dies, BundleError where a file can't be loaded.
+    """
+    threads = threads or int(machine()["cores"])
+    context = multiprocessing.get_context("spawn")
+    connection, child = context.Pipe()
+    process = context.Process(target=_serve_pairs, args=(child, threads, rounds), daemon=True)
+    process.start()
+    child.close()
+    sites: dict[str, dict[str, float]] = {}
+    try:
+        with Bar("latency table", len(pairs)) as bar:
+            for key, files in pairs.items():
+                connection.send(files)
+                try:
+                    found = connection.recv()
+                except EOFError as error:
+                    raise NumericalError(f"{key}: the timing process ended, perhaps out of memory.") from error
+                if isinstance(found, LeanvitError):
+                    raise found
+                sites[key] = {"float_ms": found[0], "int8_ms": found[1]}
+                bar.advance()
+    finally:
+        connection.close()
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": threads,
+        "sites": sites,
+    }
+
+
+def _serve_pairs(connection: Connection, threads: int, rounds: int) -> None:
+    """Body of the timing process: two files in, two medians in milliseconds out, until the pipe closes."""
+    try:
+        while True:
+            runs = [_load_file(path, threads) for path in connection.recv()]
+            repeats = [max(1, min(200, round(0.1 * MIN_TURN_SECONDS / min(_seconds(run, 5))))) for run in runs]
+            times: list[list[float]] = [[] for _ in runs]
+            for _ in range(rounds):
+                for index, run in enumerate(runs):
+                    times[index] += _seconds(run, repeats[index])
+            connection.send([1e3 * statistics.median(seconds) for seconds in times])
+    except (EOFError, KeyboardInterrupt):
+        return
+    except LeanvitError as error:
+        connection.send(error)
+
+
+def _load_file(path: Path, threads: int) -> Callable[[], Any]:
+    session = open_session(path, threads)
+    generator = np.random.default_rng(0)
+    feed = {
+        i.name: generator.standard_normal([d if isinstance(d, int) else 1 for d in i.shape], dtype=np.float32)
+        for i in session.get_inputs()
+    }
+    return lambda: session.run(None, feed)
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return found
 
 
 def _load_onnxruntime(target: Target, threads: int) -> Callable[[int], Any]:

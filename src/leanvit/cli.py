@@ -174,7 +174,8 @@ def parse(verb: str, arguments: list[str]) -> Any:
 
 def _positionals_first(cls: type, arguments: list[str]) -> list[str]:
     """`BUNDLE --top-k 2 IMAGE` as `BUNDLE IMAGE --top-k 2`: the parsers take positionals in one place only."""
-    switches = {"--" + name.replace("_", "-") for name, hint in get_type_hints(cls).items() if hint is bool}
+    names = [name.replace("_", "-") for name, hint in get_type_hints(cls).items() if hint is bool]
+    switches = {prefix + name for name in names for prefix in ("--", "--no-")}
     plain: list[str] = []
     flagged: list[str] = []
     rest = list(arguments)
@@ -274,7 +275,7 @@ def _plain_type(hint: Any) -> Any:
 
 def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
     """Add an argument for each field of a configuration; returns the flags."""
-    from argparse import SUPPRESS
+    from argparse import SUPPRESS, BooleanOptionalAction
 
     flags = []
     for field in fields(cls):
@@ -292,7 +293,9 @@ def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
         flag = "--" + field.name.replace("_", "-")
         flags.append(flag)
         if hint is bool:
-            parser.add_argument(flag, action="store_true", default=default, **options)
+            # What is on by default needs a way to switch it off: --no-FLAG.
+            action = BooleanOptionalAction if default else "store_true"
+            parser.add_argument(flag, action=action, default=default, **options)
         elif many:
             count = "*" if len(get_args(hint)) == 1 or get_args(hint)[-1] is Ellipsis else len(get_args(hint))
             parser.add_argument(flag, nargs=count, type=get_args(hint)[0], default=list(default), **options)

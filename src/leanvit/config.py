@@ -484,10 +484,13 @@ class BenchmarkConfig:
     threads: int = option(0, "Threads; 0: all cores.")
     rounds: int = option(15, "How often each target takes its turn.")
     output: str | None = option(None, "JSON file for the result.")
+    table: str | None = option(None, "Measure one model's products instead, for quantize --latency-table; JSON file.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "threads")
+        if self.table and len(self.targets) != 1:
+            raise ConfigError(f"--table with {len(self.targets)} targets, expected one checkpoint or NAME.TAG")
         if self.rounds < 3:
             raise ConfigError(f"rounds is {self.rounds}, expected at least 3 for a median and a spread")
         if not self.batch_sizes or min(self.batch_sizes) < 1:

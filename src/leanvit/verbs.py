@@ -264,8 +264,31 @@ def predict(config: configs.PredictConfig) -> int:
     return errors.EXIT_OK
 
 
+def _latency_table(config: configs.BenchmarkConfig, path: str) -> int:
+    """Measure what the products of one model cost."""
+    import torch
+
+    from leanvit.export.latency import measure_table
+    from leanvit.files import write_json
+
+    model, info = _load_model(config.targets[0])
+    example = torch.zeros(1, 3, *info.preprocess.input_size)
+    table = measure_table(model, example, threads=config.threads, rounds=config.rounds)
+    write_json(path, table)
+    rows = [
+        [key, f"{row['float_ms']:.3f}", f"{row['int8_ms']:.3f}", f"{row['float_ms'] / row['int8_ms']:.2f}"]
+        for key, row in table["sites"].items()
+    ]
+    columns = ["product: weight, elements, multiply-adds", "float ms", "int8 ms", "speed ratio"]
+    print_table(f"{table['machine']['cpu']}, {table['threads']} threads, {table['date']}", columns, rows)
+    print(f"next: leanvit quantize {config.targets[0]} --latency-table {path} --latency-ms MILLISECONDS")
+    return errors.EXIT_OK
+
+
 def benchmark(config: configs.BenchmarkConfig) -> int:
-    """Time targets against each other."""
+    """Time targets against each other, or the products of one model."""
+    if config.table:
+        return _latency_table(config, config.table)
     from leanvit.bench import benchmark as run
     from leanvit.bench import describe
     from leanvit.files import write_json

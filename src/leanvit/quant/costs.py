@@ -64,8 +64,9 @@ class Costs:
 
 
 def site_key(site: Site) -> str:
-    """What a latency table calls sites that cost the same: kind, shape of the weight, and activations read."""
-    return f"{site.kind} {'x'.join(map(str, site.weight_shape)) or site.macs} {'x'.join(map(str, site.elements))}"
+    """What a latency table calls sites that cost the same: kind, shape of the weight, activations read, products."""
+    shape = "x".join(map(str, site.weight_shape)) or "-"
+    return f"{site.kind} {shape} {'x'.join(map(str, site.elements))} {site.macs}"
 
 
 def read_latency_table(path: str) -> dict[str, dict[str, float]]:
