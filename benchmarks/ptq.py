@@ -158,8 +158,8 @@ def default_table(bench: Bench, seed: int) -> None:
 
 def ablation(bench: Bench, seed: int) -> None:
     """The paper's passes one by one, then `best` without each of its own."""
-    for method, keys in ABLATION.items():
-        bench.measure(method, "ablation", seed, MPTQConfig(**keys, seed=seed))
+    for method in bench.args.methods:
+        bench.measure(method, "ablation", seed, MPTQConfig(**ABLATION[method], seed=seed))
 
 
 def random_plans(bench: Bench, seed: int) -> None:
@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=128, help="calibration images")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--ablation", action="store_true", help="the ablation instead of the default table")
+    parser.add_argument("--methods", nargs="+", default=list(ABLATION), choices=list(ABLATION), metavar="METHOD")
     parser.add_argument("--random-plans", type=int, nargs="?", const=20, default=0, help="compare with so many")
     parser.add_argument("--search", action="store_true", help="compare with the plain greedy search (two models)")
     parser.add_argument("--search-images", type=int, default=32)

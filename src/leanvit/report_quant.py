@@ -62,9 +62,8 @@ def _search(key: str, search: Json) -> list[Markup]:
 
 def _sensitivities(search: Json) -> tuple[list[list[str]], list[str]]:
     entries = search.get("sensitivities") or []
-    levels = list(entries[0]["loss"]) if entries else []
-    lowest = levels[-1] if levels else ""
-    ordered = sorted(entries, key=lambda entry: -float(entry["loss"].get(lowest, 0.0)))
+    levels = sorted({level for entry in entries for level in entry["loss"]}, key=int, reverse=True)
+    ordered = sorted(entries, key=lambda entry: -max(map(float, entry["loss"].values()), default=0.0))
     rows = [
         [entry["site"], PARTS[entry["part"]], *(significant(entry["loss"].get(level)) for level in levels)]
         for entry in ordered

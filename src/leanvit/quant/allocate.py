@@ -15,6 +15,7 @@ evaluation is written to a journal, from which a killed search goes on.
 from __future__ import annotations
 
 import copy
+import functools
 import heapq
 import math
 from collections.abc import Callable
@@ -68,22 +69,29 @@ class Curve:
     """What is known of the loss that one candidate adds at each level.
 
     measured: {level: increase over the highest level}. state: loss of the network when each was measured.
-    local: squared output error of the site at every level.
+    local_error: squared output error of the site at a level; asked for once each, as a quantizer is searched for it.
     """
 
-    local: dict[int, float]
+    local_error: Callable[[int], float]
     measured: dict[int, float] = field(default_factory=dict)
     state: dict[int, float] = field(default_factory=dict)
+    local: dict[int, float] = field(default_factory=dict)
+
+    def error(self, level: int) -> float:
+        """Squared output error of the site at a level."""
+        if level not in self.local:
+            self.local[level] = self.local_error(level)
+        return self.local[level]
 
     def at(self, level: int) -> float:
         """Increase of the loss at a level: measured, or from the nearest measured level by the local error."""
         if level in self.measured:
             return self.measured[level]
-        if self.local[level] <= 0:
+        if self.error(level) <= 0:
             return 0.0
         below = [m for m in self.measured if m < level]
         anchor = max(below) if below else min(self.measured)
-        return self.measured[anchor] * self.local[level] / max(self.local[anchor], 1e-30)
+        return self.measured[anchor] * self.error(level) / max(self.error(anchor), 1e-30)
 
     def rise(self, level: int, to: int) -> float:
         """Increase of the loss by going from one level down to another; never negative."""
@@ -160,9 +168,8 @@ class Greedy:
             for candidate in candidates:
                 level = min(self.levels[1:] or self.levels, key=lambda value: abs(value - PROBE_BITS))
                 increase = self._evaluate(self._with(candidate, level), candidate[0]) - self.loss
-                top = self._local(candidate, self.levels[0])
-                local = {b: max(self._local(candidate, b) - top, 0.0) for b in self.levels}
-                self.curves[candidate] = Curve(local, {level: increase}, {level: self.loss})
+                above = functools.partial(self._local_above, candidate)
+                self.curves[candidate] = Curve(above, {level: increase}, {level: self.loss})
                 bar.advance()
         rises = sorted(max(i, 0.0) for curve in self.curves.values() for i in curve.measured.values())
         self.least = max(LEAST_SHARE * rises[len(rises) // 2], 1e-12) if rises else 1e-12
@@ -222,8 +229,12 @@ class Greedy:
         lower = [level for level in self.levels if level < self._bits(candidate)]
         return lower[0] if lower else None
 
-    def _local(self, candidate: Candidate, bits: int) -> float:
-        return 0.0 if bits == FLOAT_BITS else self.evaluator.local_error(candidate, bits)
+    def _local_above(self, candidate: Candidate, bits: int) -> float:
+        """Squared output error of a site at some bits, above that at the highest level."""
+        if bits == self.levels[0]:
+            return 0.0
+        top = 0.0 if self.levels[0] == FLOAT_BITS else self.evaluator.local_error(candidate, self.levels[0])
+        return max(self.evaluator.local_error(candidate, bits) - top, 0.0)
 
     def _score(self, candidate: Candidate) -> float:
         level = self._next(candidate)
@@ -333,10 +344,12 @@ class Greedy:
 
     def _report(self, cost: float) -> dict[str, Any]:
         levels = [level for level in self.levels if level not in (FLOAT_BITS, self.levels[0])]
+        # Levels that the search never looked at have no quantizer, and no number.
         sensitivities = [
-            {"site": name, "part": part, "loss": {str(b): curve.at(b) for b in levels}}
+            {"site": name, "part": part,
+             "loss": {str(b): curve.at(b) for b in levels if b in curve.local or b in curve.measured}}
             for (name, part), curve in self.curves.items()
-        ]
+        ]  # fmt: skip
         ratios = sorted(measured / predicted for predicted, measured in self.errors if predicted > 0)
         return {
             "evaluations": self.search.evaluations,

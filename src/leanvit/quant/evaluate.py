@@ -17,8 +17,8 @@ from leanvit.quant.quantizers import WeightQuantizer
 from leanvit.quant.samples import SiteSample, take_sample
 from leanvit.quant.search import search_weight_scale
 
-CHECKPOINTS = 24
-"""Places at which the values of the current plan are kept."""
+CHECKPOINTS = 12
+"""Places at which the values of the current plan are kept; of a run that may be accepted they are held twice."""
 
 
 class FloatWeight(nn.Module):
