@@ -489,8 +489,6 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "threads")
-        if self.table and len(self.targets) != 1:
-            raise ConfigError(f"--table with {len(self.targets)} targets, expected one checkpoint or NAME.TAG")
         if self.rounds < 3:
             raise ConfigError(f"rounds is {self.rounds}, expected at least 3 for a median and a spread")
         if not self.batch_sizes or min(self.batch_sizes) < 1:

@@ -271,6 +271,8 @@ def _latency_table(config: configs.BenchmarkConfig, path: str) -> int:
     from leanvit.export.latency import measure_table
     from leanvit.files import write_json
 
+    if len(config.targets) != 1:
+        raise errors.ConfigError(f"--table with {len(config.targets)} targets, expected one checkpoint or NAME.TAG")
     model, info = _load_model(config.targets[0])
     example = torch.zeros(1, 3, *info.preprocess.input_size)
     table = measure_table(model, example, threads=config.threads, rounds=config.rounds)
