@@ -32,10 +32,10 @@ from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
 from leanvit.quant.allocate import Greedy, allocate, plain_greedy
 from leanvit.quant.costs import Costs, stepped
-from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.journal import Journal
 from leanvit.quant.mptq import choices_of, prepare
-from leanvit.quant.plan import Plan
+from leanvit.quant.plan import Plan, parts_of
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path(leanvit.models.__file__).parent / "weights"
@@ -178,10 +178,9 @@ def random_plan(graph: QuantGraph, budget: Budget, generator: np.random.Generato
     """From 8 bits down by one at random operands until the budget holds."""
     ends = end_sites(graph)
     free = [name for name in graph.sites if name not in ends]
-    two = {n: bool(s.weight) or OPERANDS[s.kind] == 2 for n, s in graph.sites.items()}
-    plan: Plan = {name: (8 if two[name] else 0, 8) for name in graph.sites}
+    plan: Plan = {name: (8 if 0 in parts_of(site) else 0, 8) for name, site in graph.sites.items()}
     costs = Costs(graph, budget, free)
-    candidates = [(name, part) for name in free for part in ((0, 1) if two[name] else (1,))]
+    candidates = [(name, part) for name in free for part in parts_of(graph.sites[name])]
     while costs.of(plan) > costs.limit:
         name, part = candidates[generator.integers(len(candidates))]
         plan[name] = stepped(plan[name], part, max(2, plan[name][part] - 1))
@@ -210,12 +209,7 @@ def search(bench: Bench, seed: int) -> None:
     journal = Journal(None, prepared.graph, prepared.images, config)
     start = Greedy(prepared.graph, prepared.images, config, choices, journal)
     ours = start.evaluator.loss(plan)
-    graph = prepared.graph
-    candidates = [
-        (name, part)
-        for name in start.free
-        for part in ((0, 1) if graph.sites[name].weight or OPERANDS[graph.sites[name].kind] == 2 else (1,))
-    ]
+    candidates = [(name, part) for name in start.free for part in parts_of(prepared.graph.sites[name])]
     count, latest, started = 0, dict(start.plan), time.monotonic()
 
     def loss(values: Plan) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +145,30 @@ def _time_batch(workers: list[_Worker], batch_size: int, rounds: int, bar: Bar) 
     return results
 
 
+def _spawn(body: Callable[..., None], *arguments: Any) -> tuple[SpawnProcess, Connection]:
+    """Run body(connection, *arguments) in a process of its own; returns the process and our end of the pipe."""
+    # Spawned, not forked: a forked process would inherit torch and its threads from the caller.
+    context = multiprocessing.get_context("spawn")
+    connection, child = context.Pipe()
+    process = context.Process(target=body, args=(child, *arguments), daemon=True)
+    process.start()
+    child.close()
+    return process, connection
+
+
+def _end(process: SpawnProcess, connection: Connection) -> None:
+    connection.close()
+    process.join(5)
+    if process.is_alive():
+        process.kill()
+
+
 class _Worker:
     """A process that holds one target and times it when asked."""
 
     def __init__(self, target: Target, threads: int) -> None:
         self.target = target
-        # Spawned, not forked: a forked process would inherit torch and its threads from the caller.
-        context = multiprocessing.get_context("spawn")
-        self.connection, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, target, threads), daemon=True)
-        self.process.start()
-        child.close()
+        self.process, self.connection = _spawn(_serve, target, threads)
         self._receive(START_TIMEOUT_SECONDS)
 
     def warm_up(self, batch_size: int) -> int:
@@ -183,10 +197,7 @@ class _Worker:
 
     def close(self) -> None:
         """End the process."""
-        self.connection.close()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
+        _end(self.process, self.connection)
 
 
 def _serve(connection: Connection, target: Target, threads: int) -> None:
@@ -210,11 +221,7 @@ def table_of_times(pairs: dict[str, tuple[Path, Path]], *, threads: int = 0, rou
     Raises NumericalError where the process dies, BundleError where a file can't be loaded.
     """
     threads = threads or int(machine()["cores"])
-    context = multiprocessing.get_context("spawn")
-    connection, child = context.Pipe()
-    process = context.Process(target=_serve_pairs, args=(child, threads, rounds), daemon=True)
-    process.start()
-    child.close()
+    process, connection = _spawn(_serve_pairs, threads, rounds)
     sites: dict[str, dict[str, float]] = {}
     try:
         with Bar("latency table", len(pairs)) as bar:
@@ -229,10 +236,7 @@ def table_of_times(pairs: dict[str, tuple[Path, Path]], *, threads: int = 0, rou
                 sites[key] = {"float_ms": found[0], "int8_ms": found[1]}
                 bar.advance()
     finally:
-        connection.close()
-        process.join(5)
-        if process.is_alive():
-            process.kill()
+        _end(process, connection)
     return {
         "machine": machine(),
         "versions": versions(),

@@ -154,8 +154,8 @@ class Greedy:
         uniform = self._best_uniform()
         if uniform is not None and uniform[0] < self.loss:
             # Led astray by the first steps: exchanges go on from what the search is meant to beat.
-            self.loss, self.plan = uniform
-            self._evaluate(self.plan)
+            self.loss, self.plan, changed = uniform
+            self.evaluator.accept(self.plan, *changed)
             note(f"uniform bits have a lower loss ({self.loss:.3g}) than the steps taken: the search goes on from them")
         self._exchange()
         kept = {name: bits for name, bits in self.plan.items() if bits[1] != FLOAT_BITS}
@@ -172,10 +172,10 @@ class Greedy:
                 self.curves[candidate] = Curve(above, {level: increase}, {level: self.loss})
                 bar.advance()
         rises = sorted(max(i, 0.0) for curve in self.curves.values() for i in curve.measured.values())
-        self.least = max(LEAST_SHARE * rises[len(rises) // 2], 1e-12) if rises else 1e-12
+        least = max(LEAST_SHARE * rises[len(rises) // 2], 1e-12) if rises else 1e-12
         for curve in self.curves.values():
             for level, increase in curve.measured.items():
-                curve.measured[level] = max(increase, self.least)
+                curve.measured[level] = max(increase, least)
 
     def _descend(self) -> None:
         """Take the step of the least score again and again until the budget holds."""
@@ -185,12 +185,12 @@ class Greedy:
         cost = start
         with Bar("Greedy MP", 100) as bar:
             while cost > limit:
-                score, index, candidate = self._pop(heap, cost)
-                level = self._next(candidate)
+                _, index, candidate = self._pop(heap, cost)
+                level, score = self._next(candidate), self._score(candidate)
                 if math.isinf(score) or level is None:
                     continue
-                if heap and self._score(candidate) > heap[0][0]:
-                    heapq.heappush(heap, (self._score(candidate), index, candidate))
+                if heap and score > heap[0][0]:
+                    heapq.heappush(heap, (score, index, candidate))
                     continue
                 if self._must_measure(candidate, level):
                     self._measure(candidate, level)
@@ -210,12 +210,14 @@ class Greedy:
             )
         return heapq.heappop(heap)
 
-    def _best_uniform(self) -> tuple[float, Plan] | None:
-        """Loss and plan of the most uniform bits that the budget allows, None where it allows none."""
+    def _best_uniform(self) -> tuple[float, Plan, list[str]] | None:
+        """The most uniform bits that the budget allows: loss, plan, sites that differ; None where it allows none."""
         for level in self.levels:
             plan = {n: stepped(b, 2, level) if n in self.free else b for n, b in self.plan.items()}
             if level != FLOAT_BITS and self.costs.of(plan) <= self.costs.limit:
-                return self._evaluate(plan), plan
+                # Named as changes: a run without them would leave the evaluator in this plan.
+                changed = [name for name, bits in plan.items() if bits != self.plan[name]]
+                return self._evaluate(plan, *changed), plan, changed
         return None
 
     def _parts(self, name: str) -> tuple[int, ...]:
