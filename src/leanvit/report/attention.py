@@ -1,0 +1,68 @@
+"""Section Attention: where each layer looks, for a few images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanvit import _svg as svg
+from leanvit._svg import Markup, fixed, tag
+from leanvit.report.run import Json, Run
+
+
+def attention_section(run: Run) -> Markup | None:
+    """Where each layer looks, for a few images."""
+    images = run.get("attention").get("images") or []
+    if not images:
+        return None
+    # Times the number of patches: 1 is even attention, whatever the grid of a layer.
+    shares = [[_grid(grid) for grid in image["maps"]] for image in images]
+    top = max(
+        1.0, float(np.percentile(np.concatenate([s.ravel() for maps in shares for s in maps] or [np.ones(1)]), 99.5))
+    )
+    rows = (_attention_row(image, maps, top, i) for i, (image, maps) in enumerate(zip(images, shares, strict=True), 1))
+    ramp = svg.heat(np.linspace(0.0, top, 160)[None], top)
+    scale = (tag("span", "0×"), tag("img", src=svg.png_uri(ramp), alt="colour scale from dark blue to yellow"),
+             tag("span", f"{fixed(top, 1)}× and above"))  # fmt: skip
+    caption = (
+        "Attention that each patch receives, layer by layer: mean over heads and over the patches that look. 1× is "
+        "what a patch receives when attention is even; all maps share one scale. Spread is the share of patches that "
+        "attention is effectively spread over (exponential of its entropy): 100% is even, small is focused."
+    )
+    return svg.figure(caption, *rows, tag("div", *scale, class_="ramp"))
+
+
+def _grid(values: Any) -> NDArray[np.float64]:
+    grid = np.nan_to_num(np.asarray(values, np.float64), posinf=0.0, neginf=0.0)
+    if grid.ndim != 2 or not grid.size:
+        raise ValueError(f"an attention map has shape {grid.shape}, not (rows, columns)")
+    return grid * grid.size
+
+
+def _attention_row(image: Json, maps: Sequence[NDArray[np.float64]], top: float, number: int) -> Markup:
+    pixels = np.nan_to_num(np.asarray(image["image"], np.float64)).clip(0, 255).astype(np.uint8)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"image {number} of attention.json has shape {pixels.shape}, not (height, width, 3)")
+    label, predicted = str(image.get("label")), str(image.get("predicted"))
+    verdict = f"predicted {predicted}, {'correct' if label == predicted else 'wrong'}"
+    name = f"Input {number}, label {label}"
+    cells = [_map(pixels, f"{name}, {verdict}", tag("b", f"label {label}"), verdict)]
+    for depth, share in enumerate(maps, start=1):
+        weights = share[share > 0] / max(float(share.sum()), 1e-12)
+        spread = f"spread {100 * math.exp(-float((weights * np.log(weights)).sum())) / share.size:.0f}%"
+        row, column = np.unravel_index(int(share.argmax()), share.shape)
+        said = (
+            f"{name}: attention of layer {depth} on {share.shape[0]} by {share.shape[1]} patches, {spread}, most at "
+            f"row {row + 1}, column {column + 1}"
+        )
+        cells.append(_map(svg.heat(share, top), said, f"layer {depth}", spread))
+    wide, narrow = math.ceil(len(cells) / math.ceil(len(cells) / 9)), min(len(cells), 4)
+    return tag("div", *cells, class_="maps", style=f"--wide:{wide};--narrow:{narrow}")
+
+
+def _map(pixels: NDArray[np.uint8], alt: str, *lines: object) -> Markup:
+    return tag("div", tag("img", src=svg.png_uri(pixels), alt=alt, title=alt), svg.lines(lines), class_="map")

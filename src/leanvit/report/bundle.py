@@ -1,0 +1,56 @@
+"""Section Bundle: input, labels and files of the artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leanvit import _svg as svg
+from leanvit._svg import Markup, fixed, join, significant, tag
+from leanvit.report.run import Json, Run
+from leanvit.report.words import accuracy_text, ratio, versions
+
+
+def bundle_section(run: Run) -> Markup | None:
+    """What the artifact is: input, labels, files."""
+    manifest = run.get("bundle")
+    if not manifest:
+        return None
+    accuracy = manifest.get("accuracy") or {}
+    measured = f"{accuracy_text(accuracy)} of {accuracy.get('data')}, measured in {accuracy.get('runtime')}"
+    simulated = tag("span", "simulated", class_="badge") if manifest.get("simulated") else None
+    chips = [tag("li", label) for label in manifest.get("labels") or []]
+    more = svg.details(f"{len(chips) - 60} more", tag("ol", *chips[60:], class_="chips")) if len(chips) > 60 else None
+    folder = next(path.parent for path in run.files.values() if path.name == "bundle.json")
+    files = [[name, _file_size(folder / name), tag("code", sha)] for name, sha in (manifest.get("files") or {}).items()]
+    facts = svg.facts(
+        [
+            ("Architecture", manifest.get("architecture")),
+            ("Profile", join([manifest.get("profile"), " ", simulated])),
+            ("Accuracy", measured if accuracy else "not measured"),
+            ("Input", ", ".join(f"{key}: {value}" for key, value in (manifest.get("input") or {}).items())),
+            ("Preprocessing", _preprocessing(manifest.get("preprocess") or {})),
+            ("ONNX opset", manifest.get("opset")),
+            ("Versions", versions(manifest)),
+            (f"{len(chips)} labels", join([tag("ol", *chips[:60], class_="chips"), more])),
+        ]
+    )
+    caption = "Files and their digests. Every load compares them, byte for byte."
+    return join([facts, svg.table(caption, ("File", "Size", "SHA-256"), files, "lrl") if files else None])
+
+
+def _file_size(path: Path) -> str:
+    size = path.stat().st_size if path.is_file() else None
+    return "–" if size is None else significant(size / 1e6, " MB") if size >= 1e5 else significant(size / 1e3, " kB")
+
+
+def _preprocessing(values: Json) -> str | None:
+    if not values:
+        return None
+    mean, std = (", ".join(significant(v) for v in values.get(key) or ()) for key in ("mean", "std"))
+    size = " × ".join(fixed(side) for side in values.get("input_size") or ())
+    share = ratio(values.get("crop_pct"), 0.01)
+    crop = "both sides squashed" if values.get("crop_mode") == "squash" else f"centre crop of {fixed(share, 1, '%')}"
+    return (
+        f"{size} pixels, {values.get('interpolation')}, {crop}; mean {mean} and standard deviation {std} of R, G, B "
+        "in units where 255 is 1, applied inside the graph"
+    )
