@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.errors import CheckpointError
-from leanvit.models._cells import CellNet, NormalCell, ParallelConv, ReductionCell
+from leanvit.models._cellnet import CellNet
+from leanvit.models._cells import NormalCell, ParallelConv, ReductionCell
 from leanvit.models._paper import Converted
 from leanvit.models.vitae import VARIANTS as VARIANTS_V1
 from leanvit.models.vitae import Performer, ViTAE

@@ -31,19 +31,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models._cells import (
-    NORMAL_EPS,
-    Attention,
-    CellNet,
-    DropPathRule,
-    Grid,
-    NormalCell,
-    ReductionCell,
-    Stage,
-    as_map,
-    check_lengths,
-    drop_path_rates,
-)
+from leanvit.models._cellnet import CellNet, DropPathRule, check_lengths, drop_path_rates
+from leanvit.models._cells import NORMAL_EPS, Attention, Grid, NormalCell, ReductionCell, Stage, as_map
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 

@@ -28,19 +28,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError
-from leanvit.models._cells import (
-    CACHE_TOKENS,
-    Attention,
-    CellNet,
-    DropPathRule,
-    Grid,
-    NormalCell,
-    ReductionCell,
-    Stage,
-    check_lengths,
-    drop_path_rates,
-    in_pieces,
-)
+from leanvit.models._cellnet import CellNet, DropPathRule, check_lengths, drop_path_rates
+from leanvit.models._cells import CACHE_TOKENS, Attention, Grid, NormalCell, ReductionCell, Stage, in_pieces
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 
