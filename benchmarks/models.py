@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from leanvit.files import write_json
-from leanvit.models import _cells, fuse, remvit, reswin, revit
+from leanvit.models import _cells, _pooling_attention, fuse, remvit, reswin, revit
 from leanvit.progress import note
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
@@ -146,7 +146,7 @@ def plain(name: str, x: Tensor) -> Callable[[], Any]:
                 (_cells, "is_eager_inference", lambda: False),
                 (revit.ResidualAttention, "forward", plain_attention),
                 (reswin.WindowAttention, "forward", plain_windows),
-                (remvit, "residual_logits", mix_plainly),
+                (_pooling_attention, "residual_logits", mix_plainly),
                 (remvit.PoolingAttention, "_add_position", plain_position),
             ):
                 stack.enter_context(mock.patch.object(target, attribute, replacement))
