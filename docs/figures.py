@@ -110,25 +110,35 @@ def mixing(index: int) -> str:
     return "S →" if index == 0 else "α S →"
 
 
+def stem_row(calls: dict[str, Call], path: str, conv: str) -> Row:
+    """The module that takes the image, and the convolution in it."""
+    output = calls[path].output
+    out = output[0] if isinstance(output[0], tuple) else output
+    return Row(path, conv_text(calls[f"{path}.{conv}"].module), sides(out), "conv")
+
+
+def layer_row(path: str, detail: str, tokens: Sequence[int], logits: Sequence[int], index: int, down: str) -> Row:
+    """A layer of residual attention: its tokens, and at the side the logits R that it carries on."""
+    return Row(
+        path,
+        detail,
+        sides(tokens),
+        "attention",
+        side=sides(logits),
+        side_name=f"R{index + 1}",
+        link=mixing(index),
+        back="← softmax(R)",
+        down=down,
+    )
+
+
 def revit_stack() -> str:
     """ReViT-B: tokens down the left, logits down the right."""
     calls = trace("revit_base_patch16_224")
-    rows = [Row("patch_embed", conv_text(calls["patch_embed.proj"].module), sides(calls["patch_embed"].output), "conv")]
+    rows = [stem_row(calls, "patch_embed", "proj")]
     for index, (path, call) in enumerate(matching(calls, r"blocks\.\d+")):
         tokens, logits = call.output
-        rows.append(
-            Row(
-                path,
-                "residual attention, MLP",
-                sides(tokens),
-                "attention",
-                side=sides(logits),
-                side_name=f"R{index + 1}",
-                link=mixing(index),
-                back="← softmax(R)",
-                down="(1 - α)" if index else "",
-            )
-        )
+        rows.append(layer_row(path, "residual attention, MLP", tokens, logits, index, "(1 - α)" if index else ""))
     return stack(
         "ReViT-B/16: attention logits carried from layer to layer", "3 × 224 × 224", merged(rows + head_rows(calls))
     )
@@ -174,25 +184,14 @@ def revit_weights() -> str:
 def remvit_stack() -> str:
     """ReMViTv2-T: what happens to the logits where heads and grids change."""
     calls = trace("remvitv2_tiny")
-    first = calls["patch_embed"]
-    rows = [Row("patch_embed", conv_text(calls["patch_embed.proj"].module), sides(first.output[0]), "conv")]
+    rows = [stem_row(calls, "patch_embed", "proj")]
     before: tuple[Any, ...] | None = None
     for index, (path, call) in enumerate(matching(calls, r"blocks\.\d+")):
         tokens, grid, (logits, q_grid, k_grid) = call.output
-        rows.append(
-            Row(
-                path,
-                f"pooling attention of {many(logits[1], 'head')}, MLP; {grid[0]} × {grid[1]} tokens",
-                sides(tokens),
-                "attention",
-                side=sides(logits),
-                side_name=f"R{index + 1}",
-                link=mixing(index),
-                back="← softmax(R)",
-                down=resize_text(before, (logits[1], q_grid, k_grid)),
-            )
-        )
-        before = (logits[1], q_grid, k_grid)
+        now = (logits[1], q_grid, k_grid)
+        detail = f"pooling attention of {many(logits[1], 'head')}, MLP; {grid[0]} × {grid[1]} tokens"
+        rows.append(layer_row(path, detail, tokens, logits, index, resize_text(before, now)))
+        before = now
     rows = merged(rows + head_rows(calls))
     return stack("ReMViTv2-T: carried logits follow heads and grids", "3 × 224 × 224", rows)
 
@@ -210,30 +209,18 @@ def resize_text(before: tuple[Any, ...] | None, now: tuple[Any, ...]) -> str:
 def reswin_stack() -> str:
     """ReSwin-T: windows times heads change at every stage."""
     calls = trace("reswin_tiny_patch4_window7_224")
-    rows = [Row("patch_embed", conv_text(calls["patch_embed.proj"].module), sides(calls["patch_embed"].output), "conv")]
-    before, count = None, 0
+    rows = [stem_row(calls, "patch_embed", "proj")]
+    before, index = None, 0
     for path, call in matching(calls, r"layers\.\d+\.(blocks\.\d+|downsample)"):
         if path.endswith("downsample"):
             rows.append(Row(path, "patch merging", sides(call.output)))
             continue
         tokens, logits = call.output
-        count += 1
         shifted = "shifted window" if call.inputs[1] is not None else "window"
-        resampled = before is not None and before != logits
-        rows.append(
-            Row(
-                path,
-                f"attention in {many(logits[1], shifted)} of {logits[-1]} tokens, MLP",
-                sides(tokens),
-                "attention",
-                side=sides(logits),
-                side_name=f"R{count}",
-                link=mixing(count - 1),
-                back="← softmax(R)",
-                down="" if before is None else "(1 - α), resampled by index" if resampled else "(1 - α), by index",
-            )
-        )
-        before = logits
+        detail = f"attention in {many(logits[1], shifted)} of {logits[-1]} tokens, MLP"
+        matched = "(1 - α), by index" if before == logits else "(1 - α), resampled by index"
+        rows.append(layer_row(path, detail, tokens, logits, index, "" if before is None else matched))
+        before, index = logits, index + 1
     rows = merged(rows + head_rows(calls))
     return stack("ReSwin-T: windows × heads × queries × keys carried", "3 × 224 × 224", rows)
 
@@ -271,11 +258,7 @@ def exmobilevit_stack() -> str:
     """ExMobileViT-928: three scales on their way to the classifier."""
     calls = trace("exmobilevit_928")
     model = calls[""].module
-    rows = [
-        Row(
-            "backbone.stem", conv_text(calls["backbone.stem.conv"].module), sides(calls["backbone.stem"].output), "conv"
-        )
-    ]
+    rows = [stem_row(calls, "backbone.stem", "conv")]
     for path, call in matching(calls, r"backbone\.stages\.\d+"):
         tap = int(path[-1])
         kinds = [type(part).__name__ for part in call.module]
