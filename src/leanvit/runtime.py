@@ -123,12 +123,18 @@ def load_golden(folder: str | Path) -> tuple[list[bytes], Logits]:
         return [golden[f"image_{i}"].tobytes() for i in range(count)], golden["logits"].astype(np.float32)
 
 
-def save_golden(folder: Path, images: Sequence[bytes], logits: Logits) -> None:
-    """Write golden.npz: `image_0`... (encoded bytes as uint8) and `logits` (N, classes) float32."""
+def save_golden(folder: Path, images: Sequence[bytes], logits: Logits, **records: NDArray[Any]) -> None:
+    """Write golden.npz: `image_0`... (encoded bytes as uint8), `logits` (N, classes) float32, and `records`."""
     buffer = io.BytesIO()
     arrays = {f"image_{i}": np.frombuffer(image, np.uint8) for i, image in enumerate(images)}
-    np.savez(buffer, allow_pickle=False, logits=logits.astype(np.float32), **arrays)
+    np.savez(buffer, allow_pickle=False, logits=logits.astype(np.float32), **arrays, **records)
     write_atomic(folder / GOLDEN_NAME, buffer.getvalue())
+
+
+def load_golden_records(folder: str | Path) -> dict[str, NDArray[Any]]:
+    """What golden.npz holds beside images and logits; empty in bundles of the first versions."""
+    with np.load(Path(folder) / GOLDEN_NAME, allow_pickle=False) as golden:
+        return {name: golden[name] for name in golden.files if name != "logits" and not name.startswith("image_")}
 
 
 def sqnr_db(truth: NDArray[Any], value: NDArray[Any]) -> float:

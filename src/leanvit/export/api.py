@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from leanvit.config import Preprocess
 from leanvit.data import ImageSet, Loader, preprocess_for, to_input
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, staging_folder, versions, write_bundle
+from leanvit.export.golden import golden_images, records, synthetic_images
 from leanvit.export.lower import OPSET, lower
 from leanvit.export.verify import (
     FLOAT_SQNR_DB,
     QUANTIZED_SQNR_DB,
     Evaluation,
+    Origin,
     require_passed,
     run_logits,
     top1_percent,
@@ -29,12 +32,12 @@ from leanvit.export.verify import (
 )
 from leanvit.progress import Bar
 from leanvit.quant import QuantizedModel
+from leanvit.quant.check import repeat_probe
 from leanvit.quant.graph import trace
 from leanvit.quant.plan import Plan
 from leanvit.runtime import Logits, Manifest, Predictor
 
 Profile = Literal["auto", "fp32", "w8a8"]
-GOLDEN_IMAGES = 16
 
 
 def export(
@@ -73,20 +76,21 @@ def export(
             graph = model.graph if isinstance(model, QuantizedModel) else trace(network, _zeros(preprocess))
             proto = lower(graph, preprocess)
             bar.advance(detail="lowered")
-            golden = _golden_images(images, preprocess)
+            golden = golden_images(images, preprocess)
             pixels = np.stack([imaging.load(image, preprocess, "golden image") for image in golden])
             expected = torch_logits(network, pixels, preprocess)
-            names = _labels(labels, expected.shape[1])
+            names = _labels(images.classes if labels is None and images else labels, expected.shape[1])
             manifest = dataclasses.replace(
                 _manifest(model, profile, names, preprocess, architecture, max_drop), data=data or {}
             )
-            manifest = write_bundle(staging, proto.SerializeToString(), golden, expected, manifest)
+            kept = records(pixels, names, preprocess)
+            manifest = write_bundle(staging, proto.SerializeToString(), golden, expected, manifest, **kept)
             bar.advance(detail="written")
             evaluation = _evaluation(network, images, preprocess, float_top1)
             if evaluation is not None:
                 manifest = dataclasses.replace(manifest, accuracy=_measure(staging, evaluation))
             bar.advance(detail="measured")
-            checks = verify_bundle(staging, evaluation)
+            checks = verify_bundle(staging, evaluation, _origin(model))
             bar.advance(detail="verified")
         target = finish(staging, output, manifest, checks)
     except BaseException:
@@ -120,6 +124,16 @@ def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> Litera
     return profile
 
 
+def _origin(model: nn.Module | QuantizedModel) -> Origin:
+    """What the model itself says of its labels and its preprocessing."""
+    if isinstance(model, QuantizedModel):
+        return Origin(preprocess=model.preprocess)
+    claims: Any = getattr(model, "pretrained_cfg", None)
+    if not claims:
+        return Origin()
+    return Origin(tuple(claims.get("label_names") or ()) or None, preprocess_for(model))
+
+
 def _labels(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
     names = tuple(labels) if labels is not None else tuple(str(i) for i in range(count))
     if len(names) != count or len(set(names)) != len(names):
@@ -127,22 +141,6 @@ def _labels(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
             f"{len(names)} labels ({len(set(names))} different) for {count} logits, expected one name a class."
         )
     return names
-
-
-def _golden_images(images: ImageSet | None, preprocess: Preprocess) -> list[bytes]:
-    if images is not None:
-        # Spread over the set, because image folders are sorted by class.
-        picks = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
-        return [images.encoded(int(i)) for i in dict.fromkeys(picks.tolist())]
-    return [imaging.encode_png(pixels) for pixels in synthetic_images(GOLDEN_IMAGES, preprocess.input_size)]
-
-
-def synthetic_images(count: int, size: tuple[int, int], seed: int = 0) -> list[imaging.Pixels]:
-    """Smooth random pictures (H, W, 3) uint8 for goldens where no data is at hand; deterministic."""
-    generator = np.random.default_rng(seed)
-    preprocess = Preprocess(input_size=size, interpolation="bicubic", crop_mode="squash")
-    coarse = generator.integers(0, 256, (count, 5, 5, 3), dtype=np.uint8)
-    return [imaging.resize(pixels, preprocess) for pixels in coarse]
 
 
 @torch.inference_mode()
@@ -165,7 +163,7 @@ def _evaluation(
     pixels = np.concatenate([x.numpy() for x, _ in batches])
     labels = np.concatenate([y.numpy() for _, y in batches])
     expected = torch_logits(network, pixels, preprocess)
-    return Evaluation(pixels, labels, images.name, expected, float_top1)
+    return Evaluation(pixels, labels, images.name, expected, float_top1, images.classes)
 
 
 def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
@@ -193,7 +191,7 @@ def _manifest(
     plan: Plan = {}
     if isinstance(model, QuantizedModel):
         kept = ("config", "calibration", "smoothing_left_out", "unquantized", "average_weight_bits")
-        quantization = {key: model.report[key] for key in kept} | {"max_drop": max_drop}
+        quantization = {key: model.report[key] for key in kept} | {"max_drop": max_drop} | _quality(model)
         plan = model.plan
     name = architecture or getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return Manifest(
@@ -208,6 +206,18 @@ def _manifest(
         opset=OPSET,
         versions=versions(),
     )
+
+
+def _quality(model: QuantizedModel) -> dict[str, Any]:
+    """SQNR of every site when it was quantized, and of the whole network on the probe then and now."""
+    # JSON has no NaN, and a site without a finite number is as bad as can be.
+    ratios = {site["name"]: site["sqnr_db"] for site in model.report.get("sites", [])}
+    sites = {name: round(ratio, 2) if math.isfinite(ratio) else -200.0 for name, ratio in ratios.items()}
+    probe = model.report.get("probe")
+    if probe is None:
+        return {"site_sqnr_db": sites}
+    now = repeat_probe(model.module, probe["logits"], tuple(model.example.shape[1:]))
+    return {"site_sqnr_db": sites, "probe": {"quantized_db": probe["sqnr_db"], "exported_db": now}}
 
 
 __all__ = ["export", "synthetic_images", "torch_logits"]

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from leanvit._version import __version__
 from leanvit.errors import ConfigError
 from leanvit.files import sha256, write_atomic, write_json
@@ -56,10 +58,15 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def write_bundle(folder: Path, model: bytes, images: Sequence[bytes], logits: Logits, manifest: Manifest) -> Manifest:
-    """Write a bundle without verify.json: a draft that the gate can load. Returns the signed manifest."""
+def write_bundle(
+    folder: Path, model: bytes, images: Sequence[bytes], logits: Logits, manifest: Manifest, **records: NDArray[Any]
+) -> Manifest:
+    """Write a bundle without verify.json: a draft that the gate can load. Returns the signed manifest.
+
+    records: further arrays for golden.npz that the gate compares with (leanvit.export.golden.records).
+    """
     write_atomic(folder / MODEL_NAME, model)
-    save_golden(folder, images, logits)
+    save_golden(folder, images, logits, **records)
     return sign(folder, manifest)
 
 

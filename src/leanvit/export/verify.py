@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,34 +11,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.errors import LeanvitError, VerificationError, is_installed, require
-from leanvit.runtime import MODEL_NAME, Logits, Manifest, Predictor, load_golden, read_manifest, sqnr_db
+from leanvit.config import Preprocess, to_dict
+from leanvit.errors import LeanvitError, VerificationError
+from leanvit.export.facts import Check, check_disjoint, check_facts, with_worst_sites
+from leanvit.export.graph import check_file
+from leanvit.runtime import (
+    Logits,
+    Manifest,
+    Predictor,
+    load_golden,
+    load_golden_records,
+    read_manifest,
+    sqnr_db,
+)
 
 FLOAT_SQNR_DB = 80.0
 QUANTIZED_SQNR_DB = 35.0
 AGREEMENT = 99.5
-MIN_CALIBRATION_IMAGES = 32
-MIN_NEIGHBOUR_CORRELATION = 0.2
+MAX_PIXEL_DIFFERENCE = 0.5
 BATCH_SIZES = (1, 3, 8)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of verify.json; passed is None where the check could not be made."""
-
-    name: str
-    passed: bool | None
-    found: str
-    expected: str
-    hint: str = ""
+COUNTED = (".onnx", ".npz", ".data", ".xml", ".bin")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Labelled, prepared images and what the model before export says of them.
 
-    pixels: (N, H, W, 3) uint8. labels: (N,) int64. expected: logits of the simulated or float model that
-    was exported, or None. float_top1: accuracy in percent of the float model, or None. name: the data set.
+    pixels: (N, H, W, 3) uint8. labels: (N,) int64, -1 where unknown. expected: logits of the simulated or
+    float model that was exported, or None. float_top1: accuracy in percent of the float model, or None.
+    name: the data set. classes: its class names in the order of the indices, or None.
     """
 
     pixels: NDArray[np.uint8]
@@ -45,38 +47,64 @@ class Evaluation:
     name: str
     expected: Logits | None = None
     float_top1: float | None = None
+    classes: tuple[str, ...] | None = None
 
 
-def verify_bundle(folder: str | Path, evaluation: Evaluation | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Origin:
+    """What the exported model says of itself, whatever export was told; None where it says nothing."""
+
+    labels: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
+
+
+def verify_bundle(
+    folder: str | Path, evaluation: Evaluation | None = None, origin: Origin | None = None
+) -> dict[str, Any]:
     """Run every check that the folder allows; never raises for a bad bundle, the result says which failed.
 
+    origin: of the model, at export; later nobody has it at hand.
     Returns {"passed": bool, "checks": [...]}; checks that need labelled data are `passed: None` without.
     """
-    folder = Path(folder)
+    folder, origin = Path(folder), origin or Origin()
     checks: list[Check] = []
     try:
         manifest = read_manifest(folder)
-        checks.append(Check("integrity", True, f"{len(manifest.files)} files match", "SHA-256 of every file"))
+        checks.append(_check_listed(folder, manifest))
         predictor = Predictor(folder, check=False)
     except LeanvitError as error:
-        checks.append(Check("integrity", False, str(error), "every file as it was written", "Export again."))
-        return _result(checks)
+        name, expected = ("load", "the runtime opens it") if checks else ("integrity", "every file as it was written")
+        return _result([*checks, Check(name, False, str(error), expected, "Export again.")])
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_file(folder, manifest),
+        lambda: check_golden_file(folder, manifest),
+        lambda: check_preprocessing(predictor, origin),
         lambda: check_golden(predictor),
-        lambda: check_calibration_facts(manifest),
+        lambda: check_facts(manifest),
+        lambda: check_labels(predictor, evaluation, origin),
         lambda: check_evaluation(predictor, evaluation),
     ]
     for step in steps:
         try:
             checks += step()
-        except LeanvitError as error:
-            checks.append(Check("run", False, str(error), "the bundle runs", "Export the model again."))
+        except Exception as error:  # a damaged file makes the runtime and NumPy raise what they like
+            found = " ".join(str(error).split())[:300] or type(error).__name__
+            checks.append(Check("run", False, found, "the bundle runs", "Export the model again."))
     return _result(checks)
 
 
+def _check_listed(folder: Path, manifest: Manifest) -> Check:
+    """Every file that counts has a hash: one that bundle.json forgot could be any file."""
+    files = {p.name for p in folder.iterdir() if p.suffix in COUNTED}
+    unlisted = sorted(files - set(manifest.files))
+    found = f"not listed: {', '.join(unlisted[:3])}" if unlisted else f"{len(manifest.files)} files match"
+    return Check("integrity", not unlisted, found, "SHA-256 of every file in bundle.json", "Export again.")
+
+
 def _result(checks: list[Check]) -> dict[str, Any]:
-    return {"passed": all(c.passed is not False for c in checks), "checks": [asdict(c) for c in checks]}
+    # NumPy's booleans are no JSON, and `is False` is not true of them.
+    rows = [asdict(c) | {"passed": c.passed if c.passed is None else bool(c.passed)} for c in checks]
+    return {"passed": all(row["passed"] is not False for row in rows), "checks": rows}
 
 
 def require_passed(result: dict[str, Any], where: str | Path) -> None:
@@ -91,32 +119,72 @@ def require_passed(result: dict[str, Any], where: str | Path) -> None:
         )
 
 
-def check_file(folder: Path, manifest: Manifest) -> list[Check]:
-    """onnx.checker, finite weights, one self-contained file with the stated opset."""
-    if not is_installed("onnx"):
-        return [Check("onnx", None, "onnx is not installed", "a valid model", 'pip install "leanvit[onnx]"')]
-    onnx = require("onnx")
-    model = onnx.load(str(folder / MODEL_NAME))
+def check_golden_file(folder: Path, manifest: Manifest) -> list[Check]:
+    """golden.npz is whole, and its answers are those of a classifier with these labels."""
+    name, hint = "golden file", "Export the model again."
     try:
-        onnx.checker.check_model(model, full_check=True)
-        problem = ""
+        images, logits = load_golden(folder)
     except Exception as error:
-        problem = " ".join(str(error).split())[:200]
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    not_finite = [
-        t.name
-        for t in model.graph.initializer
-        if t.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(t)).all()
-    ]
+        found = " ".join(str(error).split())[:200] or type(error).__name__
+        return [Check(name, False, found, "encoded images and their logits", hint)]
+    finite = bool(np.isfinite(logits).all())
+    different = finite and bool(np.ptp(logits, axis=0).max() > 1e-5 * np.abs(logits).max())
     return [
-        Check("onnx", not problem, problem or f"valid, opset {opset}", "onnx.checker accepts it", "Report this model."),
-        Check("opset", opset == manifest.opset, f"opset {opset}", f"opset {manifest.opset}", "Export again."),
         Check(
-            "finite weights", not not_finite,
-            f"{len(not_finite)} tensors with NaN or infinity {' '.join(not_finite[:3])}".rstrip(),
-            "0 tensors with NaN or infinity", "Train again with a lower --lr, or use an earlier checkpoint.",
+            name, finite and logits.shape == (len(images), len(manifest.labels)),
+            f"{len(images)} images, logits {logits.shape}{'' if finite else ' with NaN or infinity'}",
+            f"finite logits of {len(manifest.labels)} labels", hint,
+        ),
+        Check(
+            "golden answers", different, "they differ" if different else "all images have the same logits",
+            "logits that depend on the image", "Train the model, or load its weights, before it is exported.",
         ),
     ]  # fmt: skip
+
+
+def check_preprocessing(predictor: Predictor, origin: Origin) -> list[Check]:
+    """Decoding, resizing and normalising are those that the golden logits were made with, to the pixel."""
+    found = predictor.manifest.preprocess
+    records = load_golden_records(predictor.folder)
+    name, hint = "preprocessing", "Export again with the preprocessing that the model was trained with."
+    if not records:
+        return [Check(name, None, "NOT verified: written by an older leanvit", "a copy in golden.npz", hint)]
+    written = json.loads(str(records["preprocess"]))
+    checks = [
+        Check(name, to_dict(found) == written, _differences(to_dict(found), written), "as in golden.npz", hint),
+        _check_pixels(predictor, records["pixels"]),
+    ]
+    if origin.preprocess is not None:
+        own = to_dict(origin.preprocess) | {"input_size": list(found.input_size)}
+        same = own == to_dict(found)
+        differences = _differences(to_dict(found), own)
+        checks.append(
+            Check(
+                "preprocessing of the model", True if same else None,
+                differences if same else f"NOT verified: export was told otherwise than the model says; {differences}",
+                "as in its pretrained_cfg", hint,
+            )
+        )  # fmt: skip
+    return checks
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    different = [f"{k} is {found.get(k)}, not {expected.get(k)}" for k in expected if found.get(k) != expected[k]]
+    return "; ".join(different) or "equal"
+
+
+def _check_pixels(predictor: Predictor, expected: NDArray[np.uint8]) -> Check:
+    """Pixels are compared too, because a network may hardly mind a wrong filter that costs accuracy elsewhere."""
+    images = load_golden(predictor.folder)[0][: len(expected)]
+    worst = 0.0
+    for image, wanted in zip(images, expected, strict=True):
+        pixels = predictor.prepare(image, "golden image").astype(np.float64)
+        worst = max(worst, float(np.abs(pixels - wanted).mean()) if pixels.shape == wanted.shape else 255.0)
+    return Check(
+        "prepared pixels", worst <= MAX_PIXEL_DIFFERENCE, f"{worst:.2f} grey levels apart in the mean",
+        f"at most {MAX_PIXEL_DIFFERENCE} in each of {len(expected)} golden images",
+        "Resize, crop or channel order differ from export, or Pillow's version does: export again here.",
+    )  # fmt: skip
 
 
 def check_golden(predictor: Predictor) -> list[Check]:
@@ -124,58 +192,50 @@ def check_golden(predictor: Predictor) -> list[Check]:
     minimum = predictor.manifest.minimum_sqnr_db
     images, expected = load_golden(predictor.folder)
     pixels = np.stack([predictor.prepare(image, f"golden image {i}") for i, image in enumerate(images)])
+    hint = with_worst_sites("The file computes something else than the model: export again.", predictor.manifest)
     checks = []
     for size in BATCH_SIZES:
-        found = np.concatenate([predictor.logits(pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        found = run_logits(predictor, pixels, size)
         ratio = sqnr_db(expected, found)
         checks.append(
             Check(
-                f"golden images at batch {size}",
-                ratio >= minimum,
-                f"{ratio:.1f} dB",
-                f"at least {minimum:.0f} dB against the model before export",
-                "Preprocessing, label order or a quantizer differs from the model; export again.",
+                f"golden images at batch {size}", ratio >= minimum, f"{ratio:.1f} dB",
+                f"at least {minimum:.0f} dB against the model before export", hint,
             )
-        )
+        )  # fmt: skip
     same = int((expected.argmax(1) == found.argmax(1)).sum())
     # Near ties may flip under rounding: only an image that the model is sure of counts as a failure.
     margin = np.sort(expected, axis=1)
     sure = margin[:, -1] - margin[:, -2] > 0.05 * np.abs(expected).max()
     wrong = int(((expected.argmax(1) != found.argmax(1)) & sure).sum())
-    checks.append(
-        Check(
-            "golden labels",
-            wrong == 0,
-            f"{same} of {len(images)} equal, {wrong} clear ones differ",
-            "0 differ",
-        )
-    )
-    return checks
+    found_labels = f"{same} of {len(images)} equal, {wrong} clear ones differ"
+    return [*checks, Check("golden labels", wrong == 0, found_labels, "0 differ", hint)]
 
 
-def check_calibration_facts(manifest: Manifest) -> list[Check]:
-    """Calibration saw enough images, and images rather than noise."""
-    facts = manifest.quantization.get("calibration")
-    if not facts:
-        return []
-    correlation = facts["neighbour_correlation"]
-    return [
-        Check(
-            "calibration images", facts["images"] >= MIN_CALIBRATION_IMAGES, f"{facts['images']} images",
-            f"at least {MIN_CALIBRATION_IMAGES}", "Give more calibration images.",
-        ),
-        Check(
-            "calibration content", correlation >= MIN_NEIGHBOUR_CORRELATION,
-            f"correlation of neighbouring pixels {correlation:.2f}",
-            f"at least {MIN_NEIGHBOUR_CORRELATION} as in images, noise has 0",
-            "Calibrate on images of the task.",
-        ),
-    ]  # fmt: skip
+def check_labels(predictor: Predictor, evaluation: Evaluation | None, origin: Origin) -> list[Check]:
+    """Labels stand where golden.npz, the data set and the model have them, as far as those name the same classes."""
+    name, labels = "label order", predictor.manifest.labels
+    hint = "Give the labels in the order of the logits, which is that of the training data's class folders."
+    records = load_golden_records(predictor.folder)
+    copy = tuple(records["labels"].tolist()) if records else labels
+    data = evaluation.classes if evaluation else None
+    known = {"golden.npz": copy, "the data set": data or (), "the model": origin.labels or ()}
+    for where, names in known.items():
+        for index, label in enumerate(labels):
+            if label in names and names.index(label) != index:
+                found = f"'{label}' is label {index}, {where} has it at {names.index(label)}"
+                return [Check(name, False, found, f"the order of {where}", hint)]
+    if copy != labels:
+        return [Check(name, False, "other names than in golden.npz", "the labels of export", hint)]
+    same = [where for where, names in known.items() if names == labels and where != "golden.npz"]
+    found = f"as in {' and '.join(same)}" if same else "NOT verified: neither data nor model name these classes"
+    return [Check(name, True if same else None, found, "the order of the logits", hint)]
 
 
 def check_evaluation(predictor: Predictor, evaluation: Evaluation | None) -> list[Check]:
     """Accuracy in the runtime, its drop, and agreement with the model before export."""
-    recorded = predictor.manifest.accuracy
+    manifest = predictor.manifest
+    recorded = manifest.accuracy
     if evaluation is None:
         found = "no labelled images given"
         if recorded:
@@ -187,46 +247,61 @@ def check_evaluation(predictor: Predictor, evaluation: Evaluation | None) -> lis
     if recorded and recorded["data"] == evaluation.name and recorded["images"] == len(evaluation.labels):
         checks.append(
             Check(
-                "accuracy",
-                abs(top1 - recorded["top1"]) <= 0.5,
-                f"{top1:.2f}%",
+                "accuracy", abs(top1 - recorded["top1"]) <= 0.5, f"{top1:.2f}%",
                 f"{recorded['top1']:.2f}% as at export",
                 "The runtime or the machine computes otherwise; export again here.",
             )
-        )
+        )  # fmt: skip
     if evaluation.float_top1 is not None:
-        limit = predictor.manifest.quantization.get("max_drop", 0.1)
+        limit = manifest.quantization.get("max_drop", 0.1)
         drop = evaluation.float_top1 - top1
+        hint = "Quantize with more bits, more calibration images, or raise --max-drop."
         checks.append(
             Check(
-                "accuracy drop",
-                drop <= limit + 1e-9,
+                "accuracy drop", drop <= limit + 1e-9,
                 f"{top1:.2f}% in the runtime against {evaluation.float_top1:.2f}% in float, {drop:+.2f} points "
                 f"on {len(evaluation.labels)} images",
-                f"at most {limit} points",
-                "Quantize with more bits, more calibration images, or raise --max-drop.",
+                f"at most {limit} points", with_worst_sites(hint, manifest),
             )
-        )
+        )  # fmt: skip
     if evaluation.expected is not None:
-        checks += _check_agreement(predictor, evaluation.expected, logits)
+        checks += _check_agreement(manifest, evaluation.expected, logits)
+    checks += check_disjoint(manifest, evaluation.pixels)
+    checks += _check_predicted_labels(manifest, logits, evaluation.labels)
     return checks or [Check("accuracy", True, f"{top1:.2f}% of {len(evaluation.labels)} images", "labelled images")]
 
 
-def _check_agreement(predictor: Predictor, expected: Logits, logits: Logits) -> list[Check]:
+def _check_agreement(manifest: Manifest, expected: Logits, logits: Logits) -> list[Check]:
     agreement = 100.0 * float((expected.argmax(1) == logits.argmax(1)).mean())
-    ratio = sqnr_db(expected, logits)
-    minimum = predictor.manifest.minimum_sqnr_db
+    ratio, minimum = sqnr_db(expected, logits), manifest.minimum_sqnr_db
     hint = "The exported graph computes something else than the model; export again and report this."
+    hint = with_worst_sites(hint, manifest)
     return [
-        Check(
-            "agreement",
-            agreement >= AGREEMENT,
-            f"{agreement:.2f}% same top-1",
-            f"at least {AGREEMENT}%",
-            hint,
-        ),
+        Check("agreement", agreement >= AGREEMENT, f"{agreement:.2f}% same top-1", f"at least {AGREEMENT}%", hint),
         Check("logits", ratio >= minimum, f"{ratio:.1f} dB", f"at least {minimum:.0f} dB", hint),
     ]
+
+
+def _check_predicted_labels(manifest: Manifest, logits: Logits, labels: NDArray[np.int64]) -> list[Check]:
+    """Whether predictions fit the labels of the images, but in another order: then a list was sorted otherwise."""
+    present = np.unique(labels[labels >= 0])
+    if len(present) < 2:
+        return []
+    predicted = logits.argmax(1)
+    counts = np.stack([np.bincount(predicted[labels == c], minlength=logits.shape[1]) for c in present])
+    likely = counts.argmax(1)
+    own = int((likely == present).sum())
+    fits = counts.max(1).sum() >= 0.5 * counts.sum() and len(set(likely.tolist())) == len(present)
+    passed = False if fits and own < len(present) / 2 else True if own >= len(present) / 2 else None
+    found = f"{own} of {len(present)} classes are mostly called by their own label"
+    if passed is None:
+        found = f"NOT verified: predictions fit the labels in no order; {found}"
+    elif not passed:
+        first = int(np.flatnonzero(likely != present)[0])
+        names = manifest.labels[present[first]], manifest.labels[likely[first]]
+        found += f"; images of '{names[0]}' are mostly called '{names[1]}'"
+    hint = "Model and data number the classes differently: give labels and data in the order of training."
+    return [Check("predicted labels", passed, found, "most of them", hint)]
 
 
 def run_logits(predictor: Predictor, pixels: NDArray[np.uint8], batch_size: int = 64) -> Logits:

@@ -1,14 +1,27 @@
-"""Calibration images: collected, and judged before they are trusted."""
+"""Calibration images: collected, and judged before they are trusted; a probe that shows later changes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leanvit.errors import CalibrationError
+from leanvit.files import fingerprint
+from leanvit.quant.losses import sqnr_db
+
+LARGEST_VALUE = 1000.0
+"""Beyond what any 8-bit image reaches, also one normalised with the statistics of very dark images."""
+
+NOISE_CORRELATION = 0.2
+PIXELS = 24
+PROBE_IMAGES = 4
+PROBE_LOGITS = 16
 
 
 def collect_batches(images: Tensor | Iterable[Any]) -> list[Tensor]:
@@ -24,31 +37,87 @@ def collect_batches(images: Tensor | Iterable[Any]) -> list[Tensor]:
 
 
 def check_calibration(batches: list[Tensor]) -> dict[str, Any]:
-    """Facts about the calibration images that a gate can judge.
+    """Facts about the calibration images that a gate can judge (leanvit.export.facts).
 
-    Raises CalibrationError for no images, values that are not finite, or a range that was not normalised.
+    noisy: images whose neighbouring pixels do not correlate. minimum, maximum, channel_std: per channel.
+    pixels: a few pixels as "R G B", by which a gate that knows the preprocessing recognises 8-bit images.
+    fingerprints: one an image, to count the different ones and to find them among evaluation images.
+    Raises CalibrationError for no images, values that are not finite or far out, or a range that was not
+    normalised.
     """
     if not batches or not len(batches[0]):
         raise CalibrationError("no calibration images, expected at least 32. Give more --data.")
-    images = torch.cat([batch.flatten(1)[:, ::7] for batch in batches]).float()
+    images = torch.cat([batch.detach().float().cpu() for batch in batches])
     if not images.isfinite().all():
         raise CalibrationError("calibration images hold NaN or infinity, expected finite values. Check the loader.")
     mean, std = float(images.mean()), float(images.std())
+    far = int((images.abs() > LARGEST_VALUE).sum())
+    if 0 < far < 0.01 * images.numel():  # where it is most of them, they were not normalised
+        raise CalibrationError(
+            f"{far} values of the calibration images are beyond {LARGEST_VALUE:.0f} (up to "
+            f"{float(images.abs().max()):.3g}), expected normalised pixels, a few units from 0. One such pixel "
+            "takes the range of every quantizer: check the loader for damaged images."
+        )
     if abs(mean) > 10 or std > 20:
         raise CalibrationError(
             f"calibration images have mean {mean:.1f} and standard deviation {std:.1f}; a network expects input "
             "normalised to about 0 and 1. Normalise them with leanvit.data.to_input(images, preprocess_for(model))."
         )
-    sample = batches[0].float()
+    correlations = torch.stack([_neighbour_correlation(image) for image in images])
     return {
         "images": len(images),
         "mean": mean,
         "std": std,
-        "neighbour_correlation": _correlation(sample[..., :-1], sample[..., 1:]),
+        "neighbour_correlation": float(correlations.mean()),
+        "noisy": int((correlations < NOISE_CORRELATION).sum()),
+        "minimum": images.amin((0, 2, 3)).tolist(),
+        "maximum": images.amax((0, 2, 3)).tolist(),
+        "channel_std": images.std((0, 2, 3)).tolist(),
+        "pixels": _some_pixels(images),
+        "fingerprints": [fingerprint(image.numpy().tobytes()) for image in images],
     }
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    """Correlation of neighbouring pixels: near 1 for images, near 0 for noise."""
-    a, b = a - a.mean(), b - b.mean()
-    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12))
+def _neighbour_correlation(image: Tensor) -> Tensor:
+    """Correlation of horizontal neighbours within the channels: near 1 for images, near 0 for noise, 1 for blank."""
+    rows = image[:, :: max(1, image.shape[1] // 32)].double()
+    a, b = (part - part.mean((1, 2), keepdim=True) for part in (rows[..., :-1], rows[..., 1:]))
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return torch.where(scale > 1e-9, (a * b).sum() / scale.clamp(min=1e-9), 1.0)
+
+
+def _some_pixels(images: Tensor) -> list[str]:
+    """Up to PIXELS different pixels from all over the images, as text, so that a manifest stays readable."""
+    count, _, height, width = images.shape
+    n, y, x = torch.from_numpy(np.random.default_rng(0).integers(0, (count, height, width), (100 * PIXELS, 3))).T
+    pixels = dict.fromkeys(" ".join(f"{value:.6f}" for value in row) for row in images[n, :, y, x].tolist())
+    return list(pixels)[:PIXELS]
+
+
+def probe_images(size: tuple[int, ...]) -> Tensor:
+    """Smooth pictures (PROBE_IMAGES, C, H, W) in the range of normalised ones; the same on every machine."""
+    coarse = np.random.default_rng(0).standard_normal((PROBE_IMAGES, size[0], 5, 5), np.float32)
+    return F.interpolate(torch.from_numpy(coarse), size[1:], mode="bicubic")
+
+
+def make_probe(reference: nn.Module, quantized: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
+    """What the float network answers on the probe, and how near the quantized one is: kept in the report.
+
+    size: (C, H, W) of one image. Quantizers that change later, for example to the scales of another
+    calibration, show as a lower SQNR.
+    """
+    answer = [[float(f"{value:.7g}") for value in row] for row in _answer(reference, size).tolist()]
+    return {"logits": answer, "sqnr_db": repeat_probe(quantized, answer, size)}
+
+
+def repeat_probe(quantized: nn.Module, logits: list[list[float]], size: tuple[int, ...]) -> float:
+    """SQNR in dB of a quantized network on the probe, against the float answers that its report keeps."""
+    found = sqnr_db(torch.tensor(logits), _answer(quantized, size))
+    return found if math.isfinite(found) else -200.0
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, size: tuple[int, ...]) -> Tensor:
+    device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    logits: Tensor = network(probe_images(size).to(device))
+    return logits.reshape(PROBE_IMAGES, -1)[:, :PROBE_LOGITS].cpu()

@@ -19,7 +19,7 @@ from leanvit.errors import ConfigError
 from leanvit.quant.allocate import allocate
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
-from leanvit.quant.check import check_calibration, collect_batches
+from leanvit.quant.check import check_calibration, collect_batches, make_probe
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.heads import balance_heads
 from leanvit.quant.losses import histograms_of, kl_divergence, measure_sites
@@ -105,6 +105,7 @@ def quantize(
     report = {
         "config": to_dict(config),
         "calibration": {**calibration, "walked": len(prepared.images), "kl_divergence": loss},
+        "probe": make_probe(prepared.graph.module, quantized.module, tuple(batches[0].shape[1:])),
         "sites": measure_sites(quantized, prepared.graph.module, chosen, prepared.images, found.notes),
         "smoothing_left_out": prepared.left_out,
         "smoothing_exponents": prepared.exponents,
