@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -464,6 +466,71 @@ def test_a_relative_pattern_starts_in_the_current_folder(tree: Path, monkeypatch
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree: Path) -> None:
     assert names(tree, tree / "odd[1].png") == ["odd[1].png"]
+
+
+def test_patterns_find_what_pathlib_finds_in_the_order_of_sorted_paths(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "a.png").mkdir()
+    (tree / "a.png" / "x.webp").write_bytes(b"")
+    (tree / "link").symlink_to("a")
+    patterns = ("*", "**/*", "**/*.webp", "*/*/*", "a/**/y.*", "**/a*/**/*", "**/**/*.png", "link/*", "*/deep/*")
+    for held in (1, 2, 1000):
+        monkeypatch.setattr(imaging, "NAMES_HELD", held)
+        for pattern in patterns:
+            expected = sorted(path for path in Path().glob(pattern) if path.is_file())
+            assert list(find_images([pattern])) == expected, pattern
+        everything = sorted(p for p in Path().rglob("*") if p.suffix.lower() in imaging.SUFFIXES and p.is_file())
+        assert list(find_images(["."])) == everything
+
+
+def test_a_list_gives_its_lines(tree: Path) -> None:
+    names = ["z.bmp", " a name.png ", "gone.png", "caf\udce9.png"]
+    (tree / "list").write_bytes("\n\n".join(names).encode("utf-8", "surrogateescape") + b"\r\n")
+    assert list(find_images([f"@{tree}/list"])) == [Path(name) for name in names]
+    (tree / "list").write_bytes(b"\n")
+    with pytest.raises(DataError, match="list: an empty list, expected the path of an image in each line"):
+        list(find_images([f"@{tree}/list"]))
+    with pytest.raises(DataError, match="@gone: no such file"):
+        find_images(["@gone"])
+
+
+def test_a_folder_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, held = 4000, 100
+    for number in range(count):
+        (tmp_path / f"{number:05}.png").touch()
+    monkeypatch.setattr(imaging, "NAMES_HELD", held)
+    tracemalloc.start()
+    try:
+        names = sum(1 for _ in find_images([tmp_path]))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        listed = len(list(find_images([tmp_path])))
+        peak_of_list = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert names == listed == count
+    assert peak < peak_of_list / 10
+
+
+def test_what_is_missing_is_said_before_the_first_image_is_given(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"missing.png: no such file"):
+        find_images([tree / "b", tree / "missing.png"])
+
+
+def test_a_folder_that_can_not_be_read_is_given_for_decode_to_tell(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert names(tree, tree / "a") == ["a/deep", "a/x.webp"]
+    with pytest.raises(ImageError, match=r"a/deep: .*, expected an image file"):
+        decode(tree / "a" / "deep")
 
 
 def test_a_path_that_leads_nowhere_is_named(tree: Path) -> None:

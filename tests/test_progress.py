@@ -108,6 +108,20 @@ def test_a_terminal_without_rich_gets_plain_lines(
         assert capsys.readouterr().err == "reading 1/2, 6 s left\n"
 
 
+def test_work_that_nobody_has_counted_is_told_without_an_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bar("predicting", None) as bar:
+        bar.advance(40)
+        clock.now += 6
+        bar.advance(2)
+    assert capsys.readouterr().err.splitlines() == ["predicting 42, 6 s", "predicting 42, 6 s"]
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with Bar("predicting", None) as bar:
+        bar.advance(42)
+    assert "42/?" in terminal.getvalue()
+
+
 def test_track_gives_every_item_in_order_and_no_sooner_than_asked_for() -> None:
     taken: list[int] = []
     tracked = track((taken.append(i) or i for i in range(5)), "work", 5)

@@ -459,12 +459,13 @@ class PredictConfig:
     """Classify images with a bundle; needs onnxruntime, NumPy and Pillow only."""
 
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
-    images: list[str] = option([], "Image files, folders or glob patterns.", positional=True)
+    images: list[str] = option([], "Image files, folders, glob patterns or @FILE with a path a line.", positional=True)
     top_k: int = option(1, "Labels an image.")
     batch_size: int = option(32, "Images a step.")
     threads: int = option(0, "Threads of the runtime; 0: all cores.")
     format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
     output: str | None = option(None, "File for the results; default: standard output.")
+    resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:

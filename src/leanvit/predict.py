@@ -1,26 +1,36 @@
-"""leanvit predict: classify files, folders and patterns with a bundle; torch-free."""
+"""leanvit predict: classify files, folders, patterns and lists with a bundle, however many they are; torch-free.
+
+Images flow: paths are found while images before them are decoded by a few threads and images before those are
+classified. In memory are two batches of decoded images ahead and the one at work.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import numpy as np
 
-from leanvit.config import PredictConfig
+from leanvit._version import __version__
+from leanvit.config import PredictConfig, to_dict
 from leanvit.errors import ConfigError, DataError, ImageError, PartialError
-from leanvit.files import explain_os_error
-from leanvit.imaging import Decoded, decode, find_images, resize
+from leanvit.imaging import Pixels, decode, find_images, resize
 from leanvit.progress import Bar, note
+from leanvit.results import is_finished, open_results
 from leanvit.runtime import Predictor
 
-Row = tuple[Path, list[tuple[str, float]]]
+DECODERS = min(4, os.cpu_count() or 1)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Answer = tuple[Path, list[tuple[str, float]] | ImageError]
 
 
 def run(config: PredictConfig) -> int:
@@ -30,98 +40,89 @@ def run(config: PredictConfig) -> int:
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
-    paths = list(find_images(config.images))
+    if config.resume and not config.output:
+        raise ConfigError("resume without output, expected the file of the run to go on with. Give --output FILE.")
+    if config.resume and is_finished(str(config.output)):
+        note(f"{config.output}: already there and whole, nothing to go on with; without --resume it is made again")
+        return 0
+    paths = find_images(config.images)
     predictor = Predictor(config.bundle, threads=config.threads)
-    failed: list[str] = []
-    done = 0
-    with _open_output(config.output) as file:
-        writer = _Writer(file, config.format)
-        with Bar("predicting", len(paths)) as bar:
-            for rows, count in _classify(predictor, paths, config, failed):
-                for row in rows:
-                    writer.write(*row)
-                done += len(rows)
-                bar.advance(count)
-        if failed and not done:
-            one = failed[0] if len(failed) == 1 else f"none of {len(failed)} images could be read: {failed[0]}"
-            raise DataError(one)
-    if failed:
-        raise PartialError(f"{len(failed)} of {len(paths)} images could not be read and were skipped (see above).")
-    return done
+    with open_results(config, _settings(config, predictor), paths) as results, Bar("predicting", None) as bar:
+        bar.advance(results.images)
+        with contextlib.closing(classify(predictor, paths, config.batch_size, config.top_k)) as batches:
+            for batch in batches:
+                for path, answer in batch:
+                    if isinstance(answer, ImageError):
+                        results.skip(path, str(answer))
+                    else:
+                        results.write(path, answer)
+                results.flush()
+                bar.advance(len(batch))
+        if results.skipped == results.images:
+            raise DataError(_none_read(results.images, results.problem))
+    if results.skipped:
+        raise PartialError(
+            f"{results.skipped} of {results.images} images could not be read and were skipped (see above)."
+        )
+    return results.images
 
 
-def _classify(
-    predictor: Predictor, paths: list[Path], config: PredictConfig, failed: list[str]
-) -> Iterator[tuple[list[Row], int]]:
-    for start in range(0, len(paths), config.batch_size):
-        chunk = paths[start : start + config.batch_size]
-        good: list[Path] = []
-        prepared = []
-        for path in chunk:
-            try:
-                decoded = decode(path)
-            except ImageError as error:
-                failed.append(str(error))
-                note(f"skipped {error}")
-                continue
-            _report_notes(path, decoded)
-            prepared.append(resize(decoded.pixels, predictor.manifest.preprocess))
-            good.append(path)
-        rows = predictor.top(np.stack(prepared), config.top_k) if prepared else []
-        yield list(zip(good, rows, strict=True)), len(chunk)
+def _none_read(count: int, problem: str) -> str:
+    return problem if count == 1 else f"none of {count} images could be read: {problem}"
 
 
-def _report_notes(path: Path, decoded: Decoded) -> None:
-    for sentence in decoded.notes:
-        note(f"{path}: {sentence}")
+def _settings(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
+    """All that the bytes of the results depend on, but for the images' contents."""
+    given = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "version")}
+    # The bundle may have moved; rounding may differ between versions, batch sizes and threads.
+    return given | {"bundle": predictor.manifest.sha256, "leanvit": __version__}
 
 
-@contextlib.contextmanager
-def _open_output(path: str | None) -> Iterator[TextIO]:
-    """Where results go. A file is whole or as it was before; what was finished before a failure is in PATH.partial."""
-    if path is None:
-        yield sys.stdout
-        return
-    target = Path(path)
-    # A device or a pipe, such as /dev/stdout, can't be renamed to.
-    draft = target if target.exists() and not target.is_file() else target.with_name(f"{target.name}.partial")
+def classify(
+    predictor: Predictor, paths: Iterable[Path], batch_size: int, top_k: int
+) -> Generator[list[Answer], None, None]:
+    """The `top_k` labels of every image, or why it can't be read, a batch at a time in the order of `paths`."""
+    pool = ThreadPoolExecutor(DECODERS, "decode")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            yield file
-        if draft != target:
-            os.replace(draft, target)
-    except OSError as error:
-        raise explain_os_error(error, target) from error
+        prepared = _in_order(pool, lambda path: _prepare(predictor, path), paths, 2 * batch_size)
+        while batch := list(islice(prepared, batch_size)):
+            for image in batch:
+                for sentence in image.notes:
+                    note(sentence)
+            pixels = [image.pixels for image in batch if image.pixels is not None]
+            rows = iter(predictor.top(np.stack(pixels), top_k) if pixels else [])
+            yield [(image.path, image.problem or next(rows)) for image in batch]
     finally:
-        if draft != target and draft.is_file():
-            if draft.stat().st_size:
-                note(f"{draft}: the results up to here")
-            else:
-                draft.unlink()
+        pool.shutdown(cancel_futures=True)
 
 
-class _Writer:
-    """One line an image, in the chosen format, flushed so that a pipe sees it at once."""
+@dataclass(frozen=True)
+class _Prepared:
+    """One image: pixels (*input_size, 3) uint8 or the problem that it has, and what is to be said of it."""
 
-    def __init__(self, file: TextIO, format: str) -> None:
-        self.file = file
-        self.format = format
-        self.csv: Any = csv.writer(file, lineterminator="\n") if format == "csv" else None
-        self.empty = True
+    path: Path
+    pixels: Pixels | None
+    problem: ImageError | None
+    notes: list[str]
 
-    def write(self, image: Path, best: Iterable[tuple[str, float]]) -> None:
-        """Write the labels of one image."""
-        # A name need not be UTF-8, the output is: bytes that are not become \xNN.
-        path = str(image).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if self.csv is not None and self.empty:
-            self.csv.writerow(["path", "label", "probability"])
-        self.empty = False
-        if self.format == "jsonl":
-            labels = [{"label": label, "probability": round(p, 6)} for label, p in best]
-            self.file.write(json.dumps({"path": path, "predictions": labels}) + "\n")
-        elif self.csv is not None:
-            self.csv.writerows([path, label, f"{p:.6f}"] for label, p in best)
-        else:
-            self.file.write(f"{path}: " + ", ".join(f"{label} {p:.1%}" for label, p in best) + "\n")
-        self.file.flush()
+
+def _prepare(predictor: Predictor, path: Path) -> _Prepared:
+    try:
+        decoded = decode(path)
+    except ImageError as error:
+        return _Prepared(path, None, error, [f"skipped {error}"])
+    pixels = resize(decoded.pixels, predictor.manifest.preprocess)
+    return _Prepared(path, pixels, None, [f"{path}: {sentence}" for sentence in decoded.notes])
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """work(item) of every item, in order; at most `ahead` are done or taken before they are asked for."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

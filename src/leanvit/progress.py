@@ -21,8 +21,8 @@ def note(message: str) -> None:
 class Bar:
     """A progress bar with a description that may change, e.g. to the current loss."""
 
-    def __init__(self, description: str, total: int) -> None:
-        """Announce `total` steps of work called `description`."""
+    def __init__(self, description: str, total: int | None) -> None:
+        """Announce `total` steps of work called `description`; None where nobody has counted them."""
         self.description = description
         self.total = total
         self.done = 0
@@ -78,9 +78,12 @@ class Bar:
 
     def _print(self) -> None:
         elapsed = time.monotonic() - self._started
+        detail = f"  {self._detail}" if self._detail else ""
+        if self.total is None:
+            note(f"{self.description} {self.done}, {elapsed:.0f} s{detail}")
+            return
         left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
         remaining = f", {left:.0f} s left" if self.done < self.total else f", {elapsed:.0f} s"
-        detail = f"  {self._detail}" if self._detail else ""
         note(f"{self.description} {self.done}/{self.total}{remaining}{detail}")
 
 
