@@ -19,7 +19,8 @@ from leanvit.data import ImageSet, Loader, preprocess_for, to_input
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, staging_folder, versions, write_bundle
 from leanvit.export.golden import golden_images, records, synthetic_images
-from leanvit.export.lower import OPSET, lower
+from leanvit.export.lower import lower
+from leanvit.export.operators import OPSET
 from leanvit.export.verify import (
     FLOAT_SQNR_DB,
     QUANTIZED_SQNR_DB,

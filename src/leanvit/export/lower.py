@@ -1,16 +1,18 @@
-"""From a traced graph to ONNX: uint8 images in, logits out, quantizers as Q/DQ pairs that ONNX Runtime fuses.
+"""From a traced graph to ONNX: uint8 images in, logits out, every site in the form that a profile runs.
 
 Layout facts (measured on AVX512-VNNI): unsigned activations with signed per-channel weights are the fast
 pair; a linear must be MatMul + Add with its weight stored transposed; a non-overlapping convolution (patch
-embedding) is the same product after a reshape.
+embedding) is the same product after a reshape; q, k and v of their own beat one packed product that is cut apart.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import operator
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,105 +20,31 @@ from torch.fx import GraphModule, Node
 
 from leanvit.config import Preprocess
 from leanvit.errors import ConfigError, ExportError, require
-from leanvit.quant.graph import CONVOLUTIONS, LINEAR, QuantGraph, node_argument, quantizer_of
+from leanvit.export.operators import (
+    OPSET,
+    BlockLinear,
+    FloatGrid,
+    OnnxLinear,
+    OnnxPatchEmbedding,
+    OnnxWeight,
+    branches_of,
+)
+from leanvit.export.packing import pack_four_bits, without_metadata
+from leanvit.quant.graph import (
+    CONVOLUTIONS,
+    LINEAR,
+    PRODUCTS,
+    QuantGraph,
+    aten,
+    get_tensor,
+    node_argument,
+    quantizer_of,
+)
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
-OPSET = 21
-
-
-class OnnxActivation(nn.Module):
-    """An activation quantizer as QuantizeLinear and DequantizeLinear on uint8."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        """Copy the parameters of an 8-bit quantizer."""
-        super().__init__()
-        self.register_buffer("scale", quantizer.scale.clone())
-        self.register_buffer("zero_point", quantizer.zero_point.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid of the codes."""
-        codes = torch.onnx.ops.symbolic(
-            "QuantizeLinear",
-            (x, self.scale, self.zero_point),
-            dtype=torch.uint8,
-            shape=x.shape,
-            version=OPSET,
-        )
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear",
-            (codes, self.scale, self.zero_point),
-            dtype=torch.float32,
-            shape=x.shape,
-            version=OPSET,
-        )
-
-
-def _dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
-    return torch.onnx.ops.symbolic(
-        "DequantizeLinear",
-        (codes, scale),
-        {"axis": axis},
-        dtype=torch.float32,
-        shape=codes.shape,
-        version=OPSET,
-    )
-
-
-class OnnxLinear(nn.Module):
-    """A linear whose weight is int8: x (..., in) times (in, out), scaled per output channel, plus bias."""
-
-    codes: Tensor
-    scale: Tensor
-
-    def __init__(self, quantizer: WeightQuantizer) -> None:
-        """Store the codes as (in, out); a convolution's kernel counts as `in`."""
-        super().__init__()
-        self.register_buffer("codes", quantizer.codes.flatten(1).t().contiguous())
-        self.register_buffer("scale", quantizer.scale.clone())
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(..., in) to (..., out)."""
-        product = torch.matmul(x, _dequantize(self.codes, self.scale, 1))
-        return product if bias is None else product + bias
-
-
-class OnnxPatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel, as one product over flattened patches."""
-
-    def __init__(self, quantizer: WeightQuantizer, activation: ActivationQuantizer) -> None:
-        """Quantize after the reshape, so that nothing stands between the quantizer and the product."""
-        super().__init__()
-        self.stride = tuple(quantizer.codes.shape[2:])
-        self.activation = OnnxActivation(activation)
-        self.linear = OnnxLinear(quantizer)
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, out, H / stride, W / stride)."""
-        batch, channels, height, width = x.shape
-        rows, columns = self.stride
-        x = x.reshape(batch, channels, height // rows, rows, width // columns, columns)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // rows, width // columns, -1)
-        return self.linear(self.activation(x), bias).permute(0, 3, 1, 2)
-
-
-class OnnxWeight(nn.Module):
-    """Any other quantized weight: int8 codes and one scale per output channel."""
-
-    codes: Tensor
-    scale: Tensor
-
-    def __init__(self, quantizer: WeightQuantizer) -> None:
-        """Copy codes and scales."""
-        super().__init__()
-        self.register_buffer("codes", quantizer.codes.clone())
-        self.register_buffer("scale", quantizer.scale.clone())
-
-    def forward(self) -> Tensor:
-        """The dequantized weight."""
-        return _dequantize(self.codes, self.scale, 0)
+LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
+FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact")
+"""Profiles that store weights of 4 bits and below as INT4."""
 
 
 class ImageInput(nn.Module):
@@ -139,16 +67,17 @@ class ImageInput(nn.Module):
         return logits
 
 
-def lower(graph: QuantGraph, preprocess: Preprocess) -> Any:
+def lower(graph: QuantGraph, preprocess: Preprocess, profile: LoweredProfile | None = None) -> Any:
     """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21, dynamic batch).
 
+    profile: how sites are stored and run, see `leanvit.export`; None: w8a8, or fp32 where nothing is quantized.
     Input `images`: (batch, H, W, 3) uint8. Output `logits`: (batch, classes) float32.
-    Raises ConfigError for activations below 8 bits, ExportError that names an operation without translation,
-    MissingDependencyError without the onnx extra.
+    Raises ConfigError that names the sites which the profile can't run, ExportError that names an operation without
+    translation, MissingDependencyError without the onnx extra.
     """
     require("onnxscript")
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval().cpu()
-    _lower_quantizers(module)
+    lower_quantizers(module, profile or "w8a8")
     network = ImageInput(module, preprocess).eval()
     example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -170,60 +99,260 @@ def lower(graph: QuantGraph, preprocess: Preprocess) -> Any:
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    return _without_metadata(program.model_proto)
+    return pack_four_bits(without_metadata(program.model_proto))
 
 
-def _without_metadata(proto: Any) -> Any:
-    """Drop the exporter's notes on every node: stack traces with paths of this machine, a third of the file."""
-    del proto.graph.value_info[:]
-    for item in (
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.initializer,
-        *proto.graph.input,
-        *proto.graph.output,
-    ):
-        del item.metadata_props[:]
-    return proto
+def lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
+    """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place.
 
-
-def _lower_quantizers(module: GraphModule) -> None:
-    """Swap simulated quantizers for their ONNX forms and products for the layout that runs fast."""
+    Raises ConfigError where the profile can't run a quantizer.
+    """
+    _require_runnable(module, profile)
+    if profile == "w4a16":
+        _drop_activation_quantizers(module)
+    lowering = _Lowering(module, profile)
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target not in (LINEAR, *CONVOLUTIONS):
-            continue
-        quantizer = quantizer_of(module, node_argument(node, 1))
-        if isinstance(quantizer, WeightQuantizer):
-            _lower_site(module, node, quantizer)
+        if node.op == "call_function" and node.target in (LINEAR, *CONVOLUTIONS, *PRODUCTS):
+            lowering.product(node)
+    lowering.rest()
     module.graph.eliminate_dead_code()
-    for node in module.graph.nodes:
-        quantizer = quantizer_of(module, node)
-        if isinstance(quantizer, ActivationQuantizer):
-            _require_8_bits(node.target, quantizer)
-            module.set_submodule(node.target, OnnxActivation(quantizer))
-        elif isinstance(quantizer, WeightQuantizer):
-            module.set_submodule(node.target, OnnxWeight(quantizer))
     module.delete_all_unused_submodules()
+    module.graph.lint()
     module.recompile()
 
 
-def _lower_site(module: GraphModule, node: Node, quantizer: WeightQuantizer) -> None:
-    source, bias = node_argument(node, 0), (node.args[2] if len(node.args) > 2 else None)
-    activation = quantizer_of(module, source)
-    name = f"{node_argument(node, 1).target}_onnx"
-    if node.target is LINEAR:
-        module.add_submodule(name, OnnxLinear(quantizer))
-    elif isinstance(activation, ActivationQuantizer) and _is_patch_embedding(node, quantizer):
-        _require_8_bits(str(source.target), activation)
-        module.add_submodule(name, OnnxPatchEmbedding(quantizer, activation))
-        source = node_argument(source, 0)
-    else:
-        return
-    with module.graph.inserting_before(node):
-        replacement = module.graph.call_module(name, (source, bias))
-    node.replace_all_uses_with(replacement)
-    module.graph.erase_node(node)
+def activation_quantizers(module: GraphModule) -> dict[str, ActivationQuantizer]:
+    """All activation quantizers of a graph by the name of their submodule."""
+    found = {str(node.target): quantizer_of(module, node) for node in module.graph.nodes}
+    return {name: q for name, q in found.items() if isinstance(q, ActivationQuantizer)}
+
+
+def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
+    quantizers = activation_quantizers(module)
+    if profile in ("w8a8", "w4a8"):
+        low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
+        if low:
+            raise ConfigError(
+                f"profile {profile} runs 8-bit activations, {len(low)} quantizers have fewer: {', '.join(low[:3])}. "
+                "Quantize with --activation-bits 8, or export with --profile exact, which runs the plan as it is."
+            )
+    if profile == "exact":
+        without = [
+            f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
+            for name, q in quantizers.items()
+            if any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
+        ]
+        if without:
+            raise ConfigError(
+                f"profile exact runs every product on integer kernels, {len(without)} quantizers have none: "
+                f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
+                "quantize with --mode paper."
+            )
+
+
+def _drop_activation_quantizers(module: GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if isinstance(quantizer_of(module, node), ActivationQuantizer):
+            node.replace_all_uses_with(node_argument(node, 0))
+            module.graph.erase_node(node)
+
+
+class _Lowering:
+    """Products one by one; quantizers that several products read are written once."""
+
+    def __init__(self, module: GraphModule, profile: LoweredProfile) -> None:
+        self.module = module
+        self.profile = profile
+        self.written: dict[Node, list[tuple[Node, Tensor | None]]] = {}
+        self.constants = 0
+
+    def product(self, node: Node) -> None:
+        """Rewrite one linear, convolution or matmul in the profile's form."""
+        weight = quantizer_of(self.module, node_argument(node, 1))
+        if isinstance(weight, WeightQuantizer):
+            if node.target is LINEAR:
+                self._linear(node, weight)
+            elif not self._patch_embedding(node, weight):
+                self._convolution(node, weight)
+        elif node.target in PRODUCTS:
+            with self.module.graph.inserting_before(node):
+                left, right = (self._branches(node_argument(node, i)) for i in (0, 1))
+                if left or right:
+                    products = [
+                        self._scaled(self._call(node.target, a, b), first, second)
+                        for (a, first), (b, second) in itertools.product(
+                            left or [(node_argument(node, 0), None)], right or [(node_argument(node, 1), None)]
+                        )
+                    ]
+                    self._replace(node, products)
+        elif node.target is LINEAR and self._parts(node):
+            self._float_parts(node)
+
+    def rest(self) -> None:
+        """Quantizers in front of what is no product (scope full), and weights not yet swapped."""
+        for node in list(self.module.graph.nodes):
+            quantizer = quantizer_of(self.module, node)
+            if isinstance(quantizer, ActivationQuantizer) and node.users:
+                with self.module.graph.inserting_after(node):
+                    branches = self._branches(node)
+                with self.module.graph.inserting_after(branches[-1][0]):
+                    self._replace(node, [self._scaled(value, factor) for value, factor in branches])
+
+    def _branches(self, node: Node) -> list[tuple[Node, Tensor | None]]:
+        """The lowered summands of a quantizer node and their factors; none where it is something else."""
+        quantizer = quantizer_of(self.module, node)
+        if not isinstance(quantizer, ActivationQuantizer):
+            return []
+        if node not in self.written:
+            source = node_argument(node, 0)
+            with self.module.graph.inserting_before(node):
+                self.written[node] = [
+                    (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
+                    for i, branch in enumerate(branches_of(quantizer))
+                ]
+        return self.written[node]
+
+    def _linear(self, node: Node, quantizer: WeightQuantizer) -> None:
+        bias = node.args[2] if len(node.args) > 2 else None
+        branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
+        parts = self._parts(node)
+        pieces = 3 if parts else 1
+        codes, scales = quantizer.codes.chunk(pieces), quantizer.scale.chunk(pieces)
+        values = []
+        with self.module.graph.inserting_before(node):
+            for piece in range(pieces):
+                name = f"{node_argument(node, 1).target}_{piece}"
+                module = self._linear_module(codes[piece], scales[piece], quantizer.bits)
+                own = self._piece(bias, piece, pieces)
+                summands = [
+                    self._submodule(name, module, value, own if i == 0 else None)
+                    for i, (value, _) in enumerate(branches)
+                ]
+                values.append(self._sum(summands))
+        if parts:
+            self._replace_parts(node, parts, values)
+        else:
+            self._replace(node, values)
+
+    def _linear_module(self, codes: Tensor, scale: Tensor, bits: int) -> nn.Module:
+        four_bit = bits <= 4 and self.profile in FOUR_BIT_STORAGE
+        if self.profile == "w4a16" and codes.dim() == 2:
+            return BlockLinear(codes, scale, four_bit=four_bit)
+        return OnnxLinear(codes, scale, four_bit=four_bit)
+
+    def _float_parts(self, node: Node) -> None:
+        """A packed float product of q, k and v as three."""
+        parts = self._parts(node)
+        bias = node.args[2] if len(node.args) > 2 else None
+        source = node_argument(node, 0)
+        with self.module.graph.inserting_before(node):
+            values = [
+                self._call(LINEAR, source, self._piece(node_argument(node, 1), i, 3), self._piece(bias, i, 3))
+                for i in range(3)
+            ]
+        self._replace_parts(node, parts, values)
+
+    def _parts(self, node: Node) -> list[Node]:
+        """reshape, permute and unbind behind a packed product of q, k and v, as timm and leanvit write it."""
+        chain: list[Node] = []
+        for target in (aten.reshape.default, aten.permute.default, aten.unbind.int):
+            users = list((chain[-1] if chain else node).users)
+            if len(users) != 1 or users[0].target is not target:
+                return []
+            chain.append(users[0])
+        shape, order = chain[0].args[1], chain[1].args[1]
+        leading = order[0] if isinstance(order, list) and isinstance(order[0], int) else -1
+        if not isinstance(shape, list) or leading != len(shape) - 3 or shape[leading] != 3:
+            return []
+        return chain if all(user.target is operator.getitem for user in chain[2].users) else []
+
+    def _replace_parts(self, node: Node, parts: list[Node], values: list[Node]) -> None:
+        """Reshape and permute each of q, k, v alone, in place of reshape, permute and unbind."""
+        reshape, permute, unbind = parts
+        shape, order = list(reshape.args[1]), list(permute.args[1])  # type: ignore[arg-type]
+        leading = order[0]
+        del shape[leading]
+        kept = [i - (i > leading) for i in order[1:]]
+        for getitem in list(unbind.users):
+            with self.module.graph.inserting_before(getitem):
+                value = values[int(getitem.args[1])]  # type: ignore[arg-type]
+                moved = self._call(aten.permute.default, self._call(aten.reshape.default, value, shape), kept)
+            moved.meta = dict(getitem.meta)
+            getitem.replace_all_uses_with(moved)
+            self.module.graph.erase_node(getitem)
+        for old in (unbind, permute, reshape, node):
+            self.module.graph.erase_node(old)
+
+    def _piece(self, source: Any, piece: int, pieces: int) -> Any:
+        """One of `pieces` equal parts of a parameter along dimension 0, as a constant of its own."""
+        if pieces == 1 or source is None:
+            return source
+        value = get_tensor(self.module, str(source.target)).chunk(pieces)[piece].clone()
+        return self._constant(value)
+
+    def _constant(self, value: Tensor) -> Node:
+        name = f"lowered_{self.constants}"
+        self.constants += 1
+        self.module.register_buffer(name, value)
+        return self.module.graph.get_attr(name)
+
+    def _patch_embedding(self, node: Node, quantizer: WeightQuantizer) -> bool:
+        """A non-overlapping convolution as a product; False where it isn't one."""
+        source, bias = node_argument(node, 0), (node.args[2] if len(node.args) > 2 else None)
+        activation = quantizer_of(self.module, source)
+        if not isinstance(activation, ActivationQuantizer) or not _is_patch_embedding(node, quantizer):
+            return False
+        branches = branches_of(activation)
+        if len(branches) > 1:
+            return False
+        linear = self._linear_module(quantizer.codes, quantizer.scale, quantizer.bits)
+        rows, columns = quantizer.codes.shape[2:]
+        module = OnnxPatchEmbedding(branches[0].module, linear, (rows, columns))
+        name = f"{node_argument(node, 1).target}_patches"
+        with self.module.graph.inserting_before(node):
+            self._replace(node, [self._submodule(name, module, node_argument(source, 0), bias)])
+        return True
+
+    def _convolution(self, node: Node, quantizer: WeightQuantizer) -> None:
+        branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
+        four_bit = quantizer.bits <= 4 and self.profile in FOUR_BIT_STORAGE
+        with self.module.graph.inserting_before(node):
+            module = OnnxWeight(quantizer, four_bit=four_bit)
+            weight = self._submodule(f"{node_argument(node, 1).target}_onnx", module)
+            bias = node.args[2] if len(node.args) > 2 else None
+            options = node.args[3:]
+            values = [
+                self._call(node.target, value, weight, bias if i == 0 else None, *options)
+                for i, (value, _) in enumerate(branches)
+            ]
+            self._replace(node, values)
+
+    def _submodule(self, name: str, module: nn.Module, *arguments: Any) -> Node:
+        if not hasattr(self.module, name):
+            self.module.add_submodule(name, module)
+        return self.module.graph.call_module(name, tuple(arguments))
+
+    def _call(self, target: Any, *arguments: Any) -> Node:
+        return self.module.graph.call_function(target, arguments)
+
+    def _scaled(self, value: Node, *factors: Tensor | None) -> Node:
+        given = [factor for factor in factors if factor is not None]
+        if not given:
+            return value
+        factor = given[0] if len(given) == 1 else given[0] * given[1]
+        return self._call(aten.mul.Tensor, value, self._constant(factor))
+
+    def _sum(self, values: list[Node]) -> Node:
+        total = values[0]
+        for value in values[1:]:
+            total = self._call(aten.add.Tensor, total, value)
+        return total
+
+    def _replace(self, node: Node, values: list[Node]) -> None:
+        total = self._sum(values)
+        total.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        self.module.graph.erase_node(node)
 
 
 def _is_patch_embedding(node: Node, quantizer: WeightQuantizer) -> bool:
@@ -241,11 +370,3 @@ def _is_patch_embedding(node: Node, quantizer: WeightQuantizer) -> bool:
         and height % kernel[0] == 0
         and width % kernel[1] == 0
     )
-
-
-def _require_8_bits(name: str, quantizer: ActivationQuantizer) -> None:
-    if quantizer.bits != 8:
-        raise ConfigError(
-            f"{name}: {quantizer.bits}-bit activations have no execution profile yet (issue #5), profile w8a8 "
-            "runs 8-bit ones. Quantize with --activation-bits 8; lower plans are simulated only."
-        )
