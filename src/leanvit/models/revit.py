@@ -343,7 +343,7 @@ class ReViT(ResidualModel):
         large = self.num_heads * tokens * tokens * self.pos_embed.element_size() > LINEAR_FROM_BYTES
         automatic = self.attention_memory == "auto" and large and not torch.is_grad_enabled()
         linear = (self.attention_memory == "linear" or automatic) and not torch.compiler.is_compiling()
-        return History() if linear else None
+        return History(depth=len(self.blocks)) if linear else None
 
     def _block(self, index: int, x: Tensor, carried: Carried, need_logits: bool = False) -> tuple[Tensor, Carried]:
         block, alpha = self.blocks[index], self._alpha(index)
