@@ -14,15 +14,22 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
-import os
-import platform
 import pstats
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import timm
+import torch
+from measure import SEED, facts, merged, run_with_peak
+
+import leanvit.models  # noqa: F401 - registers its architectures, which --model may name
+from leanvit.config import Budget, MPTQConfig
+from leanvit.files import write_json
+from leanvit.quant import quantize
 
 CASES: dict[str, dict[str, Any]] = {
     "paper W4A4": {"weight_bits": 4, "activation_bits": 4},
@@ -30,71 +37,61 @@ CASES: dict[str, dict[str, Any]] = {
     "Greedy MP 5": {"average_bits": 5.0},
 }
 AIM_SECONDS = {"paper W4A4": 90, "best W4A4": 360, "Greedy MP 5": 720}
-AIM_BYTES = 4 << 30
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held (VmHWM)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM"):
-            return 1024 * int(line.split()[1])
-    return 0
+AIM_MEGABYTES = 4 << 10
 
 
 def run_case(case: str, model_name: str, images: int, threads: int, profile: bool) -> dict[str, Any]:
     """Quantize once, in this process."""
-    import timm
-    import torch
-
-    import leanvit.models  # noqa: F401
-    from leanvit.config import Budget, MPTQConfig
-    from leanvit.quant import quantize
-
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model = timm.create_model(model_name).eval()
     coarse = torch.randn(images, 3, 14, 14)
     pixels = torch.nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic", align_corners=False)
     keys = dict(CASES[case])
     average = keys.pop("average_bits", None)
     config = MPTQConfig(**keys, budget=Budget(average_bits=average) if average else None)
-    loaded = peak_bytes()
-    profiler = cProfile.Profile()
-    started, cpu_started = time.monotonic(), time.process_time()
-    if profile:
-        quantized = profiler.runcall(quantize, model, pixels, config)
-    else:
-        quantized = quantize(model, pixels, config)
-    seconds = time.monotonic() - started
-    if profile:
-        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(15)
-        pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumtime").print_stats("leanvit", 25)
+    call = profiled if profile else timed
+    (quantized, seconds, cpu_seconds), added, peak = run_with_peak(
+        lambda: call(lambda: quantize(model, pixels, config))
+    )
     search = quantized.report["search"] or {}
     return {
         "case": case,
         "model": model_name,
         "images": images,
         "walked": quantized.report["calibration"]["walked"],
-        "threads": threads,
         "seconds": round(seconds, 1),
-        "cpu_seconds": round(time.process_time() - cpu_started, 1),
-        "peak_bytes": peak_bytes(),
-        "peak_bytes_before": loaded,
+        "cpu_seconds": round(cpu_seconds, 1),
+        "peak_megabytes": peak,
+        "added_megabytes": added,
         "evaluations": search.get("evaluations"),
         "kl": quantized.report["calibration"]["kl_divergence"],
-        "load_before": round(os.getloadavg()[0], 1),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        **facts(),
     }
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What run() returns, and its seconds by the clock and of all threads."""
+    started, cpu_started = time.monotonic(), time.process_time()
+    result = run()
+    return result, time.monotonic() - started, time.process_time() - cpu_started
+
+
+def profiled(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The same under cProfile; prints the functions that took most time."""
+    profiler = cProfile.Profile()
+    found = timed(lambda: profiler.runcall(run))
+    pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(15)
+    pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumtime").print_stats("leanvit", 25)
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of the measured cases against their aims."""
     lines = ["| Case | Seconds | Aim | Peak memory, GiB | Aim |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['case']} | {row['seconds']:.0f} | {AIM_SECONDS[row['case']]} | {row['peak_bytes'] / 2**30:.2f} | "
-        f"{AIM_BYTES >> 30} |"
+        f"| {row['case']} | {row['seconds']:.0f} | {AIM_SECONDS[row['case']]} | {row['peak_megabytes'] / 1024:.2f} | "
+        f"{AIM_MEGABYTES >> 10} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -127,17 +124,8 @@ def main() -> None:
         rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(json.dumps(rows[-1]), file=sys.stderr)
         if args.output:
-            merge(args.output, rows)
+            write_json(args.output, {"results": merged(args.output, rows[-1:], ("case", "model"))})
     print(table(rows))
-
-
-def merge(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows into a JSON file; cases measured before and not now stay."""
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    measured = {row["case"] for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = [row for row in kept if row["case"] not in measured] + rows
-    path.write_text(json.dumps({"version": 1, "rows": values}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
