@@ -30,7 +30,7 @@ DECODERS = min(4, os.cpu_count() or 1)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Answer = tuple[Path, list[tuple[str, float]] | ImageError]
+Answer = tuple[Path, list[tuple[str, float]] | str]
 
 
 def run(config: PredictConfig) -> int:
@@ -52,8 +52,8 @@ def run(config: PredictConfig) -> int:
         with contextlib.closing(classify(predictor, paths, config.batch_size, config.top_k)) as batches:
             for batch in batches:
                 for path, answer in batch:
-                    if isinstance(answer, ImageError):
-                        results.skip(path, str(answer))
+                    if isinstance(answer, str):
+                        results.skip(path, answer)
                     else:
                         results.write(path, answer)
                 results.flush()
@@ -102,7 +102,7 @@ class _Prepared:
 
     path: Path
     pixels: Pixels | None
-    problem: ImageError | None
+    problem: str
     notes: list[str]
 
 
@@ -110,9 +110,9 @@ def _prepare(predictor: Predictor, path: Path) -> _Prepared:
     try:
         decoded = decode(path)
     except ImageError as error:
-        return _Prepared(path, None, error, [f"skipped {error}"])
+        return _Prepared(path, None, str(error), [f"skipped {error}"])
     pixels = resize(decoded.pixels, predictor.manifest.preprocess)
-    return _Prepared(path, pixels, None, [f"{path}: {sentence}" for sentence in decoded.notes])
+    return _Prepared(path, pixels, "", [f"{path}: {sentence}" for sentence in decoded.notes])
 
 
 def _in_order(
