@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 import timm
 
@@ -127,6 +129,43 @@ def test_equal_rows_are_drawn_once(figures: ModuleType) -> None:
     first, *rest = figures.merged([*rows, figures.Row("head", "Linear", "10")])
     assert (first.name, first.side_name, first.count) == ("blocks.0 to 2", "R0 to R2", 3)
     assert [row.name for row in rest] == ["head"]
+
+
+DEPLOY = ROOT / "docs" / "deploy.md"
+
+
+def test_the_description_for_triton_is_that_of_a_bundle_s_file(shared_bundle: Path) -> None:
+    (text,) = blocks(DEPLOY, "text")
+    tensors = re.findall(r'put \[ \{ name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([\d, ]+) \]', text)
+    graph = onnx.load(shared_bundle / "model.onnx").graph
+    kinds = {onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.FLOAT: "FP32"}
+    assert [(name, kind) for name, kind, _ in tensors] == [
+        (tensor.name, kinds[tensor.type.tensor_type.elem_type]) for tensor in (graph.input[0], graph.output[0])
+    ]
+    for (_, _, dims), tensor in zip(tensors, (graph.input[0], graph.output[0]), strict=True):
+        batch, *rest = tensor.type.tensor_type.shape.dim
+        assert batch.dim_param, "Triton batches only where the first dimension is dynamic"
+        assert len(dims.split(",")) == len(rest)
+
+
+def test_the_container_has_what_the_package_asks_for_and_no_torch() -> None:
+    (dockerfile,) = blocks(DEPLOY, "dockerfile")
+    assert len(dockerfile.splitlines()) <= 20
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    known = {*project["dependencies"], *project["optional-dependencies"]["onnx"]}
+    installed = re.findall(r'"([^",]+[<>=][^"]+)"', dockerfile)
+    assert {re.split("[<>=]", name)[0] for name in installed} == {"onnxruntime", "numpy", "pillow"}
+    assert set(installed) <= known
+
+
+def test_commands_about_deploying_parse() -> None:
+    lines = [line.split() for line in "".join(blocks(DEPLOY, "console")).splitlines() if "labels.jsonl" in line]
+    for line in lines:
+        arguments = (
+            line[line.index("predict") + 1 :] if "predict" in line else ["/bundle", *line[line.index("clothes") + 1 :]]
+        )
+        assert parse("predict", arguments).resume
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
