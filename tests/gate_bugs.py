@@ -244,3 +244,23 @@ MANIFEST_BUGS: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
 
 def preprocessed(manifest: Manifest, **changes: Any) -> Manifest:
     return dataclasses.replace(manifest, preprocess=dataclasses.replace(manifest.preprocess, **changes))
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def changed(data: bytes, generator: np.random.Generator) -> bytes:
+    """One byte at a random place flipped in one bit, replaced, inserted or deleted, or all that follows cut off."""
+    kind, at = generator.choice(["flip", "replace", "insert", "delete", "truncate"]), int(generator.integers(len(data)))
+    byte = bytes([int(generator.integers(256))])
+    match kind:
+        case "flip":
+            return data[:at] + bytes([data[at] ^ 1 << int(generator.integers(8))]) + data[at + 1 :]
+        case "replace":
+            return data[:at] + bytes([(data[at] + 1 + byte[0] % 255) % 256]) + data[at + 1 :]
+        case "insert":
+            return data[:at] + byte + data[at:]
+        case "delete":
+            return data[:at] + data[at + 1 :]
+        case _:
+            return data[:at]

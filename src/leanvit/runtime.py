@@ -117,10 +117,18 @@ def _check_own_digest(path: Path, raw: bytes) -> None:
 
 
 def load_golden(folder: str | Path) -> tuple[list[bytes], Logits]:
-    """Encoded golden images and the logits (N, classes) that the model gave for them at export."""
-    with np.load(Path(folder) / GOLDEN_NAME, allow_pickle=False) as golden:
-        count = len(golden["logits"])
-        return [golden[f"image_{i}"].tobytes() for i in range(count)], golden["logits"].astype(np.float32)
+    """Encoded golden images and the logits (N, classes) that the model gave for them at export.
+
+    Raises BundleError where golden.npz was damaged before it was signed.
+    """
+    path = Path(folder) / GOLDEN_NAME
+    try:
+        with np.load(path, allow_pickle=False) as golden:
+            count = len(golden["logits"])
+            return [golden[f"image_{i}"].tobytes() for i in range(count)], golden["logits"].astype(np.float32)
+    except Exception as error:  # a damaged archive makes NumPy raise what it likes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BundleError(f"{path}: not readable ({reason}). Export the model again.") from error
 
 
 def save_golden(folder: Path, images: Sequence[bytes], logits: Logits, **records: NDArray[Any]) -> None:
@@ -204,7 +212,7 @@ class Predictor:
     def logits(self, images: imaging.Pixels) -> Logits:
         """Logits (N, classes) float32 of prepared images (N, H, W, 3) uint8.
 
-        Raises ConfigError for another shape or dtype.
+        Raises ConfigError for another shape or dtype, BundleError where the graph does not run.
         """
         expected = (*self.manifest.preprocess.input_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
@@ -212,7 +220,11 @@ class Predictor:
                 f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
                 "Use Predictor.prepare on each image."
             )
-        (logits,) = self._session.run(None, {"images": images})
+        try:
+            (logits,) = self._session.run(None, {"images": images})
+        except Exception as error:  # ONNX Runtime has no public type for what it raises
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(f"{self.folder}: can't be run ({reason}). Export the model again.") from error
         return np.asarray(logits, np.float32)
 
     def probabilities(self, images: imaging.Pixels) -> Logits:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import Preprocess, to_dict
-from leanvit.errors import LeanvitError, VerificationError
+from leanvit.errors import BundleError, LeanvitError, VerificationError
 from leanvit.export.facts import Check, check_disjoint, check_facts, with_worst_sites
 from leanvit.export.graph import check_file
 from leanvit.runtime import (
@@ -124,9 +124,8 @@ def check_golden_file(folder: Path, manifest: Manifest) -> list[Check]:
     name, hint = "golden file", "Export the model again."
     try:
         images, logits = load_golden(folder)
-    except Exception as error:
-        found = " ".join(str(error).split())[:200] or type(error).__name__
-        return [Check(name, False, found, "encoded images and their logits", hint)]
+    except BundleError as error:
+        return [Check(name, False, str(error), "encoded images and their logits", hint)]
     finite = bool(np.isfinite(logits).all())
     different = finite and bool(np.ptp(logits, axis=0).max() > 1e-5 * np.abs(logits).max())
     return [

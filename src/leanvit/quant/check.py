@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanvit.errors import CalibrationError
+from leanvit.errors import CalibrationError, NumericalError
 from leanvit.files import fingerprint
 from leanvit.quant.losses import sqnr_db
 
@@ -34,6 +34,17 @@ def collect_batches(images: Tensor | Iterable[Any]) -> list[Tensor]:
             found = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             raise CalibrationError(f"a calibration batch is {found}, expected a tensor (B, 3, H, W).")
     return batches
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise NumericalError where a weight is not finite: no quantizer can be set for it."""
+    bad = {name: p for name, p in model.named_parameters() if not p.isfinite().all()}
+    if bad:
+        name, parameter = next(iter(bad.items()))
+        raise NumericalError(
+            f"{int((~parameter.isfinite()).sum())} values of '{name}' are NaN or infinite ({len(bad)} tensors in all), "
+            "expected finite weights. Use an earlier checkpoint or train again with a lower --lr."
+        )
 
 
 def check_calibration(batches: list[Tensor]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from leanvit.errors import ConfigError
 from leanvit.quant.allocate import allocate
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
-from leanvit.quant.check import check_calibration, collect_batches, make_probe
+from leanvit.quant.check import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.heads import balance_heads
 from leanvit.quant.losses import histograms_of, kl_divergence, measure_sites
@@ -73,13 +73,15 @@ def quantize(
         batches or of (images, labels).
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
         bits has evaluated, so that a killed one goes on where it was.
-    Raises CalibrationError for images that are not finite or not normalised, ExportError where the
-    model can't be traced, ConfigError for an ignored_scope or a plan that names unknown sites.
+    Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
+    not finite, ExportError where the model can't be traced, ConfigError for an ignored_scope or a plan that
+    names unknown sites.
     """
     config = config or MPTQConfig()
     if plan is not None and config.budget is not None:
         raise ConfigError("a plan and a budget are both given, expected one: the plan fixes the bits")
     started = time.monotonic()
+    check_weights(model)
     batches = collect_batches(calibration_images)
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
