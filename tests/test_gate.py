@@ -333,10 +333,10 @@ def test_a_site_that_is_mostly_noise_is_rejected_and_named(
     lower_once(subjects["w8a8"])
     model = copy.deepcopy(subjects["w8a8"].model)
     assert isinstance(model, QuantizedModel)
-    model.report["sites"][3]["sqnr_db"] = 4.2
+    model.report["sites"][3]["sqnr_db"] = -1.5
     rejected("site SQNR", model, tmp_path)
     assert (
-        f"worst sites: {model.report['sites'][3]['name']} 4.2 dB"
+        f"worst sites: {model.report['sites'][3]['name']} -1.5 dB"
         in found(tmp_path / "bundle.rejected", "site SQNR")["found"]
     )
 
