@@ -63,21 +63,20 @@ def test_preprocessing_inside_the_graph_is_that_of_float64(demo_run: Path, val_p
     assert sqnr_db(expected, Predictor(demo_run / "bundle-fp32").logits(val_pixels[:8])) >= 80
 
 
-def test_every_linear_runs_as_int8(demo_run: Path) -> None:
+def test_every_linear_runs_as_int8_with_q_k_and_v_apart(demo_run: Path) -> None:
     model = onnx.load(str(demo_run / "bundle" / "model.onnx"))
     types = {t.name: t.data_type for t in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
-    products = [node for node in model.graph.node if node.op_type == "MatMul"]
     quantized, _ = load_quantized(demo_run / "quantize-w8a8")
-    assert len(products) == len(quantized.plan)
-    for product in products:
-        inputs = [producers.get(name) for name in product.input]
-        while inputs[1] is not None and inputs[1].op_type == "Transpose":
-            inputs[1] = producers.get(inputs[1].input[0])
-        assert [node.op_type for node in inputs] == ["DequantizeLinear"] * 2, product.name
-    weights = [name for name, kind in types.items() if kind == onnx.TensorProto.INT8]
     linears = [name for name, site in quantized.graph.sites.items() if site.weight]
-    assert len(weights) >= len(linears)
+    packed = [name for name in linears if name.endswith("qkv")]
+    weights = [name for name, kind in types.items() if kind == onnx.TensorProto.INT8]
+    assert len(weights) == len(linears) + 2 * len(packed)
+    through_codes = 0
+    for product in (node for node in model.graph.node if node.op_type == "MatMul"):
+        inputs = [producers.get(name) for name in product.input]
+        through_codes += [node.op_type for node in inputs if node] == ["DequantizeLinear"] * 2
+    assert through_codes == len(weights)
 
 
 def test_smoothing_leaves_no_node_behind(demo_run: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
@@ -256,6 +255,6 @@ def test_wrong_labels_and_profiles_are_refused(tmp_path: Path, calibration: torc
     with pytest.raises(ConfigError, match="profile w8a8"):
         export(model, tmp_path / "c", profile="w8a8")
     quantized = quantize(model, calibration, MPTQConfig(activation_bits=4))
-    with pytest.raises(ConfigError, match="no execution profile yet"):
-        export(quantized, tmp_path / "d")
+    with pytest.raises(ConfigError, match="8-bit activations"):
+        export(quantized, tmp_path / "d", profile="w8a8")
     assert list(tmp_path.iterdir()) == []

@@ -437,7 +437,7 @@ def test_500_random_changes_of_bytes_are_all_noticed_before_an_answer(
     assert [path.name for path in files] == ["bundle.json", "golden.npz", "model.onnx", "verify.json"]
     generator = np.random.default_rng(len(kind))
     sessions: list[Any] = []
-    monkeypatch.setattr(runtime, "open_session", lambda *arguments: sessions.append(arguments))
+    monkeypatch.setattr(runtime, "open_engine", lambda *arguments: sessions.append(arguments))
     noticed = 0
     for number in range(500):
         path = list(files)[number % len(files)]

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from leanvit.engines import open_session
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
-from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor, open_session
+from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0

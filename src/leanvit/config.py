@@ -432,9 +432,16 @@ class ExportConfig:
 
     model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
     output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
-    profile: Literal["auto", "fp32", "w8a8"] = option("auto", "auto: w8a8 for a quantized model, else fp32.")
+    profile: Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"] = option(
+        "auto", "How the file computes: w8a8 and w4a8 fast, exact as simulated; auto: what fits the model's bits."
+    )
+    runtimes: list[Literal["onnxruntime", "openvino", "openvino-bf16"]] = option(
+        [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
+    )
     data: str | None = option(None, "Images with labels, to measure accuracy in the runtime; without: NOT verified.")
-    max_drop: float = option(1.0, "Largest accuracy drop against the float model, in points; needs --data.")
+    max_drop: float = option(
+        1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
+    )
     batch_size: int = option(128, "Images a step when the float model is measured.")
     version: int = option(1, "Version of this configuration's format.")
 
@@ -463,6 +470,9 @@ class PredictConfig:
     top_k: int = option(1, "Labels an image.")
     batch_size: int = option(32, "Images a step.")
     threads: int = option(0, "Threads of the runtime; 0: all cores.")
+    runtime: Literal["onnxruntime", "openvino", "openvino-bf16", "auto"] = option(
+        "onnxruntime", "What runs the bundle; auto: the fastest that the gate has proved, measured once and remembered."
+    )
     format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
     output: str | None = option(None, "File for the results; default: standard output.")
     resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")

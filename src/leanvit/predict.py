@@ -46,7 +46,7 @@ def run(config: PredictConfig) -> int:
         note(f"{config.output}: already there and whole, nothing to go on with; without --resume it is made again")
         return 0
     paths = find_images(config.images)
-    predictor = Predictor(config.bundle, threads=config.threads)
+    predictor = Predictor(config.bundle, threads=config.threads, runtime=config.runtime)
     with open_results(config, _settings(config, predictor), paths) as results, Bar("predicting", None) as bar:
         bar.advance(results.images)
         with contextlib.closing(classify(predictor, paths, config.batch_size, config.top_k)) as batches:

@@ -1,4 +1,4 @@
-"""Predictor: classify images with a bundle. Needs onnxruntime, NumPy and Pillow; no torch.
+"""Predictor: classify images with a bundle. Needs onnxruntime (or openvino), NumPy and Pillow; no torch.
 
 A bundle is used only if every file is the one that was written, byte for byte, and if the network still
 gives the recorded outputs for the recorded images on this machine.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from leanvit import imaging
 from leanvit.config import Preprocess, from_dict, to_dict
-from leanvit.errors import BundleError, ConfigError, ImageError, VerificationError, require
+from leanvit.engines import Runtime, RuntimeChoice, available, fastest, open_engine
+from leanvit.errors import BundleError, ConfigError, ImageError, VerificationError
 from leanvit.files import sha256, write_atomic
 
 SCHEMA_VERSION = 1
@@ -29,6 +31,8 @@ MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.npz"
 VERIFY_NAME = "verify.json"
 _UNSIGNED = "0" * 64
+AUTO_BATCH = 8
+"""Images a step when runtimes are compared."""
 
 Logits = NDArray[np.float32]
 
@@ -40,8 +44,9 @@ class Manifest:
     profile: execution profile of model.onnx. labels: class names in the order of the logits.
     minimum_sqnr_db: how close golden logits must be. plan: {site: [weight_bits, activation_bits]}, empty
     for float. accuracy: what was measured in the runtime and on what; None where no labelled data was
-    given. data: training data, its split and seed. files: SHA-256 of every other file. sha256: of this
-    file, written with zeros in its place.
+    given. data: training data, its split and seed. simulated: written for a compiler, no speed on a CPU is
+    claimed. runtimes: {runtime: least SQNR of its golden logits in dB}, those that the gate has proved.
+    files: SHA-256 of every other file. sha256: of this file, written with zeros in its place.
     """
 
     architecture: str
@@ -57,9 +62,20 @@ class Manifest:
     opset: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     simulated: bool = False
+    runtimes: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     sha256: str = _UNSIGNED
     schema_version: int = SCHEMA_VERSION
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -157,52 +173,59 @@ def sqnr_db(truth: NDArray[Any], value: NDArray[Any]) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -200.0, 200.0))
 
 
-def open_session(model: Path, threads: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU, telemetry off; 0 threads means all cores.
-
-    Raises MissingDependencyError without onnxruntime, BundleError where the file can't be loaded.
-    """
-    ort = require("onnxruntime")
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Idle threads that spin would take the cores from whatever runs beside this session.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"{model}: ONNX Runtime can't load it ({reason}). Export the model again.") from error
-
-
 class Predictor:
     """A bundle, loaded and checked.
 
-    manifest: what bundle.json says. labels: class names in the order of the logits.
+    manifest: what bundle.json says. labels: class names in the order of the logits. runtime: what runs it.
     """
 
-    def __init__(self, bundle: str | Path, *, threads: int = 0, check: bool = True) -> None:
+    runtime: Runtime
+
+    def __init__(
+        self, bundle: str | Path, *, threads: int = 0, runtime: RuntimeChoice = "onnxruntime", check: bool = True
+    ) -> None:
         """Load a bundle folder.
 
-        threads: of ONNX Runtime, 0 for all cores. check: also run two golden images and compare.
-        Raises BundleError, VerificationError, MissingDependencyError.
+        threads: of the runtime, 0 for all cores. runtime: "auto" measures those that the gate has proved for this
+        bundle and that are installed, once on a machine, and takes the fastest. check: also run two golden images
+        and compare.
+        Raises BundleError, VerificationError, ConfigError, MissingDependencyError.
         """
         self.folder = Path(bundle)
         self.manifest = read_manifest(self.folder)
         self.labels = self.manifest.labels
-        self._session = open_session(self.folder / MODEL_NAME, threads)
+        self.runtime = self._fastest(threads) if runtime == "auto" else runtime
+        self._run = open_engine(self.folder / MODEL_NAME, self.runtime, threads)
         if check:
             self._check_golden(2)
+
+    def _fastest(self, threads: int) -> Runtime:
+        proved = self.manifest.runtimes or {"onnxruntime": self.manifest.minimum_sqnr_db}
+        candidates = [runtime for runtime in available() if runtime in proved]
+        if not candidates:
+            raise ConfigError(
+                f"{self.folder}: proved for {', '.join(proved)}, none of which is installed. "
+                f'Run: pip install "leanvit[onnx]"'
+            )
+        images = np.random.default_rng(0).integers(
+            0, 256, (AUTO_BATCH, *self.manifest.preprocess.input_size, 3), dtype=np.uint8
+        )
+        key = f"{self.manifest.sha256} {processor()} {threads} {' '.join(candidates)}"
+        return fastest(self.folder / MODEL_NAME, candidates, images, threads, key)[0]
+
+    @property
+    def minimum_sqnr_db(self) -> float:
+        """Least ratio of golden logits to their error in this runtime, in dB."""
+        return self.manifest.runtimes.get(self.runtime, self.manifest.minimum_sqnr_db)
 
     def _check_golden(self, count: int) -> None:
         images, expected = load_golden(self.folder)
         pixels = np.stack([self.prepare(image, "golden image") for image in images[:count]])
         found = sqnr_db(expected[:count], self.logits(pixels))
-        if found < self.manifest.minimum_sqnr_db:
+        if found < self.minimum_sqnr_db:
             raise VerificationError(
-                f"{self.folder}: golden images give {found:.1f} dB on this machine, expected at least "
-                f"{self.manifest.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
+                f"{self.folder}: golden images give {found:.1f} dB in {self.runtime} on this machine, expected at "
+                f"least {self.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
             )
 
     def prepare(self, source: str | Path | bytes, name: str | None = None) -> imaging.Pixels:
@@ -221,8 +244,8 @@ class Predictor:
                 "Use Predictor.prepare on each image."
             )
         try:
-            (logits,) = self._session.run(None, {"images": images})
-        except Exception as error:  # ONNX Runtime has no public type for what it raises
+            logits = self._run(images)
+        except Exception as error:  # the runtimes have no public type for what they raise
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{self.folder}: can't be run ({reason}). Export the model again.") from error
         return np.asarray(logits, np.float32)

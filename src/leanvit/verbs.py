@@ -159,8 +159,7 @@ def quantize(config: configs.QuantizeConfig) -> int:
         print(
             f"plan {path.with_name('plan.json')}: {report['search']['evaluations']} evaluations; edit it, then --plan"
         )
-    if all(bits[1] == 8 for bits in quantized.plan.values()) and config.scope == "matmul":
-        print(f"next: leanvit export {config.output} --data {config.data}")
+    print(f"next: leanvit export {config.output} --data {config.data}")
     return errors.EXIT_OK
 
 
@@ -170,6 +169,7 @@ def export(config: configs.ExportConfig) -> int:
     from leanvit.data import check_classes, load_split
     from leanvit.export.api import export as run
     from leanvit.quant.store import is_quantized, load_quantized
+    from leanvit.runtime import read_manifest
 
     quantized = is_quantized(config.model)
     model, info = load_quantized(config.model) if quantized else _load_model(config.model)
@@ -187,10 +187,12 @@ def export(config: configs.ExportConfig) -> int:
         images=images,
         float_top1=float_top1,
         max_drop=config.max_drop,
+        runtimes=config.runtimes or None,
         architecture=info.architecture,
         data={"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed},
     )
     save_yaml(config, bundle.with_name(f"{bundle.name}.config.yaml"))
+    print(f"runs in {', '.join(read_manifest(bundle).runtimes)}")
     print(f"bundle {bundle}: every check passed" + ("" if config.data else "; accuracy NOT verified (give --data)"))
     print(f"next: leanvit predict {bundle} IMAGE")
     return errors.EXIT_OK
@@ -221,7 +223,19 @@ def _bundle_images(manifest: Any, data: str, split: Any) -> Any:
     check_classes(images.classes, manifest.labels, data)
     batches = list(Loader(images, manifest.preprocess, 64))
     pixels = np.concatenate([x.numpy() for x, _ in batches])
-    return Evaluation(pixels, np.concatenate([y.numpy() for _, y in batches]), images.name)
+    labels = np.concatenate([y.numpy() for _, y in batches])
+    return Evaluation(pixels, labels, images.name, classes=images.classes)
+
+
+def _network_as_exported(path: str, manifest: Any) -> Any:
+    """The torch network that a bundle was written from, in the form that its profile runs."""
+    from leanvit.export.lower import executed_form
+    from leanvit.quant.store import is_quantized, load_quantized
+
+    if not is_quantized(path):
+        return _load_any(path)[0]
+    quantized, _ = load_quantized(path)
+    return executed_form(quantized.graph, manifest.profile, manifest.quantization.get("lifted", ()))
 
 
 def verify(config: configs.VerifyConfig) -> int:
@@ -237,7 +251,7 @@ def verify(config: configs.VerifyConfig) -> int:
         from leanvit.export.api import synthetic_images, torch_logits
         from leanvit.export.verify import Evaluation
 
-        network, _ = _load_any(config.model)
+        network = _network_as_exported(config.model, manifest)
         if evaluation is None:
             import numpy as np
 

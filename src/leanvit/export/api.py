@@ -12,33 +12,39 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from leanvit import imaging
 from leanvit.config import Preprocess
 from leanvit.data import ImageSet, Loader, preprocess_for, to_input
+from leanvit.engines import Runtime, available
 from leanvit.errors import ConfigError, require
-from leanvit.export.bundle import finish, staging_folder, versions, write_bundle
+from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
 from leanvit.export.golden import golden_images, records, synthetic_images
-from leanvit.export.lower import lower
+from leanvit.export.lower import FAST, LoweredProfile, activation_quantizers, executed_form, lower
 from leanvit.export.operators import OPSET
 from leanvit.export.verify import (
+    BF16_SQNR_DB,
     FLOAT_SQNR_DB,
+    LOW_BIT_SQNR_DB,
     QUANTIZED_SQNR_DB,
     Evaluation,
     Origin,
+    check_runtime,
+    others,
     require_passed,
     run_logits,
     top1_percent,
     verify_bundle,
 )
-from leanvit.progress import Bar
+from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.check import repeat_probe
 from leanvit.quant.graph import trace
 from leanvit.quant.plan import Plan
 from leanvit.runtime import Logits, Manifest, Predictor
 
-Profile = Literal["auto", "fp32", "w8a8"]
+Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
 
 
 def export(
@@ -51,54 +57,120 @@ def export(
     images: ImageSet | None = None,
     float_top1: float | None = None,
     max_drop: float = 1.0,
+    runtimes: Sequence[Runtime] | None = None,
     architecture: str | None = None,
     data: dict[str, Any] | None = None,
 ) -> Path:
     """Write `model` as a bundle folder that passes the gate (leanvit.export.verify).
 
     model: float network or QuantizedModel. labels: class names in the order of the logits.
+    profile: how the file computes (docs/bundle.md): fp32; w8a8 and w4a8 for speed, with 8-bit or 4-bit weights;
+    mixed for a plan of many bits; exact, which runs every product of the plan on int8 kernels as simulated; w4a16,
+    weights only; accelerator, for compilers, marked simulated. auto: what fits the model.
     preprocess: default is that of the model's pretrained_cfg. images: labelled images; with them accuracy
     is measured in the runtime. float_top1: accuracy in percent of the float model on the same images; then
-    the drop must be at most `max_drop` points (0.1 for a float model). data: where the model's own split
-    comes from, kept for later checks.
+    the drop must be at most `max_drop` points (0.1 for a float model): where it is more, the sites that lost most
+    in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed).
+    runtimes: beside ONNX Runtime, that must pass too; None: those installed, and the bundle names those that pass.
+    data: where the model's own split comes from, kept for later checks.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError,
     ConfigError, MissingDependencyError.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module)
     output = Path(output)
-    profile = _pick_profile(model, profile)
-    network = model.module if isinstance(model, QuantizedModel) else model.eval().cpu()
+    chosen = _pick_profile(model, profile)
     preprocess = preprocess or _default_preprocess(model)
-    staging = staging_folder(output)
+    job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, max_drop)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Bar(f"exporting {profile}", 4) as bar:
-            graph = model.graph if isinstance(model, QuantizedModel) else trace(network, _zeros(preprocess))
-            proto = lower(graph, preprocess)
-            bar.advance(detail="lowered")
-            golden = golden_images(images, preprocess)
-            pixels = np.stack([imaging.load(image, preprocess, "golden image") for image in golden])
-            expected = torch_logits(network, pixels, preprocess)
-            names = _labels(images.classes if labels is None and images else labels, expected.shape[1])
-            manifest = dataclasses.replace(
-                _manifest(model, profile, names, preprocess, architecture, max_drop), data=data or {}
-            )
-            kept = records(pixels, names, preprocess)
-            manifest = write_bundle(staging, proto.SerializeToString(), golden, expected, manifest, **kept)
-            bar.advance(detail="written")
-            evaluation = _evaluation(network, images, preprocess, float_top1)
-            if evaluation is not None:
-                manifest = dataclasses.replace(manifest, accuracy=_measure(staging, evaluation))
+        with Bar(f"exporting {chosen}", 4) as bar:
+            manifest, evaluation = _write_within_drop(job, labels, architecture, data or {}, bar)
             bar.advance(detail="measured")
-            checks = verify_bundle(staging, evaluation, _origin(model))
+            manifest = _with_runtimes(job.staging, manifest, evaluation, runtimes)
+            checks = verify_bundle(job.staging, evaluation, _origin(model))
             bar.advance(detail="verified")
-        target = finish(staging, output, manifest, checks)
+        target = finish(job.staging, output, manifest, checks)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(job.staging, ignore_errors=True)
         raise
     require_passed(checks, target)
     return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What does not change while sites are lifted."""
+
+    model: nn.Module | QuantizedModel
+    profile: LoweredProfile
+    preprocess: Preprocess
+    staging: Path
+    images: ImageSet | None
+    float_top1: float | None
+    max_drop: float
+
+
+def _write_within_drop(
+    job: _Job, labels: Sequence[str] | None, architecture: str | None, data: dict[str, Any], bar: Bar
+) -> tuple[Manifest, Evaluation | None]:
+    """Write drafts, each with more sites in float, until the drop holds or there is nothing left to lift."""
+    order = _worst_first(job)
+    graph = job.model.graph if isinstance(job.model, QuantizedModel) else None
+    graph = graph or trace(job.model.eval().cpu(), _zeros(job.preprocess))  # type: ignore[union-attr]
+    golden = golden_images(job.images, job.preprocess)
+    pixels = np.stack([imaging.load(image, job.preprocess, "golden image") for image in golden])
+    lifted: list[str] = []
+    batches: Evaluation | None = None
+    while True:
+        network = executed_form(graph, job.profile, lifted)
+        proto = lower(graph, job.preprocess, job.profile, lifted)
+        expected = torch_logits(network, pixels, job.preprocess)
+        names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
+        manifest = dataclasses.replace(_manifest(job, network, names, architecture, lifted), data=data)
+        kept = records(pixels, names, job.preprocess)
+        manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)
+        if not lifted:
+            bar.advance(detail="lowered")
+            batches = _evaluation(job.images, job.preprocess, job.float_top1)
+        if batches is None:
+            return manifest, None
+        evaluation = dataclasses.replace(batches, expected=torch_logits(network, batches.pixels, job.preprocess))
+        manifest = dataclasses.replace(manifest, accuracy=_measure(job.staging, evaluation))
+        drop = (job.float_top1 or 0.0) - manifest.accuracy["top1"]  # type: ignore[index]
+        if drop <= job.max_drop or len(lifted) >= len(order):
+            bar.advance(detail="written")
+            return manifest, evaluation
+        lifted = order[: max(1, 2 * len(lifted))]
+        note(f"{drop:.2f} points lost, at most {job.max_drop:g} wanted: {len(lifted)} of {len(order)} sites in float")
+
+
+def _worst_first(job: _Job) -> list[str]:
+    """Sites that can be lifted, those first that lost most when they were quantized."""
+    if not isinstance(job.model, QuantizedModel) or job.profile not in FAST or job.float_top1 is None:
+        return []
+    ratios = {site["name"]: site["sqnr_db"] for site in job.model.report.get("sites", [])}
+    linear = [name for name in job.model.plan if job.model.graph.sites[name].kind == "linear"]
+    return sorted(linear, key=lambda name: ratios.get(name, 0.0))
+
+
+def _with_runtimes(
+    staging: Path, manifest: Manifest, evaluation: Evaluation | None, runtimes: Sequence[Runtime] | None
+) -> Manifest:
+    """The manifest with the runtimes that the gate is to prove: those asked for, or of those installed what passes."""
+    least: dict[str, float] = {"onnxruntime": manifest.minimum_sqnr_db}
+    for runtime in available() if runtimes is None else runtimes:
+        low = manifest.minimum_sqnr_db
+        least[runtime] = min(low, BF16_SQNR_DB) if runtime == "openvino-bf16" else low
+    manifest = dataclasses.replace(manifest, runtimes=least)
+    sign(staging, manifest)
+    if runtimes is None:
+        for runtime in others(manifest):
+            failed = [check for check in check_runtime(staging, runtime, evaluation) if check.passed is False]
+            if failed:
+                del least[runtime]
+                note(f"{runtime} is left out: {failed[0].name}: {failed[0].found}, expected {failed[0].expected}")
+    return sign(staging, dataclasses.replace(manifest, runtimes=least))
 
 
 def _zeros(preprocess: Preprocess) -> Tensor:
@@ -113,16 +185,26 @@ def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
     return preprocess_for(model)
 
 
-def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> Literal["fp32", "w8a8"]:
-    quantized = isinstance(model, QuantizedModel)
-    if profile == "auto":
-        return "w8a8" if quantized else "fp32"
-    if (profile == "w8a8") != quantized:
-        found = "a quantized" if quantized else "a float"
+def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> LoweredProfile:
+    if isinstance(model, QuantizedModel):
+        if profile == "fp32":
+            raise ConfigError("profile fp32 does not fit a quantized model. Export the checkpoint itself.")
+        return _fitting_profile(model) if profile == "auto" else profile
+    if profile not in ("auto", "fp32"):
         raise ConfigError(
-            f"profile {profile} does not fit {found} model. Quantize it first: leanvit quantize CHECKPOINT"
+            f"profile {profile} does not fit a float model. Quantize it first: leanvit quantize CHECKPOINT"
         )
-    return profile
+    return "fp32"
+
+
+def _fitting_profile(model: QuantizedModel) -> LoweredProfile:
+    """By the bits of the linears: the fast profiles where activations have 8, else the plan as it is."""
+    bits = [pair for name, pair in model.plan.items() if model.graph.sites[name].kind == "linear"]
+    if any(activation < 8 for _, activation in bits):
+        return "exact"
+    low = sum(weight <= 4 for weight, _ in bits)
+    # Patch embedding and classifier keep 8 bits by convention.
+    return "w8a8" if low == 0 else "w4a8" if low >= len(bits) - 3 else "mixed"
 
 
 def _origin(model: nn.Module | QuantizedModel) -> Origin:
@@ -155,16 +237,13 @@ def torch_logits(network: nn.Module, pixels: imaging.Pixels, preprocess: Preproc
     return np.concatenate(parts)
 
 
-def _evaluation(
-    network: nn.Module, images: ImageSet | None, preprocess: Preprocess, float_top1: float | None
-) -> Evaluation | None:
+def _evaluation(images: ImageSet | None, preprocess: Preprocess, float_top1: float | None) -> Evaluation | None:
     if images is None:
         return None
     batches = list(Loader(images, preprocess, 64))
     pixels = np.concatenate([x.numpy() for x, _ in batches])
     labels = np.concatenate([y.numpy() for _, y in batches])
-    expected = torch_logits(network, pixels, preprocess)
-    return Evaluation(pixels, labels, images.name, expected, float_top1, images.classes)
+    return Evaluation(pixels, labels, images.name, None, float_top1, images.classes)
 
 
 def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
@@ -181,26 +260,27 @@ def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _manifest(
-    model: nn.Module | QuantizedModel,
-    profile: str,
-    labels: tuple[str, ...],
-    preprocess: Preprocess,
-    architecture: str | None,
-    max_drop: float,
+    job: _Job, network: GraphModule, labels: tuple[str, ...], architecture: str | None, lifted: list[str]
 ) -> Manifest:
+    model, preprocess = job.model, job.preprocess
     quantization: dict[str, Any] = {}
     plan: Plan = {}
+    minimum = FLOAT_SQNR_DB
     if isinstance(model, QuantizedModel):
         kept = ("config", "calibration", "smoothing_left_out", "unquantized", "average_weight_bits")
-        quantization = {key: model.report[key] for key in kept} | {"max_drop": max_drop} | _quality(model)
+        quantization = {key: model.report[key] for key in kept} | {"max_drop": job.max_drop} | _quality(model)
+        quantization["lifted"] = lifted
         plan = model.plan
+        below_8 = any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values())
+        minimum = LOW_BIT_SQNR_DB if below_8 else QUANTIZED_SQNR_DB
     name = architecture or getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return Manifest(
         architecture=name,
-        profile=profile,
+        profile=job.profile,
         labels=labels,
         preprocess=preprocess,
-        minimum_sqnr_db=QUANTIZED_SQNR_DB if plan else FLOAT_SQNR_DB,
+        minimum_sqnr_db=minimum,
+        simulated=job.profile == "accelerator",
         plan=plan,
         quantization=quantization,
         input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},

@@ -12,6 +12,7 @@ import itertools
 import logging
 import operator
 import warnings
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from leanvit.errors import ConfigError, ExportError, require
 from leanvit.export.operators import (
     OPSET,
     BlockLinear,
+    Branch,
     FloatGrid,
     OnnxLinear,
     OnnxPatchEmbedding,
@@ -43,8 +45,13 @@ from leanvit.quant.graph import (
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
-FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact")
+FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
+
+FAST = ("w8a8", "w4a8", "mixed")
+"""Profiles for speed. Convolutions and products of two activations stay in float there: neither runtime has an int8
+convolution with float output that is faster, and attention is fastest, and most accurate, unquantized
+(benchmarks/deploy.py, cases w8a8 and exact)."""
 
 
 class ImageInput(nn.Module):
@@ -67,17 +74,23 @@ class ImageInput(nn.Module):
         return logits
 
 
-def lower(graph: QuantGraph, preprocess: Preprocess, profile: LoweredProfile | None = None) -> Any:
+def lower(
+    graph: QuantGraph,
+    preprocess: Preprocess,
+    profile: LoweredProfile = "w8a8",
+    lifted: Collection[str] = (),
+) -> Any:
     """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21, dynamic batch).
 
-    profile: how sites are stored and run, see `leanvit.export`; None: w8a8, or fp32 where nothing is quantized.
+    profile: how sites are stored and run, see `leanvit.export`. lifted: sites that run in float all the same, their
+    weights' bits being storage only.
     Input `images`: (batch, H, W, 3) uint8. Output `logits`: (batch, classes) float32.
     Raises ConfigError that names the sites which the profile can't run, ExportError that names an operation without
     translation, MissingDependencyError without the onnx extra.
     """
     require("onnxscript")
-    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval().cpu()
-    lower_quantizers(module, profile or "w8a8")
+    module = executed_form(graph, profile, lifted).cpu()
+    _lower_quantizers(module, profile)
     network = ImageInput(module, preprocess).eval()
     example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -99,17 +112,43 @@ def lower(graph: QuantGraph, preprocess: Preprocess, profile: LoweredProfile | N
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    return pack_four_bits(without_metadata(program.model_proto))
+    return pack_four_bits(without_metadata(program.model_proto), cast=profile != "accelerator")
 
 
-def lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
-    """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place.
+def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
+    """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
 
+    A copy; (B, 3, H, W) float32 -> logits. This is what an exported file is compared with.
     Raises ConfigError where the profile can't run a quantizer.
     """
+    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
+    raised = {graph.sites[name].node for name in lifted}
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and (node.name in raised or _runs_in_float(module, node, profile)):
+            for source in list(node.all_input_nodes):
+                if isinstance(quantizer_of(module, source), ActivationQuantizer):
+                    node.replace_input_with(source, node_argument(source, 0))
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
     _require_runnable(module, profile)
+    return module
+
+
+def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile) -> bool:
+    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only."""
     if profile == "w4a16":
-        _drop_activation_quantizers(module)
+        return True
+    if profile not in FAST:
+        return False
+    if node.target in CONVOLUTIONS:
+        weight = quantizer_of(module, node_argument(node, 1))
+        return isinstance(weight, WeightQuantizer) and not _is_patch_embedding(node, weight)
+    return node.target in PRODUCTS
+
+
+def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
+    """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place."""
     lowering = _Lowering(module, profile)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in (LINEAR, *CONVOLUTIONS, *PRODUCTS):
@@ -150,13 +189,6 @@ def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
             )
 
 
-def _drop_activation_quantizers(module: GraphModule) -> None:
-    for node in list(module.graph.nodes):
-        if isinstance(quantizer_of(module, node), ActivationQuantizer):
-            node.replace_all_uses_with(node_argument(node, 0))
-            module.graph.erase_node(node)
-
-
 class _Lowering:
     """Products one by one; quantizers that several products read are written once."""
 
@@ -170,10 +202,11 @@ class _Lowering:
         """Rewrite one linear, convolution or matmul in the profile's form."""
         weight = quantizer_of(self.module, node_argument(node, 1))
         if isinstance(weight, WeightQuantizer):
-            if node.target is LINEAR:
+            reads_codes = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
+            if node.target is LINEAR and (reads_codes or self.profile == "w4a16"):
                 self._linear(node, weight)
             elif not self._patch_embedding(node, weight):
-                self._convolution(node, weight)
+                self._weight_only_or_convolution(node, weight, folded=not reads_codes)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
                 left, right = (self._branches(node_argument(node, i)) for i in (0, 1))
@@ -208,9 +241,12 @@ class _Lowering:
             with self.module.graph.inserting_before(node):
                 self.written[node] = [
                     (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
-                    for i, branch in enumerate(branches_of(quantizer))
+                    for i, branch in enumerate(self._branches_of(quantizer))
                 ]
         return self.written[node]
+
+    def _branches_of(self, quantizer: ActivationQuantizer) -> list[Branch]:
+        return branches_of(quantizer, four_bit_types=self.profile == "accelerator")
 
     def _linear(self, node: Node, quantizer: WeightQuantizer) -> None:
         bias = node.args[2] if len(node.args) > 2 else None
@@ -302,7 +338,7 @@ class _Lowering:
         activation = quantizer_of(self.module, source)
         if not isinstance(activation, ActivationQuantizer) or not _is_patch_embedding(node, quantizer):
             return False
-        branches = branches_of(activation)
+        branches = self._branches_of(activation)
         if len(branches) > 1:
             return False
         linear = self._linear_module(quantizer.codes, quantizer.scale, quantizer.bits)
@@ -313,11 +349,12 @@ class _Lowering:
             self._replace(node, [self._submodule(name, module, node_argument(source, 0), bias)])
         return True
 
-    def _convolution(self, node: Node, quantizer: WeightQuantizer) -> None:
+    def _weight_only_or_convolution(self, node: Node, quantizer: WeightQuantizer, *, folded: bool) -> None:
+        """An operation with its weight dequantized in front; folded: at load, as the product runs in float."""
         branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
         four_bit = quantizer.bits <= 4 and self.profile in FOUR_BIT_STORAGE
         with self.module.graph.inserting_before(node):
-            module = OnnxWeight(quantizer, four_bit=four_bit)
+            module = OnnxWeight(quantizer, four_bit=four_bit, folded=folded)
             weight = self._submodule(f"{node_argument(node, 1).target}_onnx", module)
             bias = node.args[2] if len(node.args) > 2 else None
             options = node.args[3:]
@@ -356,7 +393,7 @@ class _Lowering:
 
 
 def _is_patch_embedding(node: Node, quantizer: WeightQuantizer) -> bool:
-    """Whether a convolution's windows neither overlap nor leave gaps, without padding or groups."""
+    """Whether a convolution's windows are larger than a pixel and tile the map, without padding or groups."""
     options: list[Any] = [*node.args[3:], *(None,) * 4]
     stride, padding, dilation, groups = options[:4]
     kernel = list(quantizer.codes.shape[2:])
@@ -367,6 +404,7 @@ def _is_patch_embedding(node: Node, quantizer: WeightQuantizer) -> bool:
         and without_padding
         and set(dilation or [1]) == {1}
         and groups in (None, 1)
+        and kernel != [1, 1]
         and height % kernel[0] == 0
         and width % kernel[1] == 0
     )

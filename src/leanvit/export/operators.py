@@ -41,7 +41,6 @@ class CodePair(nn.Module):
 
     scale: Tensor
     scale_back: Tensor
-    zero_point: Tensor
 
     def __init__(
         self,
@@ -49,20 +48,26 @@ class CodePair(nn.Module):
         zero_point: int,
         scale_back: Tensor | None = None,
         limits: tuple[float, float] | None = None,
+        *,
+        four_bit_type: bool = False,
     ) -> None:
-        """scale_back: of DequantizeLinear, None for the same."""
+        """scale_back: of DequantizeLinear, None for the same. four_bit_type: codes are UINT4, see `packing`."""
         super().__init__()
         self.limits = limits
+        self.name = "zero_point4" if four_bit_type else "zero_point"
         self.register_buffer("scale", scale.clone().float().reshape(()))
         self.register_buffer("scale_back", (scale if scale_back is None else scale_back).clone().float().reshape(()))
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
+        # Of another dtype until it is packed: torch.onnx merges equal constants, whatever their names.
+        kind = torch.int8 if four_bit_type else torch.uint8
+        self.register_buffer(self.name, torch.tensor(zero_point, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid of the codes."""
         if self.limits is not None:
             x = x.clamp(*self.limits)
-        codes = onnx_operation("QuantizeLinear", (x, self.scale, self.zero_point), torch.uint8, x.shape)
-        inputs = (codes, self.scale_back, self.zero_point)
+        zero_point = self.get_buffer(self.name)
+        codes = onnx_operation("QuantizeLinear", (x, self.scale, zero_point), torch.uint8, x.shape)
+        inputs = (codes, self.scale_back, zero_point)
         return onnx_operation("DequantizeLinear", inputs, torch.float32, x.shape)
 
 
@@ -150,13 +155,16 @@ class Branch:
     factor: Tensor | None = None
 
 
-def branches_of(quantizer: ActivationQuantizer) -> list[Branch]:
-    """The summands of a quantizer as uint8 codes; a FloatGrid where it has none."""
+def branches_of(quantizer: ActivationQuantizer, *, four_bit_types: bool = False) -> list[Branch]:
+    """The summands of a quantizer as uint8 codes; a FloatGrid where it has none.
+
+    four_bit_types: uniform codes of 4 bits and below as UINT4, which compilers for accelerators look for.
+    """
     if isinstance(quantizer, LogQuantizer):
         return [Branch(FloatGrid(quantizer))]
     by_head = quantizer.scale.dim() > 0
     if not isinstance(quantizer, TwoRegionQuantizer) and not by_head:
-        return [Branch(_uniform_pair(quantizer))]
+        return [Branch(_uniform_pair(quantizer, four_bit_types))]
     whole = WholeNumbers(quantizer)
     if whole.fits:
         return [Branch(whole, whole.factor)]
@@ -167,12 +175,13 @@ def branches_of(quantizer: ActivationQuantizer) -> list[Branch]:
     return [Branch(FloatGrid(quantizer))]
 
 
-def _uniform_pair(quantizer: ActivationQuantizer) -> CodePair:
+def _uniform_pair(quantizer: ActivationQuantizer, four_bit_types: bool) -> CodePair:
     zero_point, scale = int(quantizer.zero_point), quantizer.scale
-    if quantizer.bits == 8:
-        return CodePair(scale, zero_point)
+    four_bit_type = four_bit_types and quantizer.bits <= 4
+    if quantizer.bits == 8 or (four_bit_type and quantizer.bits == 4):
+        return CodePair(scale, zero_point, four_bit_type=four_bit_type)
     low, high = (-zero_point * scale, (quantizer.high - zero_point) * scale)
-    return CodePair(scale, zero_point, limits=(float(low), float(high)))
+    return CodePair(scale, zero_point, limits=(float(low), float(high)), four_bit_type=four_bit_type)
 
 
 class OnnxLinear(nn.Module):
@@ -192,7 +201,14 @@ class OnnxLinear(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., in) to (..., out)."""
-        product = torch.matmul(x, _dequantize(self.get_buffer(self.name), self.scale, 1))
+        weight = _dequantize(self.get_buffer(self.name), self.scale, 1)
+        if x.dim() == 2:
+            # ONNX Runtime turns a product of two matrices and its bias into a float Gemm; one of three it leaves.
+            return self._add(torch.matmul(x.unsqueeze(0), weight), bias).squeeze(0)
+        return self._add(torch.matmul(x, weight), bias)
+
+    @staticmethod
+    def _add(product: Tensor, bias: Tensor | None) -> Tensor:
         return product if bias is None else product + bias
 
 
@@ -246,17 +262,24 @@ class OnnxPatchEmbedding(nn.Module):
 
 
 class OnnxWeight(nn.Module):
-    """Any other quantized weight: int8 codes and one scale per output channel."""
+    """Any other quantized weight: int8 codes and one scale per output channel.
+
+    folded: for products that run in float; a Cast and a Mul of constants, which runtimes compute once at load, where
+    a DequantizeLinear would be computed at every run.
+    """
 
     scale: Tensor
 
-    def __init__(self, quantizer: WeightQuantizer, *, four_bit: bool) -> None:
+    def __init__(self, quantizer: WeightQuantizer, *, four_bit: bool, folded: bool) -> None:
         """Copy codes and scales."""
         super().__init__()
         self.name = "codes4" if four_bit else "codes"
+        self.folded = folded
         self.register_buffer(self.name, quantizer.codes.clone())
-        self.register_buffer("scale", quantizer.scale.clone())
+        shape = (-1, *[1] * (quantizer.codes.dim() - 1)) if folded else (-1,)
+        self.register_buffer("scale", quantizer.scale.clone().view(shape))
 
     def forward(self) -> Tensor:
         """The dequantized weight."""
-        return _dequantize(self.get_buffer(self.name), self.scale, 0)
+        codes = self.get_buffer(self.name)
+        return codes.float() * self.scale if self.folded else _dequantize(codes, self.scale, 0)
