@@ -76,6 +76,9 @@ def test_a_profile_computes_what_is_simulated(
     for runtime in available():
         if runtime == "openvino-bf16" or (runtime == "openvino" and profile == "accelerator"):
             continue
+        if runtime == "openvino" and profile == "w4a16":
+            # OpenVINO computes blocked 4-bit weights with activations quantized to 8 bits on the way.
+            least = 30
         for size in (1, 3, 48):
             assert sqnr_db(expected[:size], open_engine(path, runtime, 1)(pixels[:size])) >= least, runtime
 

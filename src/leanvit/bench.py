@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from leanvit.engines import open_session
+from leanvit.engines import Runtime, open_engine, open_session
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
@@ -30,6 +30,7 @@ from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
+RUNTIME_LABELS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16"}
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,21 @@ class Target:
     bytes: int
 
 
-def describe(path: str | Path) -> Target:
-    """Find out what a path is: a bundle (ONNX Runtime) or a checkpoint (PyTorch eager).
+def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
+    """Find out what a path is: a bundle (run in `runtime`), an .onnx file, or a checkpoint (PyTorch eager).
 
     Raises BundleError or CheckpointError where it is neither.
     """
     path = Path(path)
+    label = RUNTIME_LABELS.get(runtime, runtime)
+    if path.suffix == ".onnx":
+        return Target(f"{path.stem}, {label}", path, runtime, "onnx", path.stat().st_size)
     if (path / MANIFEST_NAME).is_file():
         from leanvit.runtime import read_manifest
 
         manifest = read_manifest(path)
         size = (path / MODEL_NAME).stat().st_size
-        return Target(f"ONNX Runtime, {manifest.profile}", path, "onnxruntime", manifest.profile, size)
+        return Target(f"{label}, {manifest.profile}", path, runtime, manifest.profile, size)
     from leanvit.checkpoint import find_checkpoint
 
     file = find_checkpoint(path)
@@ -88,7 +92,9 @@ def benchmark(
     """Time every target at every batch size, alternated.
 
     Returns JSON values: machine, versions, date, and one result a target and batch size with the median and
-    the 10th and 90th percentile in milliseconds a batch; `ratio` is the first target's median over this one's.
+    the 10th and 90th percentile in milliseconds a batch; `ratio` is the first target's median over this one's,
+    `load_seconds` the time until a target can answer, `peak_megabytes` (MiB) the most memory its process has held,
+    None where the system does not tell.
     Raises ConfigError without targets, NumericalError where a worker process dies.
     """
     if not targets:
@@ -140,6 +146,8 @@ def _time_batch(workers: list[_Worker], batch_size: int, rounds: int, bar: Bar) 
                 "p90_ms": 1e3 * float(high),
                 "images_per_second": batch_size / median,
                 "ratio": reference / median,
+                "load_seconds": worker.load_seconds,
+                "peak_megabytes": worker.peak_megabytes(),
                 "bytes": worker.target.bytes,
             }
         )
@@ -170,7 +178,7 @@ class _Worker:
     def __init__(self, target: Target, threads: int) -> None:
         self.target = target
         self.process, self.connection = _spawn(_serve, target, threads)
-        self._receive(START_TIMEOUT_SECONDS)
+        self.load_seconds: float = self._receive(START_TIMEOUT_SECONDS)
 
     def warm_up(self, batch_size: int) -> int:
         """Run until warm; returns how many runs make one turn long enough to time."""
@@ -182,6 +190,12 @@ class _Worker:
         self.connection.send((batch_size, repeats))
         seconds: list[float] = self._receive(START_TIMEOUT_SECONDS)
         return seconds
+
+    def peak_megabytes(self) -> float | None:
+        """Most memory that the process has held, in MiB."""
+        self.connection.send((0, 0))
+        peak: float | None = self._receive(START_TIMEOUT_SECONDS)
+        return peak
 
     def _receive(self, timeout: float) -> Any:
         if not self.connection.poll(timeout):
@@ -202,17 +216,32 @@ class _Worker:
 
 
 def _serve(connection: Connection, target: Target, threads: int) -> None:
-    """Body of the worker process: load, then answer (batch size, repeats) with times until the pipe closes."""
+    """Body of the worker process: load, then answer (batch size, repeats) with times until the pipe closes.
+
+    Batch size 0 asks for the peak of the memory.
+    """
     try:
-        run = _load_onnxruntime(target, threads) if target.runtime == "onnxruntime" else _load_torch(target, threads)
-        connection.send(("ready", None))
+        started = time.perf_counter()
+        run = _load_torch(target, threads) if target.runtime == "torch" else _load_runtime(target, threads)
+        connection.send(("ready", time.perf_counter() - started))
         while True:
             batch_size, repeats = connection.recv()
-            connection.send(("times", _seconds(functools.partial(run, batch_size), repeats)))
+            if batch_size:
+                connection.send(("times", _seconds(functools.partial(run, batch_size), repeats)))
+            else:
+                connection.send(("peak", _peak_megabytes()))
     except (EOFError, KeyboardInterrupt):
         return
     except LeanvitError as error:
         connection.send(("error", error))
+
+
+def _peak_megabytes() -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def table_of_times(pairs: dict[str, tuple[Path, Path]], *, threads: int = 0, rounds: int = 15) -> dict[str, Any]:
@@ -283,10 +312,16 @@ def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
     return found
 
 
-def _load_onnxruntime(target: Target, threads: int) -> Callable[[int], Any]:
-    predictor = Predictor(target.path, threads=threads)
-    height, width = predictor.manifest.preprocess.input_size
+def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
     generator = np.random.default_rng(0)
+    if target.path.suffix == ".onnx":
+        session_input = open_session(target.path, threads).get_inputs()[0]
+        height, width = session_input.shape[1:3]
+        images = generator.integers(0, 256, (64, height, width, 3), dtype=np.uint8)
+        engine = open_engine(target.path, cast("Runtime", target.runtime), threads)
+        return lambda batch_size: engine(_take(images, batch_size))
+    predictor = Predictor(target.path, threads=threads, runtime=cast("Runtime", target.runtime))
+    height, width = predictor.manifest.preprocess.input_size
     images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
     return lambda batch_size: predictor.logits(_take(images, batch_size))
 

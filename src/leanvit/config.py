@@ -491,6 +491,9 @@ class BenchmarkConfig:
     targets: list[str] = option(
         [], "Bundles and checkpoints; the first is the one that ratios refer to.", positional=True
     )
+    runtimes: list[Literal["onnxruntime", "openvino", "openvino-bf16"]] = option(
+        ["onnxruntime"], "Runtimes in which every bundle is timed."
+    )
     batch_sizes: tuple[int, ...] = option((1, 32), "Batch sizes to time.")
     threads: int = option(0, "Threads; 0: all cores.")
     rounds: int = option(15, "How often each target takes its turn.")

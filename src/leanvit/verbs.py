@@ -309,7 +309,8 @@ def benchmark(config: configs.BenchmarkConfig) -> int:
     from leanvit.bench import describe
     from leanvit.files import write_json
 
-    targets = [describe(path) for path in config.targets]
+    described = [describe(path, runtime) for path in config.targets for runtime in config.runtimes]
+    targets = list(dict.fromkeys(described))
     result = run(targets, batch_sizes=config.batch_sizes, threads=config.threads, rounds=config.rounds)
     rows = [
         [
@@ -320,10 +321,12 @@ def benchmark(config: configs.BenchmarkConfig) -> int:
             f"{r['images_per_second']:.0f}",
             f"{r['ratio']:.2f}",
             f"{r['bytes'] / 1e6:.2f}",
+            f"{r['peak_megabytes']:.0f}" if r["peak_megabytes"] else "",
+            f"{r['load_seconds']:.2f}",
         ]
         for r in result["results"]
     ]
-    columns = ["target", "batch", "median ms", "p10 to p90 ms", "images/s", "speed ratio", "MB"]
+    columns = ["target", "batch", "median ms", "p10 to p90 ms", "images/s", "speed ratio", "MB", "peak MiB", "load s"]
     print_table(f"{result['machine']['cpu']}, {result['threads']} threads, {result['date']}", columns, rows)
     if config.output:
         from leanvit.config import save_yaml

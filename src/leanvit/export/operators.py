@@ -201,14 +201,7 @@ class OnnxLinear(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., in) to (..., out)."""
-        weight = _dequantize(self.get_buffer(self.name), self.scale, 1)
-        if x.dim() == 2:
-            # ONNX Runtime turns a product of two matrices and its bias into a float Gemm; one of three it leaves.
-            return self._add(torch.matmul(x.unsqueeze(0), weight), bias).squeeze(0)
-        return self._add(torch.matmul(x, weight), bias)
-
-    @staticmethod
-    def _add(product: Tensor, bias: Tensor | None) -> Tensor:
+        product = torch.matmul(x, _dequantize(self.get_buffer(self.name), self.scale, 1))
         return product if bias is None else product + bias
 
 
