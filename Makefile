@@ -14,11 +14,11 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv and install leanvit with all that demo and tests need (2 to 5 minutes, 6 GB)
 
 $(STAMP): pyproject.toml
-	@echo "make: setting up $(VENV) (PyTorch, ONNX Runtime, test tools): 2 to 5 minutes, 6 GB of disk"
+	@echo "make: setting up $(VENV) (PyTorch, ONNX Runtime, OpenVINO, test tools): 2 to 5 minutes, 6 GB of disk"
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or run: make PYTHON=python3 $(MAKECMDGOALS)" >&2; exit 4; }
 	@$(PYTHON) -m venv $(VENV) || { echo "make: no venv module; on Debian or Ubuntu run: apt-get install python3-venv" >&2; exit 4; }
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[onnx,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[onnx,openvino,dev]"
 	@touch $@
 
 demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (under 5 minutes on 2 cores)

@@ -51,6 +51,19 @@ def leanvit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcom
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def only_onnxruntime_by_default() -> Iterator[None]:
+    """Exports in tests prove ONNX Runtime only; tests of other runtimes (test_engines, test_lower) name them.
+
+    Proving three runtimes at each of some hundred exports would double the time of the suite.
+    """
+    import leanvit.export.api
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leanvit.export.api, "available", lambda: ("onnxruntime",))
+        yield
+
+
 @pytest.fixture(scope="session")
 def micro_model() -> Any:
     """revit_micro with ten classes and random weights; shared, so nobody may change it."""

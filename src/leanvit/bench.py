@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from leanvit.engines import Runtime, open_engine, open_session
+from leanvit.engines import Runtime, open_engine, open_session, openvino_core
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
@@ -30,6 +30,7 @@ from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
+MODEL_FILES = (".onnx", ".xml")
 RUNTIME_LABELS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16"}
 
 
@@ -45,14 +46,18 @@ class Target:
 
 
 def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
-    """Find out what a path is: a bundle (run in `runtime`), an .onnx file, or a checkpoint (PyTorch eager).
+    """Find out what a path is: a bundle or a model file (run in `runtime`), or a checkpoint (PyTorch eager).
+
+    A model file is .onnx, or for OpenVINO .xml, with the input of a bundle: uint8 (batch, H, W, 3).
 
     Raises BundleError or CheckpointError where it is neither.
     """
     path = Path(path)
     label = RUNTIME_LABELS.get(runtime, runtime)
-    if path.suffix == ".onnx":
-        return Target(f"{path.stem}, {label}", path, runtime, "onnx", path.stat().st_size)
+    if path.suffix in MODEL_FILES:
+        weights = path.with_suffix(".bin")
+        size = path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+        return Target(f"{path.stem}, {label}", path, runtime, path.suffix[1:], size)
     if (path / MANIFEST_NAME).is_file():
         from leanvit.runtime import read_manifest
 
@@ -314,16 +319,24 @@ def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
 
 def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
     generator = np.random.default_rng(0)
-    if target.path.suffix == ".onnx":
-        session_input = open_session(target.path, threads).get_inputs()[0]
-        height, width = session_input.shape[1:3]
-        images = generator.integers(0, 256, (64, height, width, 3), dtype=np.uint8)
+    if target.path.suffix in MODEL_FILES:
+        images = generator.integers(0, 256, (64, *_image_size(target), 3), dtype=np.uint8)
         engine = open_engine(target.path, cast("Runtime", target.runtime), threads)
         return lambda batch_size: engine(_take(images, batch_size))
     predictor = Predictor(target.path, threads=threads, runtime=cast("Runtime", target.runtime))
     height, width = predictor.manifest.preprocess.input_size
     images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
     return lambda batch_size: predictor.logits(_take(images, batch_size))
+
+
+def _image_size(target: Target) -> tuple[int, int]:
+    """Height and width that a model file takes."""
+    if target.runtime == "onnxruntime":
+        shape = open_session(target.path, 1).get_inputs()[0].shape
+    else:
+        dimensions = openvino_core().read_model(str(target.path)).inputs[0].partial_shape
+        shape = [d.get_length() if d.is_static else None for d in dimensions]
+    return shape[1], shape[2]
 
 
 def _take(images: Any, batch_size: int) -> Any:

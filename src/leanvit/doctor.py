@@ -22,7 +22,7 @@ CORE = (
     "scikit-learn",
 )
 OPTIONAL = {
-    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "openvino",
+    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
     "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "fastapi": "serve", "uvicorn": "serve",
     "python-multipart": "app", "ray": "ray",

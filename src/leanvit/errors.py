@@ -113,7 +113,7 @@ EXTRAS = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",
-    "nncf": "openvino",
+    "nncf": "peers",
 }
 # Modules whose package has another name on PyPI.
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}

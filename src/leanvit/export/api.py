@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import nn
 
 from leanvit import imaging
 from leanvit.config import Preprocess
@@ -40,7 +39,7 @@ from leanvit.export.verify import (
 from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.check import repeat_probe
-from leanvit.quant.graph import trace
+from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.plan import Plan
 from leanvit.runtime import Logits, Manifest, Predictor
 
@@ -116,14 +115,14 @@ def _write_within_drop(
 ) -> tuple[Manifest, Evaluation | None]:
     """Write drafts, each with more sites in float, until the drop holds or there is nothing left to lift."""
     order = _worst_first(job)
-    graph = job.model.graph if isinstance(job.model, QuantizedModel) else None
-    graph = graph or trace(job.model.eval().cpu(), _zeros(job.preprocess))  # type: ignore[union-attr]
+    graph = job.model.graph if isinstance(job.model, QuantizedModel) else _traced(job.model, job.preprocess)
     golden = golden_images(job.images, job.preprocess)
     pixels = np.stack([imaging.load(image, job.preprocess, "golden image") for image in golden])
     lifted: list[str] = []
     batches: Evaluation | None = None
     while True:
-        network = executed_form(graph, job.profile, lifted)
+        # The truth for a float file is the model itself, not the graph that the file is made of.
+        network = executed_form(graph, job.profile, lifted) if isinstance(job.model, QuantizedModel) else job.model
         proto = lower(graph, job.preprocess, job.profile, lifted)
         expected = torch_logits(network, pixels, job.preprocess)
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
@@ -173,8 +172,8 @@ def _with_runtimes(
     return sign(staging, dataclasses.replace(manifest, runtimes=least))
 
 
-def _zeros(preprocess: Preprocess) -> Tensor:
-    return torch.zeros(2, 3, *preprocess.input_size)
+def _traced(model: nn.Module, preprocess: Preprocess) -> QuantGraph:
+    return trace(model.eval().cpu(), torch.zeros(2, 3, *preprocess.input_size))
 
 
 def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
@@ -260,7 +259,7 @@ def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _manifest(
-    job: _Job, network: GraphModule, labels: tuple[str, ...], architecture: str | None, lifted: list[str]
+    job: _Job, network: nn.Module, labels: tuple[str, ...], architecture: str | None, lifted: list[str]
 ) -> Manifest:
     model, preprocess = job.model, job.preprocess
     quantization: dict[str, Any] = {}

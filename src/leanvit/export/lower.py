@@ -160,10 +160,9 @@ def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
     module.recompile()
 
 
-def activation_quantizers(module: GraphModule) -> dict[str, ActivationQuantizer]:
-    """All activation quantizers of a graph by the name of their submodule."""
-    found = {str(node.target): quantizer_of(module, node) for node in module.graph.nodes}
-    return {name: q for name, q in found.items() if isinstance(q, ActivationQuantizer)}
+def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """All activation quantizers of a network by the name of their submodule."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
 
 
 def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
