@@ -25,8 +25,8 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 	@echo "make: running leanvit demo, under 5 minutes on 2 cores; results in runs/demo"
 	$(BIN)/leanvit demo
 
-test: $(STAMP)  ## run the tests (about 10 minutes on 2 cores)
-	@echo "make: running the tests, about 10 minutes on 2 cores"
+test: $(STAMP)  ## run the tests (about 15 minutes on 2 cores)
+	@echo "make: running the tests, about 15 minutes on 2 cores"
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## ruff, mypy --strict, import contracts
