@@ -14,7 +14,6 @@ Results are merged with those stored in benchmarks/results/deploy.json.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from leanvit import export
 from leanvit.bench import Target, benchmark, describe
 from leanvit.config import MPTQConfig, Preprocess
 from leanvit.data import Loader, load_split, preprocess_for, to_input
-from leanvit.engines import open_engine, openvino_core
+from leanvit.engines import open_engine, openvino_core, without_openvino_telemetry
 from leanvit.export.golden import synthetic_images
 from leanvit.export.lower import lower
 from leanvit.files import read_json, write_json
@@ -123,15 +122,14 @@ def _onnxruntime_quantization(case: str, fp32: Path, target: Path, pixels: Any) 
 
 
 def _nncf(fp32: Path, target: Path, pixels: Any) -> None:
-    # NNCF reports its use unless this package is missing.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import nncf
-    import openvino
-
-    dataset = nncf.Dataset([pixel[None] for pixel in pixels])
     model = openvino_core().read_model(str(fp32))
-    quantized = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels))
-    openvino.save_model(quantized, str(target), compress_to_fp16=False)
+    with without_openvino_telemetry():
+        import nncf
+        import openvino
+
+        dataset = nncf.Dataset([pixel[None] for pixel in pixels])
+        quantized = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels))
+        openvino.save_model(quantized, str(target), compress_to_fp16=False)
 
 
 def speed(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:

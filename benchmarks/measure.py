@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from leanvit.bench import machine
+from leanvit.bench import machine, memory_megabytes
 from leanvit.export.bundle import versions
 
 SEED = 0
@@ -45,10 +45,10 @@ def run_with_peak(run: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def _status(key: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}: memory is measured on Linux only")
+    found = memory_megabytes(key)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {key}: memory is measured on Linux only")
+    return found
 
 
 def facts() -> dict[str, Any]:

@@ -32,6 +32,7 @@ from PIL import Image
 
 import leanvit.models  # noqa: F401 - registers vit_micro
 from leanvit import export
+from leanvit.bench import memory_megabytes
 from leanvit.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "predict.json"
@@ -78,22 +79,13 @@ class Run:
     def wait(self, kill_at: int | None = None) -> int:
         """Wait for its end, or kill it once `kill_at` bytes of results are there; returns its exit code."""
         while self._process.poll() is None:
-            self.peak_mib = max(self.peak_mib, peak_mib(self._process.pid))
+            self.peak_mib = max(self.peak_mib, memory_megabytes("VmHWM", self._process.pid) or 0.0)
             if kill_at is not None and self.draft.exists() and self.draft.stat().st_size >= kill_at:
                 self._process.kill()
                 return self._process.wait()
             time.sleep(0.01)
         self.seconds = time.monotonic() - self._started
         return self._process.returncode
-
-
-def peak_mib(process: int) -> float:
-    """The most memory that a process has held so far; 0 where it has just ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def children_cpu_seconds() -> float:

@@ -22,7 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from leanvit.engines import Runtime, open_engine, open_session, openvino_core
+from leanvit.config import Runtime
+from leanvit.engines import cpuinfo, open_engine, open_session, processor
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
@@ -72,23 +73,14 @@ def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
 
 def machine() -> dict[str, Any]:
     """Fingerprint of the machine: processor, cores, the instructions that matter, system."""
-    info = _cpuinfo()
+    info = cpuinfo()
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp", "i8mm")
     return {
-        "cpu": info.get("model name", platform.processor() or platform.machine()),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "features": [name for name in wanted if name in info.get("flags", info.get("Features", "")).split()],
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def benchmark(
@@ -234,19 +226,23 @@ def _serve(connection: Connection, target: Target, threads: int) -> None:
             if batch_size:
                 connection.send(("times", _seconds(functools.partial(run, batch_size), repeats)))
             else:
-                connection.send(("peak", _peak_megabytes()))
+                connection.send(("peak", memory_megabytes("VmHWM")))
     except (EOFError, KeyboardInterrupt):
         return
     except LeanvitError as error:
         connection.send(("error", error))
 
 
-def _peak_megabytes() -> float | None:
+def memory_megabytes(key: str, process: int | str = "self") -> float | None:
+    """What Linux says of a process's memory, in MiB; None elsewhere or where the process has ended.
+
+    key: VmHWM, the most it has held, or VmRSS, what it holds.
+    """
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def table_of_times(pairs: dict[str, tuple[Path, Path]], *, threads: int = 0, rounds: int = 15) -> dict[str, Any]:
@@ -320,23 +316,13 @@ def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
 def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
     generator = np.random.default_rng(0)
     if target.path.suffix in MODEL_FILES:
-        images = generator.integers(0, 256, (64, *_image_size(target), 3), dtype=np.uint8)
         engine = open_engine(target.path, cast("Runtime", target.runtime), threads)
+        images = generator.integers(0, 256, (64, *engine.input_size, 3), dtype=np.uint8)
         return lambda batch_size: engine(_take(images, batch_size))
     predictor = Predictor(target.path, threads=threads, runtime=cast("Runtime", target.runtime))
     height, width = predictor.manifest.preprocess.input_size
     images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
     return lambda batch_size: predictor.logits(_take(images, batch_size))
-
-
-def _image_size(target: Target) -> tuple[int, int]:
-    """Height and width that a model file takes."""
-    if target.runtime == "onnxruntime":
-        shape = open_session(target.path, 1).get_inputs()[0].shape
-    else:
-        dimensions = openvino_core().read_model(str(target.path)).inputs[0].partial_shape
-        shape = [d.get_length() if d.is_static else None for d in dimensions]
-    return shape[1], shape[2]
 
 
 def _take(images: Any, batch_size: int) -> Any:

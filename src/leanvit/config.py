@@ -21,6 +21,10 @@ from leanvit.files import write_atomic
 
 Config = TypeVar("Config")
 
+Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
+RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
+Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FASHION_MNIST_CLASSES = (
@@ -432,10 +436,10 @@ class ExportConfig:
 
     model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
     output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
-    profile: Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"] = option(
+    profile: Profile = option(
         "auto", "How the file computes: w8a8 and w4a8 fast, exact as simulated; auto: what fits the model's bits."
     )
-    runtimes: list[Literal["onnxruntime", "openvino", "openvino-bf16"]] = option(
+    runtimes: list[Runtime] = option(
         [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
     )
     data: str | None = option(None, "Images with labels, to measure accuracy in the runtime; without: NOT verified.")
@@ -470,7 +474,7 @@ class PredictConfig:
     top_k: int = option(1, "Labels an image.")
     batch_size: int = option(32, "Images a step.")
     threads: int = option(0, "Threads of the runtime; 0: all cores.")
-    runtime: Literal["onnxruntime", "openvino", "openvino-bf16", "auto"] = option(
+    runtime: RuntimeChoice = option(
         "onnxruntime", "What runs the bundle; auto: the fastest that the gate has proved, measured once and remembered."
     )
     format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
@@ -491,9 +495,7 @@ class BenchmarkConfig:
     targets: list[str] = option(
         [], "Bundles and checkpoints; the first is the one that ratios refer to.", positional=True
     )
-    runtimes: list[Literal["onnxruntime", "openvino", "openvino-bf16"]] = option(
-        ["onnxruntime"], "Runtimes in which every bundle is timed."
-    )
+    runtimes: list[Runtime] = option(["onnxruntime"], "Runtimes in which every bundle is timed.")
     batch_sizes: tuple[int, ...] = option((1, 32), "Batch sizes to time.")
     threads: int = option(0, "Threads; 0: all cores.")
     rounds: int = option(15, "How often each target takes its turn.")

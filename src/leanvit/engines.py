@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from leanvit.config import Runtime
 from leanvit.errors import BundleError, ConfigError, is_installed, require
 from leanvit.files import read_json, write_json
 
-Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
-RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PACKAGES: dict[str, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino"}
 
-Run = Callable[[Any], Any]
-"""(N, H, W, 3) uint8 to logits (N, classes) float32."""
-
 TURNS = 5
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model file, loaded: engine(images) takes (N, H, W, 3) uint8 and gives logits (N, classes) float32.
+
+    input_size: H and W that the file takes.
+    """
+
+    run: Callable[[Any], Any]
+    input_size: tuple[int, int]
+
+    def __call__(self, images: Any) -> Any:
+        """Logits of a batch."""
+        return self.run(images)
 
 
 def open_session(model: Path, threads: int = 0) -> Any:
@@ -51,8 +64,8 @@ def open_session(model: Path, threads: int = 0) -> Any:
         raise BundleError(f"{model}: ONNX Runtime can't load it ({reason}). Export the model again.") from error
 
 
-def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Run:
-    """A function that runs a model file in one runtime; 0 threads means all cores.
+def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
+    """Load a model file in one runtime; 0 threads means all cores.
 
     "openvino" computes in float32 what is not int8, "openvino-bf16" in bfloat16.
     Raises ConfigError for an unknown runtime, MissingDependencyError, BundleError where the file can't be loaded.
@@ -61,7 +74,8 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Run:
         raise ConfigError(f"runtime is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if runtime == "onnxruntime":
         session = open_session(model, threads)
-        return lambda images: session.run(None, {"images": images})[0]
+        height, width = session.get_inputs()[0].shape[1:3]
+        return Engine(lambda images: session.run(None, {"images": images})[0], (height, width))
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if runtime == "openvino-bf16" else "f32"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
@@ -72,23 +86,44 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Run:
         raise BundleError(f"{model}: OpenVINO can't load it ({reason}). Use --runtime onnxruntime.") from error
     request = compiled.create_infer_request()
     # The result's memory belongs to the request and is overwritten by the next call.
-    return lambda images: np.array(request.infer([images])[0])
+    height, width = (compiled.inputs[0].partial_shape[axis].get_length() for axis in (1, 2))
+    return Engine(lambda images: np.array(request.infer([images])[0]), (height, width))
+
+
+@contextlib.contextmanager
+def without_openvino_telemetry() -> Iterator[None]:
+    """Let packages that are imported meanwhile find no `openvino_telemetry`: they fall back to a stub of their own."""
+    before = sys.modules.get("openvino_telemetry")
+    # None makes an import fail.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if before is not None:
+            sys.modules["openvino_telemetry"] = before
 
 
 @lru_cache(maxsize=1)
 def openvino_core() -> Any:
     """OpenVINO's core, imported without its telemetry. Raises MissingDependencyError where it is not installed."""
-    if "openvino" not in sys.modules:
-        before = sys.modules.get("openvino_telemetry")
-        # None makes the import fail, and openvino falls back to its own stub.
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        try:
-            require("openvino")
-        finally:
-            del sys.modules["openvino_telemetry"]
-            if before is not None:
-                sys.modules["openvino_telemetry"] = before
-    return require("openvino").Core()
+    with without_openvino_telemetry():
+        return require("openvino").Core()
+
+
+def cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system tells."""
+    return cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
 def available() -> tuple[Runtime, ...]:
@@ -105,23 +140,22 @@ def remembered_choices() -> Path:
     return Path(base) / "leanvit" / "runtimes.json"
 
 
-def fastest(
-    model: Path, candidates: Sequence[Runtime], images: Any, threads: int, key: str
-) -> tuple[Runtime, dict[str, float]]:
-    """The fastest of the candidates for this file on this machine, and seconds a batch of each.
+def fastest(model: Path, candidates: Sequence[Runtime], images: Any, threads: int, digest: str) -> Runtime:
+    """The fastest of the candidates for this file on this machine.
 
-    Measured once, in turns, on `images` (N, H, W, 3) uint8; then remembered under `key` in `remembered_choices()`.
+    digest: tells the bundle from others. Measured once, in turns, on `images` (N, H, W, 3) uint8; then seconds a batch
+    are remembered in `remembered_choices()`.
     """
     path = remembered_choices()
     known = _read_choices(path)
+    key = f"{digest} {processor()} {threads}"
     found = known.get(key)
     if found is None or set(found) != set(candidates):
         found = _measure(model, candidates, images, threads)
         # A read-only home costs a measurement at every start, nothing else.
         with contextlib.suppress(OSError):
             write_json(path, {**known, key: found})
-    best = min(candidates, key=lambda runtime: found[runtime])
-    return best, found
+    return min(candidates, key=lambda runtime: found[runtime])
 
 
 def _read_choices(path: Path) -> dict[str, dict[str, float]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit import imaging
-from leanvit.config import Preprocess, from_dict, to_dict
-from leanvit.engines import Runtime, RuntimeChoice, available, fastest, open_engine
+from leanvit.config import Preprocess, Runtime, RuntimeChoice, from_dict, to_dict
+from leanvit.engines import available, fastest, open_engine
 from leanvit.errors import BundleError, ConfigError, ImageError, VerificationError
 from leanvit.files import sha256, write_atomic
 
@@ -66,16 +65,6 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     sha256: str = _UNSIGNED
     schema_version: int = SCHEMA_VERSION
-
-
-def processor() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -210,8 +199,7 @@ class Predictor:
         images = np.random.default_rng(0).integers(
             0, 256, (AUTO_BATCH, *self.manifest.preprocess.input_size, 3), dtype=np.uint8
         )
-        key = f"{self.manifest.sha256} {processor()} {threads} {' '.join(candidates)}"
-        return fastest(self.folder / MODEL_NAME, candidates, images, threads, key)[0]
+        return fastest(self.folder / MODEL_NAME, candidates, images, threads, self.manifest.sha256)
 
     @property
     def minimum_sqnr_db(self) -> float:

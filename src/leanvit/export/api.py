@@ -7,16 +7,16 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from leanvit import imaging
-from leanvit.config import Preprocess
+from leanvit.config import Preprocess, Profile, Runtime
 from leanvit.data import ImageSet, Loader, preprocess_for, to_input
-from leanvit.engines import Runtime, available
+from leanvit.engines import available
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
 from leanvit.export.golden import golden_images, records, synthetic_images
@@ -29,8 +29,7 @@ from leanvit.export.verify import (
     QUANTIZED_SQNR_DB,
     Evaluation,
     Origin,
-    check_runtime,
-    others,
+    leave_out_failed,
     require_passed,
     run_logits,
     top1_percent,
@@ -39,11 +38,9 @@ from leanvit.export.verify import (
 from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.check import repeat_probe
-from leanvit.quant.graph import QuantGraph, trace
+from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.plan import Plan
 from leanvit.runtime import Logits, Manifest, Predictor
-
-Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
 
 
 def export(
@@ -86,8 +83,11 @@ def export(
         with Bar(f"exporting {chosen}", 4) as bar:
             manifest, evaluation = _write_within_drop(job, labels, architecture, data or {}, bar)
             bar.advance(detail="measured")
-            manifest = _with_runtimes(job.staging, manifest, evaluation, runtimes)
+            manifest = _with_runtimes(manifest, available() if runtimes is None else runtimes)
+            manifest = sign(job.staging, manifest)
             checks = verify_bundle(job.staging, evaluation, _origin(model))
+            if runtimes is None:
+                manifest, checks = leave_out_failed(manifest, checks)
             bar.advance(detail="verified")
         target = finish(job.staging, output, manifest, checks)
     except BaseException:
@@ -153,23 +153,12 @@ def _worst_first(job: _Job) -> list[str]:
     return sorted(linear, key=lambda name: ratios.get(name, 0.0))
 
 
-def _with_runtimes(
-    staging: Path, manifest: Manifest, evaluation: Evaluation | None, runtimes: Sequence[Runtime] | None
-) -> Manifest:
-    """The manifest with the runtimes that the gate is to prove: those asked for, or of those installed what passes."""
-    least: dict[str, float] = {"onnxruntime": manifest.minimum_sqnr_db}
-    for runtime in available() if runtimes is None else runtimes:
-        low = manifest.minimum_sqnr_db
-        least[runtime] = min(low, BF16_SQNR_DB) if runtime == "openvino-bf16" else low
-    manifest = dataclasses.replace(manifest, runtimes=least)
-    sign(staging, manifest)
-    if runtimes is None:
-        for runtime in others(manifest):
-            failed = [check for check in check_runtime(staging, runtime, evaluation) if check.passed is False]
-            if failed:
-                del least[runtime]
-                note(f"{runtime} is left out: {failed[0].name}: {failed[0].found}, expected {failed[0].expected}")
-    return sign(staging, dataclasses.replace(manifest, runtimes=least))
+def _with_runtimes(manifest: Manifest, runtimes: Sequence[Runtime]) -> Manifest:
+    """The manifest with the runtimes that the gate is to prove: ONNX Runtime and these."""
+    least: dict[str, float] = dict.fromkeys(("onnxruntime", *runtimes), manifest.minimum_sqnr_db)
+    if "openvino-bf16" in least:
+        least["openvino-bf16"] = min(manifest.minimum_sqnr_db, BF16_SQNR_DB)
+    return dataclasses.replace(manifest, runtimes=least)
 
 
 def _traced(model: nn.Module, preprocess: Preprocess) -> QuantGraph:
@@ -198,12 +187,13 @@ def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> Lowere
 
 def _fitting_profile(model: QuantizedModel) -> LoweredProfile:
     """By the bits of the linears: the fast profiles where activations have 8, else the plan as it is."""
-    bits = [pair for name, pair in model.plan.items() if model.graph.sites[name].kind == "linear"]
-    if any(activation < 8 for _, activation in bits):
+    linear = {name for name in model.plan if model.graph.sites[name].kind == "linear"}
+    if any(model.plan[name][1] < 8 for name in linear):
         return "exact"
-    low = sum(weight <= 4 for weight, _ in bits)
-    # Patch embedding and classifier keep 8 bits by convention.
-    return "w8a8" if low == 0 else "w4a8" if low >= len(bits) - 3 else "mixed"
+    # The ends keep 8 bits by convention and say nothing about the plan.
+    inner = linear - end_sites(model.graph)
+    low = {model.plan[name][0] <= 4 for name in inner}
+    return "mixed" if len(low) > 1 else "w4a8" if low == {True} else "w8a8"
 
 
 def _origin(model: nn.Module | QuantizedModel) -> Origin:

@@ -221,7 +221,7 @@ class _Lowering:
             self._float_parts(node)
 
     def rest(self) -> None:
-        """Quantizers in front of what is no product (scope full), and weights not yet swapped."""
+        """Quantizers in front of what is no product (scope full)."""
         for node in list(self.module.graph.nodes):
             quantizer = quantizer_of(self.module, node)
             if isinstance(quantizer, ActivationQuantizer) and node.users:
@@ -269,8 +269,12 @@ class _Lowering:
         else:
             self._replace(node, values)
 
+    def _packs(self, bits: int) -> bool:
+        """Whether a weight of so many bits is stored as INT4."""
+        return bits <= 4 and self.profile in FOUR_BIT_STORAGE
+
     def _linear_module(self, codes: Tensor, scale: Tensor, bits: int) -> nn.Module:
-        four_bit = bits <= 4 and self.profile in FOUR_BIT_STORAGE
+        four_bit = self._packs(bits)
         if self.profile == "w4a16" and codes.dim() == 2:
             return BlockLinear(codes, scale, four_bit=four_bit)
         return OnnxLinear(codes, scale, four_bit=four_bit)
@@ -351,9 +355,8 @@ class _Lowering:
     def _weight_only_or_convolution(self, node: Node, quantizer: WeightQuantizer, *, folded: bool) -> None:
         """An operation with its weight dequantized in front; folded: at load, as the product runs in float."""
         branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
-        four_bit = quantizer.bits <= 4 and self.profile in FOUR_BIT_STORAGE
         with self.module.graph.inserting_before(node):
-            module = OnnxWeight(quantizer, four_bit=four_bit, folded=folded)
+            module = OnnxWeight(quantizer, four_bit=self._packs(quantizer.bits), folded=folded)
             weight = self._submodule(f"{node_argument(node, 1).target}_onnx", module)
             bias = node.args[2] if len(node.args) > 2 else None
             options = node.args[3:]

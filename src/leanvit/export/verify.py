@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.config import Preprocess, to_dict
-from leanvit.engines import PACKAGES, RUNTIMES, Runtime, available
+from leanvit.config import Preprocess, Runtime, to_dict
+from leanvit.engines import PACKAGES, RUNTIMES, available
 from leanvit.errors import BundleError, LeanvitError, VerificationError
 from leanvit.export.facts import Check, check_disjoint, check_facts, with_worst_sites
 from leanvit.export.graph import check_file
+from leanvit.progress import note
 from leanvit.runtime import (
     Logits,
     Manifest,
@@ -38,6 +39,7 @@ BF16_SQNR_DB = 25.0
 AGREEMENT = 99.5
 MAX_PIXEL_DIFFERENCE = 0.5
 MAX_RUNTIME_DROP = 0.5
+_ONLY_ONNXRUNTIME = "Use the bundle in ONNX Runtime only: export with --runtimes onnxruntime."
 BATCH_SIZES = (1, 3, 8)
 COUNTED = (".onnx", ".npz", ".data", ".xml", ".bin")
 
@@ -113,7 +115,10 @@ def _check_listed(folder: Path, manifest: Manifest) -> Check:
 
 def _result(checks: list[Check]) -> dict[str, Any]:
     # NumPy's booleans are no JSON, and `is False` is not true of them.
-    rows = [asdict(c) | {"passed": c.passed if c.passed is None else bool(c.passed)} for c in checks]
+    return _summary([asdict(c) | {"passed": c.passed if c.passed is None else bool(c.passed)} for c in checks])
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"passed": all(row["passed"] is not False for row in rows), "checks": rows}
 
 
@@ -290,21 +295,43 @@ def check_runtime(folder: Path, runtime: Runtime, evaluation: Evaluation | None)
     if runtime not in available():
         hint = f'pip install "leanvit[{PACKAGES[runtime]}]"'
         return [Check(f"runs in {runtime}", None, "NOT verified: it is not on this machine", "the same answers", hint)]
-    predictor = Predictor(folder, runtime=runtime, check=False)
-    checks = check_golden(predictor)
-    logits = None if evaluation is None else run_logits(predictor, evaluation.pixels)
-    if evaluation is not None and evaluation.expected is not None and logits is not None:
+    try:
+        predictor = Predictor(folder, runtime=runtime, check=False)
+        checks = [*check_golden(predictor), *_check_other_answers(predictor, evaluation)]
+    except LeanvitError as error:
+        return [Check(f"runs in {runtime}", False, str(error), "the runtime opens and runs it", _ONLY_ONNXRUNTIME)]
+    return [replace(check, name=f"{check.name} in {runtime}") for check in checks]
+
+
+def _check_other_answers(predictor: Predictor, evaluation: Evaluation | None) -> list[Check]:
+    """Agreement with the model before export, and accuracy beside that in ONNX Runtime."""
+    if evaluation is None:
+        return []
+    checks: list[Check] = []
+    logits = run_logits(predictor, evaluation.pixels)
+    if evaluation.expected is not None:
         checks += _check_agreement(predictor.manifest, evaluation.expected, logits, predictor.minimum_sqnr_db)
-    if evaluation is not None and predictor.manifest.accuracy and logits is not None:
+    if predictor.manifest.accuracy:
         top1, recorded = top1_percent(logits, evaluation.labels), predictor.manifest.accuracy["top1"]
         checks.append(
             Check(
                 "accuracy", top1 >= recorded - MAX_RUNTIME_DROP, f"{top1:.2f}%",
-                f"{recorded:.2f}% as in ONNX Runtime, at most {MAX_RUNTIME_DROP} points less",
-                "Use the bundle in ONNX Runtime only: export with --runtimes onnxruntime.",
+                f"{recorded:.2f}% as in ONNX Runtime, at most {MAX_RUNTIME_DROP} points less", _ONLY_ONNXRUNTIME,
             )
         )  # fmt: skip
-    return [replace(check, name=f"{check.name} in {runtime}") for check in checks]
+    return checks
+
+
+def leave_out_failed(manifest: Manifest, result: dict[str, Any]) -> tuple[Manifest, dict[str, Any]]:
+    """Manifest and checks without the runtimes beside ONNX Runtime in which a check failed; says which and why."""
+    kept, rows = dict(manifest.runtimes), result["checks"]
+    for runtime in others(manifest):
+        failed = [row for row in rows if row["passed"] is False and row["name"].endswith(f" in {runtime}")]
+        if failed:
+            note(f"{runtime} is left out: {failed[0]['name']}: {failed[0]['found']}, expected {failed[0]['expected']}")
+            del kept[runtime]
+            rows = [row for row in rows if not row["name"].endswith(f" in {runtime}")]
+    return replace(manifest, runtimes=kept), _summary(rows)
 
 
 def _check_agreement(manifest: Manifest, expected: Logits, logits: Logits, minimum: float) -> list[Check]:
