@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,19 @@ def test_ratios_refer_to_the_first_target(demo_run: Path) -> None:
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch_size"] / row["median_ms"])
         assert row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         assert row["runs"] >= 3
+
+
+def test_a_timing_process_does_not_import_the_script_that_starts_it(demo_run: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('imported', flush=True)\n"
+        "from leanvit.bench import benchmark, describe\n"
+        "if __name__ == '__main__':\n"
+        f"    benchmark([describe({str(demo_run / 'bundle')!r})], batch_sizes=(1,), threads=1, rounds=3)\n"
+        "    assert __file__.endswith('script.py')\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "imported\n"
 
 
 def test_a_target_that_cannot_load_raises_its_own_error(tmp_path: Path) -> None:

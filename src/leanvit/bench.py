@@ -6,13 +6,15 @@ take turns, so that a machine that slows down slows all of them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -157,9 +159,24 @@ def _spawn(body: Callable[..., None], *arguments: Any) -> tuple[SpawnProcess, Co
     context = multiprocessing.get_context("spawn")
     connection, child = context.Pipe()
     process = context.Process(target=body, args=(child, *arguments), daemon=True)
-    process.start()
+    with _main_hidden():
+        process.start()
     child.close()
     return process, connection
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep a spawned process from importing the script that starts it, and with it whatever that imports: torch."""
+    main = sys.modules["__main__"]
+    before = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        for name in before:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(main, name, value)
 
 
 def _end(process: SpawnProcess, connection: Connection) -> None:
