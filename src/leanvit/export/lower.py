@@ -50,8 +50,8 @@ FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
 
 FAST = ("w8a8", "w4a8", "mixed")
 """Profiles for speed. Convolutions and products of two activations stay in float there: neither runtime has an int8
-convolution with float output that is faster, and attention is fastest, and most accurate, unquantized
-(benchmarks/deploy.py, cases w8a8 and exact)."""
+convolution with float output that is faster, and attention gains no time from int8 and loses accuracy
+(benchmarks/deploy.py, cases w8a8 and exact-w8a8)."""
 
 
 class ImageInput(nn.Module):
