@@ -1,0 +1,57 @@
+"""Configuration: one dataclass is the Python API, the command-line flag, the YAML key and the help text.
+
+Every configuration carries `version`, rejects unknown keys with a suggestion, and goes to YAML or JSON
+and back without loss. This package imports neither torch nor timm.
+"""
+
+from leanvit.config.base import convert, from_dict, load_yaml, option, save_yaml, to_dict
+from leanvit.config.commands import (
+    BenchmarkConfig,
+    ConvertConfig,
+    DemoConfig,
+    DoctorConfig,
+    ExportConfig,
+    ModelsConfig,
+    PredictConfig,
+    Profile,
+    ReportConfig,
+    Runtime,
+    RuntimeChoice,
+    ValConfig,
+    VerifyConfig,
+)
+from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
+from leanvit.config.training import TrainConfig
+
+__all__ = [
+    "BEST_PASSES",
+    "FASHION_MNIST_CLASSES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "BenchmarkConfig",
+    "Budget",
+    "ConvertConfig",
+    "DemoConfig",
+    "DoctorConfig",
+    "ExportConfig",
+    "MPTQConfig",
+    "ModelsConfig",
+    "PredictConfig",
+    "Preprocess",
+    "Profile",
+    "QuantizeConfig",
+    "ReportConfig",
+    "Runtime",
+    "RuntimeChoice",
+    "Scheme",
+    "TrainConfig",
+    "ValConfig",
+    "VerifyConfig",
+    "convert",
+    "from_dict",
+    "load_yaml",
+    "option",
+    "save_yaml",
+    "to_dict",
+]

@@ -1,0 +1,166 @@
+"""Configuration of the other verbs: one dataclass each."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from typing import Literal
+
+from leanvit.config.base import option, require_at_least
+from leanvit.errors import ConfigError
+
+Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
+
+
+RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
+
+
+Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List the architectures that leanvit registers with timm."""
+
+    filter: str = option("*", "Shell pattern of names, e.g. 'revit*'.", positional=True)
+    json: bool = option(False, "Print JSON instead of a table.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Measure top-1 and top-5 of a checkpoint, a quantized model or a bundle."""
+
+    model: str = option(MISSING, "Checkpoint, folder of a training run or quantized model, or bundle.", positional=True)
+    data: str = option("digits", "Image folder, 'digits', or 'fashion-mnist[:FOLDER]'.")
+    split: Literal["val", "train"] = option("val", "Which part of the data.")
+    batch_size: int = option(128, "Images a step.")
+    device: str = option("auto", "cpu, cuda, ...")
+    json: bool = option(False, "Print JSON instead of a line.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
+
+    model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
+    output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
+    profile: Profile = option(
+        "auto", "How the file computes: w8a8 and w4a8 fast, exact as simulated; auto: what fits the model's bits."
+    )
+    runtimes: list[Runtime] = option(
+        [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
+    )
+    data: str | None = option(None, "Images with labels, to measure accuracy in the runtime; without: NOT verified.")
+    max_drop: float = option(
+        1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
+    )
+    batch_size: int = option(128, "Images a step when the float model is measured.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size")
+        require_at_least(self, 0, "max_drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check a bundle: hashes, golden outputs, batch sizes, and accuracy where data is given."""
+
+    bundle: str = option(MISSING, "Bundle folder.", positional=True)
+    model: str | None = option(None, "Checkpoint or quantized model to compare with.")
+    data: str | None = option(None, "Images with labels, to measure accuracy again.")
+    json: bool = option(False, "Print the checks as JSON.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Classify images with a bundle; needs onnxruntime, NumPy and Pillow only."""
+
+    bundle: str = option(MISSING, "Bundle folder.", positional=True)
+    images: list[str] = option([], "Image files, folders, glob patterns or @FILE with a path a line.", positional=True)
+    top_k: int = option(1, "Labels an image.")
+    batch_size: int = option(32, "Images a step.")
+    threads: int = option(0, "Threads of the runtime; 0: all cores.")
+    runtime: RuntimeChoice = option(
+        "onnxruntime", "What runs the bundle; auto: the fastest that the gate has proved, measured once and remembered."
+    )
+    format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
+    output: str | None = option(None, "File for the results; default: standard output.")
+    resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "top_k", "batch_size")
+        if self.threads < 0:
+            raise ConfigError(f"threads is {self.threads}, expected 0 (all cores) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Time bundles and checkpoints against each other, alternated in one run."""
+
+    targets: list[str] = option(
+        [], "Bundles and checkpoints; the first is the one that ratios refer to.", positional=True
+    )
+    runtimes: list[Runtime] = option(["onnxruntime"], "Runtimes in which every bundle is timed.")
+    batch_sizes: tuple[int, ...] = option((1, 32), "Batch sizes to time.")
+    threads: int = option(0, "Threads; 0: all cores.")
+    rounds: int = option(15, "How often each target takes its turn.")
+    output: str | None = option(None, "JSON file for the result.")
+    table: str | None = option(None, "Measure one model's products instead, for quantize --latency-table; JSON file.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "threads")
+        if self.rounds < 3:
+            raise ConfigError(f"rounds is {self.rounds}, expected at least 3 for a median and a spread")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"batch_sizes is {self.batch_sizes}, expected positive numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw one self-contained HTML page from a run folder."""
+
+    run: str = option(MISSING, "Run folder: of demo, train, quantize or a bundle.", positional=True)
+    output: str | None = option(None, "HTML file; default: RUN/report.html.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Turn a checkpoint of the papers' authors into a leanvit checkpoint."""
+
+    checkpoint: str = option(MISSING, "Checkpoint of the authors: .pth, .pt or .safetensors.", positional=True)
+    output: str = option(MISSING, "File to write, e.g. model.safetensors.", positional=True)
+    family: str | None = option(None, "revit, reswin, mobilevit, exmobilevit_928, vitae, ... Default: found.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Show versions, CPU features, which extras are installed and how to get the rest."""
+
+    json: bool = option(False, "Print JSON instead of a table.")
+    version: int = option(1, "Version of this configuration's format.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Digits in, a proven 8-bit bundle and a report out: the whole path on embedded real images."""
+
+    output: str = option("runs/demo", "Folder for everything that the run makes.")
+    epochs: int = option(40, "Training epochs.")
+    model: str = option("revit_micro", "Architecture.")
+    max_drop: float = option(0.5, "Largest accuracy drop of W8A8 that the gate lets pass, in points.")
+    seed: int = option(0, "Seed of split, weights, order and augmentation.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "epochs")
+        require_at_least(self, 0, "seed", "max_drop")

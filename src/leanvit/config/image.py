@@ -1,0 +1,47 @@
+"""From a decoded image to the network's input: the description that every stage shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from leanvit.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a decoded image to the network's input: the one description that every stage shares.
+
+    input_size: (height, width) in pixels of the network's input.
+    mean, std: per channel R, G, B, in units where 255 is 1.0; applied inside an exported graph.
+    interpolation: resampling filter of the resize.
+    crop_pct: share of the resized image that a centre crop keeps, in (0, 1].
+    crop_mode: "center" keeps the aspect ratio (resize the shorter side, crop the middle);
+        "squash" resizes both sides and loses the aspect ratio.
+    """
+
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.input_size) < 1:
+            raise ConfigError(f"input_size is {self.input_size}, expected two positive numbers of pixels")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct is {self.crop_pct}, expected a share in (0, 1]")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}, expected three positive numbers")

@@ -1,0 +1,145 @@
+"""Configuration of quantization: scheme, budget, and the verb `quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Literal
+
+from leanvit.config.base import option, require_at_least
+from leanvit.errors import ConfigError, did_you_mean
+
+BEST_PASSES = ("balance", "per-head", "forms", "sequential", "correct")
+"""What mode "best" adds to the paper: head balancing, parameters by head, a choice of quantizer at every site,
+calibration on the quantized network's own values, and closed-form correction with error-feedback rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a mixed-precision plan may cost: exactly one of the four limits.
+
+    average_bits: mean bits over the elements of all quantized tensors, weights and one image's activations
+        alike, without the patch embedding and the classifier, which keep their bits.
+    model_bytes: of the packed weights with their scales and of all that stays in float32.
+    bitops: sum of multiply-adds times the bits of both sides. latency_ms: by `latency_table`, the file that
+        `leanvit benchmark --table` measures for the runtime at hand; sites are then float or 8 bits.
+    levels: bits that a site may have, highest first.
+    """
+
+    average_bits: float | None = None
+    model_bytes: int | None = None
+    bitops: int | None = None
+    latency_ms: float | None = None
+    latency_table: str | None = None
+    levels: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        limits = {n: getattr(self, n) for n in ("average_bits", "model_bytes", "bitops", "latency_ms")}
+        given = {name: value for name, value in limits.items() if value is not None}
+        if len(given) != 1:
+            raise ConfigError(f"budget gives {sorted(given) or 'no limit'}, expected exactly one of {list(limits)}")
+        if min(given.values()) <= 0:
+            raise ConfigError(f"budget is {given}, expected a limit above 0")
+        if (self.latency_ms is None) != (self.latency_table is None):
+            raise ConfigError("latency_ms and latency_table go together. Run: leanvit benchmark --table FILE MODEL")
+        if list(self.levels) != sorted(set(self.levels), reverse=True) or not set(self.levels) <= set(range(2, 9)):
+            raise ConfigError(f"levels is {self.levels}, expected falling numbers of bits, each 2 to 8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """What the API and the command line share of a quantization."""
+
+    weight_bits: int = option(8, "Bits of every weight, 2 to 8.")
+    activation_bits: int = option(8, "Bits of every activation, 2 to 8.")
+    mode: Literal["paper", "best"] = option("paper", "MPTQ-ViT as published, or with error reduction beyond it.")
+    scope: Literal["matmul", "full"] = option(
+        "matmul", "Quantize products only, or also inputs of norms, softmax, GELU and both sides of additions."
+    )
+    smoothing: Literal["none", "sq", "sq-b"] = option(
+        "sq-b", "Even out channels after LayerNorm: SmoothQuant (sq) or with a bias term (sq-b)."
+    )
+    smoothing_alpha: float | None = option(
+        None, "Exponent of SQ-b: 0 leaves ranges to activations, 1 to weights; default: searched for every norm."
+    )
+    range_search: bool = option(True, "Ranges by least output error; off: minimum and maximum.")
+    ratio_search: bool = option(True, "OPT-m: two-region quantizers with a ratio from data, below 8 bits.")
+    two_region: tuple[Literal["gelu", "softmax"], ...] = option(("gelu", "softmax"), "Where OPT-m applies.")
+    first_last_bits: int = option(8, "Bits of the patch embedding and of the classifier.")
+    ignored_scope: tuple[str, ...] = option((), "Site names (shell patterns) that stay in float.")
+    seed: int = option(0, "Seed of the rotations and of the choice of calibration images.")
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits", "first_last_bits"):
+            bits = getattr(self, name)
+            if not 2 <= bits <= 8:
+                raise ConfigError(f"{name} is {bits}, expected 2 to 8")
+        if self.smoothing_alpha is not None and not 0 <= self.smoothing_alpha <= 1:
+            raise ConfigError(f"smoothing_alpha is {self.smoothing_alpha}, expected 0 to 1")
+        require_at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPTQConfig(Scheme):
+    """How a network is quantized (MPTQ-ViT, arXiv 2401.14895).
+
+    budget: search a mixed-precision plan (Greedy MP) instead of uniform bits. passes: those beyond the paper to
+    run, of BEST_PASSES; empty: all in mode "best", none in mode "paper".
+    """
+
+    budget: Budget | None = None
+    passes: tuple[str, ...] = ()
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.passes:
+            if name not in BEST_PASSES:
+                raise ConfigError(f"passes: unknown '{name}'.{did_you_mean(name, BEST_PASSES)}")
+
+    @property
+    def active_passes(self) -> frozenset[str]:
+        """The passes beyond the paper that run."""
+        return frozenset(self.passes or (BEST_PASSES if self.mode == "best" else ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig(Scheme):
+    """Quantize a checkpoint after training (MPTQ-ViT) and measure what it costs."""
+
+    model: str = option(MISSING, "Checkpoint, folder of a training run, or NAME.TAG with weights.", positional=True)
+    average_bits: float | None = option(None, "Greedy MP: mean bits of weights and activations.")
+    model_bytes: int | None = option(None, "Greedy MP: largest size of the weights, in bytes.")
+    bitops: int | None = option(None, "Greedy MP: most multiply-adds times bits of both sides.")
+    latency_ms: float | None = option(None, "Greedy MP: milliseconds an image, by --latency-table.")
+    latency_table: str | None = option(None, "File made by leanvit benchmark --table.")
+    plan: str | None = option(None, "Apply this plan.json, perhaps edited, instead of uniform bits or a search.")
+    data: str = option("digits", "Calibration (train split) and evaluation (val split) images.")
+    calibration_images: int = option(128, "How many training images calibrate the ranges.")
+    output: str = option("runs/quantize", "Folder for the quantized model, its plan and its report.")
+    batch_size: int = option(64, "Images a step.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, "batch_size", "calibration_images")
+        if self.plan and self.has_budget:
+            raise ConfigError("a plan and a budget are both given, expected one: the plan fixes the bits")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether bits are searched for."""
+        limits = (self.average_bits, self.model_bytes, self.bitops, self.latency_ms)
+        return any(limit is not None for limit in limits)
+
+    def scheme(self) -> MPTQConfig:
+        """The part that the API's quantize() takes."""
+        shared = {f.name: getattr(self, f.name) for f in fields(Scheme)}
+        budget = Budget(
+            average_bits=self.average_bits,
+            model_bytes=self.model_bytes,
+            bitops=self.bitops,
+            latency_ms=self.latency_ms,
+            latency_table=self.latency_table,
+        ) if self.has_budget else None  # fmt: skip
+        return MPTQConfig(**shared, budget=budget)
