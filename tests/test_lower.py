@@ -21,6 +21,7 @@ from leanvit.export.golden import synthetic_images
 from leanvit.export.lower import executed_form, lower
 from leanvit.export.operators import BLOCK_SIZE, BlockLinear, FloatGrid, branches_of, whole_range
 from leanvit.quant import QuantizedModel, quantize
+from leanvit.quant.graph import trace
 from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer
 from leanvit.runtime import sqnr_db
 
@@ -86,7 +87,6 @@ def test_a_profile_computes_what_is_simulated(
 def test_the_float_graph_with_q_k_and_v_apart_is_the_model(
     model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path
 ) -> None:
-    from leanvit.quant.graph import trace
 
     x = to_input(torch.from_numpy(pixels), PREPROCESS)
     path = written(lower(trace(model, x), PREPROCESS, "fp32"), tmp_path)
@@ -198,3 +198,19 @@ def test_block_weights_are_codes_behind_an_offset() -> None:
     packed = BlockLinear(codes, torch.rand(6), four_bit=True).packed.view(6, -1)
     unpacked = torch.stack((packed & 0x0F, packed >> 4), dim=-1).flatten(1).int() - 8
     assert torch.equal(unpacked, codes.int())
+
+
+class SmallDenominator(torch.nn.Module):
+    """A denominator that is little more than its epsilon, as in Performer attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean((2, 3)).exp() * 1e-9
+        return x / (x.sum(1, keepdim=True) + 1e-8)
+
+
+def test_an_epsilon_that_onnxscript_takes_for_zero_stays(pixels: np.ndarray, tmp_path: Path) -> None:
+    network = SmallDenominator()
+    graph = trace(network, torch.zeros(2, 3, SIDE, SIDE))
+    path = written(lower(graph, PREPROCESS, profile="fp32"), tmp_path)
+    expected = network(to_input(torch.from_numpy(pixels), PREPROCESS).double()).numpy()
+    assert sqnr_db(expected, open_engine(path, "onnxruntime", 1)(pixels)) > 80

@@ -48,6 +48,9 @@ LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "acc
 FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
 
+REWRITER_TOLERANCE = 1e-8
+"""Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
+
 FAST = ("w8a8", "w4a8", "mixed")
 """Profiles for speed. Convolutions and products of two activations stay in float there: neither runtime has an int8
 convolution with float output that is faster, and attention gains no time from int8 and loses accuracy
@@ -91,6 +94,7 @@ def lower(
     require("onnxscript")
     module = executed_form(graph, profile, lifted).cpu()
     _lower_quantizers(module, profile)
+    _keep_small_terms(module)
     network = ImageInput(module, preprocess).eval()
     example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -113,6 +117,22 @@ def lower(
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
     return pack_four_bits(without_metadata(program.model_proto), cast=profile != "accelerator")
+
+
+def _keep_small_terms(module: GraphModule) -> None:
+    """Give scalars that are added a dimension where they are below 1e-8: onnxscript takes such ones for 0.
+
+    Its rewriter drops `x + 1e-8`, which is all that a denominator of Performer attention has where exponents are low.
+    """
+    for node in list(module.graph.nodes):
+        small = [a for a in node.args if isinstance(a, float) and 0 < abs(a) <= REWRITER_TOLERANCE]
+        if node.target not in (aten.add.Tensor, aten.sub.Tensor) or not small:
+            continue
+        name = f"{node.name}_term"
+        module.register_buffer(name, torch.tensor(small))
+        with module.graph.inserting_before(node):
+            node.update_arg(node.args.index(small[0]), module.graph.get_attr(name))
+    module.recompile()
 
 
 def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
