@@ -31,5 +31,5 @@ def test_maps_are_the_attention_that_patches_receive() -> None:
 
 
 def test_a_model_without_attention_output_is_named() -> None:
-    with pytest.raises(ModelError, match="ResNet does not return attention"):
+    with pytest.raises(ModelError, match="ResNet shows no attention"):
         received_attention(timm.create_model("resnet10t"), torch.randn(1, 3, 64, 64))
