@@ -114,6 +114,8 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "nncf": "peers",
+    "datasets": "data",
+    "braceexpand": "data",
 }
 # Modules whose package has another name on PyPI.
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}

@@ -13,13 +13,15 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from leanvit.config import Preprocess
 from leanvit.errors import ConfigError, DataError, ImageError
@@ -38,6 +40,7 @@ _RESAMPLE = {
 }
 
 Pixels = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,23 @@ def decode(source: str | Path | bytes, name: str | None = None) -> Decoded:
     Raises ImageError for a missing, truncated or foreign file, for more than 100 million pixels and
     for a side below 2 pixels.
     """
+    image, notes = _decode_image(source, name)
+    return Decoded(np.asarray(image), notes)
+
+
+def _decode_image(
+    source: str | Path | bytes, name: str | None, prepare: Callable[[Image.Image], None] | None = None
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """The decoded image in mode RGB, and its notes. prepare: what is done to the opened file before it is decoded."""
     name = name or (str(source) if not isinstance(source, bytes) else "image")
-    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    data = source if isinstance(source, bytes) else read_file(Path(source), name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image, name)
+            if prepare:
+                prepare(image)
             image.load()
             return _to_rgb(image)
     except UnidentifiedImageError as error:
@@ -87,11 +100,12 @@ def decode(source: str | Path | bytes, name: str | None = None) -> Decoded:
         ) from error
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_file(path: Path, name: str | None = None) -> bytes:
+    """Bytes of an image file. Raises ImageError."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{name}: {error.strerror}, expected an image file. Check the path.") from error
+        raise ImageError(f"{name or path}: {error.strerror}, expected an image file. Check the path.") from error
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -107,12 +121,15 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> Decoded:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     notes = []
-    image = ImageOps.exif_transpose(image)
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image, ()
     if image.mode.startswith("I") or image.mode == "F":
         notes.append(f"{_depth(image.mode)} image scaled to 8 bits")
-        return Decoded(_scale_to_8_bits(image), tuple(notes))
+        return Image.fromarray(_scale_to_8_bits(image)), tuple(notes)
     if image.mode == "CMYK":
         notes.append("CMYK image converted to RGB without its colour profile")
         image = image.convert("RGB")
@@ -122,7 +139,12 @@ def _to_rgb(image: Image.Image) -> Decoded:
             notes.append("transparent image laid on white")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return Decoded(np.asarray(image.convert("RGB")), tuple(notes))
+    return image.convert("RGB"), tuple(notes)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The tag of a camera that was turned: 1 upright, 5 to 8 lying on a side."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _depth(mode: str) -> str:
@@ -147,7 +169,10 @@ def resize(pixels: Pixels, preprocess: Preprocess) -> Pixels:
 
     pixels: (height, width, 3) uint8. Returns (*input_size, 3) uint8, contiguous.
     """
-    image = Image.fromarray(pixels)
+    return _resize_image(Image.fromarray(pixels), preprocess)
+
+
+def _resize_image(image: Image.Image, preprocess: Preprocess) -> Pixels:
     height, width = preprocess.input_size
     filter = _RESAMPLE[preprocess.interpolation]
     if preprocess.crop_mode == "squash":
@@ -175,7 +200,98 @@ def _size_before_crop(size: tuple[int, int], preprocess: Preprocess) -> tuple[in
 
 def load(source: str | Path | bytes, preprocess: Preprocess, name: str | None = None) -> Pixels:
     """Decode and resize one image: (*input_size, 3) uint8. Raises ImageError as `decode` does."""
-    return resize(decode(source, name).pixels, preprocess)
+    return decode_resized(source, preprocess, name).pixels
+
+
+def decode_resized(source: str | Path | bytes, preprocess: Preprocess, name: str | None = None) -> Decoded:
+    """`decode`, then `resize`, without an array in between. Raises ImageError as `decode` does."""
+    image, notes = _decode_image(source, name)
+    return Decoded(_resize_image(image, preprocess), notes)
+
+
+def crop_resize(
+    source: str | Path | bytes | Pixels,
+    box_rng: np.random.Generator,
+    size: tuple[int, int],
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bicubic",
+    name: str | None = None,
+) -> Decoded:
+    """A random part of one image at the network's input size (`random_box`), for training only.
+
+    source: a path, encoded bytes, or pixels (height, width, 3) uint8. size: (height, width) of the result, in pixels.
+    A JPEG of which the part has at least twice as many pixels a side as `size` is decoded at 1/2, 1/4 or 1/8, which
+    takes a fraction of the time; its values differ by a few levels from those of `decode`, which evaluation and
+    export use. Returns pixels (*size, 3) uint8. Raises ImageError as `decode` does.
+    """
+    choose = partial(random_box, rng=box_rng, scale=scale, ratio=ratio)
+    if isinstance(source, np.ndarray):
+        image = Image.fromarray(source)
+        return _resize_box(image, choose(image.size), size, interpolation, ())
+    reduced = _ReducedJpeg(size, choose)
+    image, notes = _decode_image(source, name, reduced.prepare)
+    box = reduced.box_in(image.size) if reduced.box else choose(image.size)
+    return _resize_box(image, box, size, interpolation, notes)
+
+
+def _resize_box(
+    image: Image.Image, box: Box, size: tuple[int, int], interpolation: str, notes: tuple[str, ...]
+) -> Decoded:
+    resized = image.resize(size[::-1], _RESAMPLE[interpolation], box=box, reducing_gap=2.0)
+    return Decoded(np.ascontiguousarray(resized), notes)
+
+
+@dataclass
+class _ReducedJpeg:
+    """Chooses the box before a JPEG is decoded, because its size decides how coarsely it may be decoded."""
+
+    size: tuple[int, int]
+    choose: Callable[[tuple[int, int]], Box]
+    shown: tuple[int, int] = (0, 0)
+    box: Box | None = None
+
+    def prepare(self, image: Image.Image) -> None:
+        """Choose the box in the opened image, and how libjpeg decodes it; other formats are left alone."""
+        if not isinstance(image, JpegImageFile):
+            return
+        self.shown = image.size[::-1] if _orientation(image) >= 5 else image.size
+        self.box = self.choose(self.shown)
+        left, top, right, bottom = self.box
+        most = min((right - left) / self.size[1], (bottom - top) / self.size[0])
+        step = next((step for step in (8, 4, 2) if most >= step), 1)
+        if step > 1:
+            image.draft(image.mode, (image.width // step, image.height // step))
+
+    def box_in(self, decoded: tuple[int, int]) -> Box:
+        """The box in the coordinates of the decoded image."""
+        left, top, right, bottom = self.box or (0, 0, *self.shown)
+        across, down = decoded[0] / self.shown[0], decoded[1] / self.shown[1]
+        return (left * across, top * down, right * across, bottom * down)
+
+
+def random_box(
+    size: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Left, top, right and bottom of a random part of an image of `size` (width, height), in whole pixels.
+
+    Its area is a share of the image's, even between the two of `scale`; its width over height lies between the two of
+    `ratio`, evenly in the logarithm. After ten boxes that don't fit: the middle of the image, as much as `ratio` lets.
+    Source: Szegedy et al., Going deeper with convolutions, arXiv 1409.4842; the same draws as in torchvision.
+    """
+    width, height = size
+    low, high = np.log(ratio)
+    for _ in range(10):
+        area = rng.uniform(*scale) * width * height
+        aspect = math.exp(rng.uniform(low, high))
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
+            return (left, top, left + across, top + down)
+    across = min(width, max(1, round(height * ratio[1])))
+    down = min(height, max(1, round(width / ratio[0])))
+    left, top = (width - across) // 2, (height - down) // 2
+    return (left, top, left + across, top + down)
 
 
 def normalize(images: Pixels, preprocess: Preprocess) -> NDArray[np.float32]:
