@@ -57,6 +57,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "crop_pct": st.floats(0, 1, exclude_min=True),
     "crop_scale": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
     "std": st.tuples(positive, positive, positive),
+    "models": st.lists(st.text(), max_size=2),
     "batch_sizes": st.lists(st.integers(1, 512), min_size=1).map(tuple),
 }
 

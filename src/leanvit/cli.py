@@ -31,6 +31,7 @@ VERBS = {
     "verify": ("VerifyConfig", "check a bundle"),
     "predict": ("PredictConfig", "classify images with a bundle"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
+    "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
     "report": ("ReportConfig", "draw a run as one HTML page"),
     "convert": ("ConvertConfig", "turn a checkpoint of the papers' authors into leanvit's"),
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.errors import ModelError
 from leanvit.models._attention import ResidualModel
@@ -27,7 +27,8 @@ def learned_alpha(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__} has no residual attention, expected a model with alpha. Choose revit_*, "
             "remvitv2_* or reswin_*, built with another alpha than 'none'."
         )
-    values = [float(holder._alpha(index)) for index in range(1, len(holder.constant_alphas))]
+    alphas = (holder._alpha(index) for index in range(1, len(holder.constant_alphas)))
+    values = [float(alpha.detach()) if isinstance(alpha, Tensor) else alpha for alpha in alphas]
     first, share = [], 1.0
     for value in values:
         share *= 1.0 - value

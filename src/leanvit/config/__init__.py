@@ -4,6 +4,7 @@ Every configuration carries `version`, rejects unknown keys with a suggestion, a
 and back without loss. This package imports neither torch nor timm.
 """
 
+from leanvit.config.analysis import AnalyzeConfig
 from leanvit.config.base import convert, from_dict, load_yaml, option, save_yaml, to_dict
 from leanvit.config.commands import (
     BenchmarkConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "FASHION_MNIST_CLASSES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "AnalyzeConfig",
     "BenchmarkConfig",
     "Budget",
     "ConvertConfig",

@@ -17,23 +17,33 @@ from leanvit.report.run import Json, Run
 def attention_section(run: Run) -> Markup | None:
     """Where each layer looks, for a few images."""
     images = run.get("attention").get("images") or []
-    if not images:
-        return None
+    return attention_figure(images) if images else None
+
+
+def attention_figure(images: Sequence[Json]) -> Markup:
+    """Maps of several images in one scale.
+
+    images: {"label", "predicted", "image": (H, W, 3) in 0..255, "maps": [(rows, columns)], shares of attention}.
+    """
     # Times the number of patches: 1 is even attention, whatever the grid of a layer.
     shares = [[_grid(grid) for grid in image["maps"]] for image in images]
     top = max(
         1.0, float(np.percentile(np.concatenate([s.ravel() for maps in shares for s in maps] or [np.ones(1)]), 99.5))
     )
     rows = (_attention_row(image, maps, top, i) for i, (image, maps) in enumerate(zip(images, shares, strict=True), 1))
-    ramp = svg.heat(np.linspace(0.0, top, 160)[None], top)
-    scale = (tag("span", "0×"), tag("img", src=svg.png_uri(ramp), alt="colour scale from dark blue to yellow"),
-             tag("span", f"{fixed(top, 1)}× and above"))  # fmt: skip
     caption = (
         "Attention that each patch receives, layer by layer: mean over heads and over the patches that look. 1× is "
         "what a patch receives when attention is even; all maps share one scale. Spread is the share of patches that "
         "attention is effectively spread over (exponential of its entropy): 100% is even, small is focused."
     )
-    return svg.figure(caption, *rows, tag("div", *scale, class_="ramp"))
+    return svg.figure(caption, *rows, ramp(top))
+
+
+def ramp(top: float) -> Markup:
+    """The colour scale of maps from 0 to `top` times even attention."""
+    colours = svg.heat(np.linspace(0.0, top, 160)[None], top)
+    swatch = tag("img", src=svg.png_uri(colours), alt="colour scale from dark blue to yellow")
+    return tag("div", tag("span", "0×"), swatch, tag("span", f"{fixed(top, 1)}× and above"), class_="ramp")
 
 
 def _grid(values: Any) -> NDArray[np.float64]:
@@ -50,7 +60,7 @@ def _attention_row(image: Json, maps: Sequence[NDArray[np.float64]], top: float,
     label, predicted = str(image.get("label")), str(image.get("predicted"))
     verdict = f"predicted {predicted}, {'correct' if label == predicted else 'wrong'}"
     name = f"Input {number}, label {label}"
-    cells = [_map(pixels, f"{name}, {verdict}", tag("b", f"label {label}"), verdict)]
+    cells = [picture(pixels, f"{name}, {verdict}", tag("b", f"label {label}"), verdict)]
     for depth, share in enumerate(maps, start=1):
         weights = share[share > 0] / max(float(share.sum()), 1e-12)
         spread = f"spread {100 * math.exp(-float((weights * np.log(weights)).sum())) / share.size:.0f}%"
@@ -59,10 +69,16 @@ def _attention_row(image: Json, maps: Sequence[NDArray[np.float64]], top: float,
             f"{name}: attention of layer {depth} on {share.shape[0]} by {share.shape[1]} patches, {spread}, most at "
             f"row {row + 1}, column {column + 1}"
         )
-        cells.append(_map(svg.heat(share, top), said, f"layer {depth}", spread))
+        cells.append(picture(svg.heat(share, top), said, f"layer {depth}", spread))
+    return pictures(cells)
+
+
+def pictures(cells: Sequence[Markup]) -> Markup:
+    """Pictures beside each other, at most nine in a line."""
     wide, narrow = math.ceil(len(cells) / math.ceil(len(cells) / 9)), min(len(cells), 4)
     return tag("div", *cells, class_="maps", style=f"--wide:{wide};--narrow:{narrow}")
 
 
-def _map(pixels: NDArray[np.uint8], alt: str, *lines: object) -> Markup:
+def picture(pixels: NDArray[np.uint8], alt: str, *lines: object) -> Markup:
+    """An image (height, width, 3) with lines of text below it."""
     return tag("div", tag("img", src=svg.png_uri(pixels), alt=alt, title=alt), svg.lines(lines), class_="map")

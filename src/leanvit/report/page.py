@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leanvit._svg import Markup, tag
 from leanvit._version import __version__
+from leanvit.report.analysis import analysis_sections
 from leanvit.report.attention import attention_section
 from leanvit.report.benchmark import benchmark_section
 from leanvit.report.bundle import bundle_section
@@ -26,6 +27,7 @@ def render(run: Run) -> str:
         ("training", "Training", training_section(run)),
         ("quantization", "Quantization", quantization_section(run)),
         ("attention", "Attention through the depth", attention_section(run)),
+        *analysis_sections(run),
         ("bundle", "Bundle", bundle_section(run)),
         ("gate", "Verification gate", gate_section(run)),
         ("benchmark", "Benchmark", benchmark_section(run)),
@@ -53,7 +55,9 @@ def render(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
-    train, manifest = run.get("train"), run.get("bundle")
+    train, manifest, analysis = run.get("train"), run.get("bundle"), run.get("analysis")
+    if analysis and not train and not manifest:
+        return f"{' and '.join(str(model['name']) for model in analysis['models'])} on {analysis.get('data')}"
     architecture = train.get("architecture") or manifest.get("architecture")
     data = train.get("data") or (manifest.get("accuracy") or {}).get("data")
     if not architecture:
