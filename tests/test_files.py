@@ -240,6 +240,30 @@ def test_another_process_holds_the_folder_until_it_dies_even_by_kill_9(tmp_path:
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
+def test_workers_that_outlive_a_kill_9_do_not_hold_the_folder(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "from leanvit.files import only_writer\n"
+        "with only_writer(sys.argv[1]):\n"
+        "    worker = os.fork()\n"
+        "    if worker == 0:\n"
+        "        time.sleep(60)\n"
+        "    print(worker, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    process.wait()
+    process.stdout.close()
+    try:
+        os.kill(worker, 0)
+        with only_writer(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_a_lock_on_a_full_disk_is_an_environment_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from leanvit import train as train_module
 from leanvit.checkpoint import load_checkpoint
 from leanvit.config import TrainConfig
 from leanvit.data import Loader, load_split
 from leanvit.errors import CheckpointError, ConfigError, NumericalError, RunLockedError
 from leanvit.files import only_writer, read_json
-from leanvit.train import Trainer, evaluate, learning_rate, make_optimizer, pick_device, run
+from leanvit.train import Trainer, autocast_dtype, evaluate, learning_rate, make_optimizer, pick_device, run
+from leanvit.train.batches import Part
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,13 @@ def test_resume_ends_with_the_weights_of_an_uninterrupted_run(
 
 
 def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._step
+    original = Trainer._prepare
 
-    def poisoned(self: Trainer, x: torch.Tensor, labels: torch.Tensor, lr: float, step: int) -> object:
-        return original(self, x * (torch.nan if step == 9 else 1.0), labels, lr, step)
+    def poisoned(self: Trainer, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, target = original(self, part, step)
+        return x * (torch.nan if step == 9 else 1.0), target
 
-    monkeypatch.setattr(Trainer, "_step", poisoned)
+    monkeypatch.setattr(Trainer, "_prepare", poisoned)
     with pytest.raises(NumericalError, match=r"the loss is nan at step 9 \(epoch 3\)"):
         run(config)
     model, _ = load_checkpoint(config.output)
@@ -174,8 +175,10 @@ def test_norms_biases_and_exempt_parameters_are_not_decayed(config: TrainConfig)
     model = Trainer(config).model
     optimizer = make_optimizer(model, config)
     names = {id(p): name for name, p in model.named_parameters()}
-    plain = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
-    decayed = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    plain, decayed = (
+        {names[id(p)] for group in optimizer.param_groups for p in group["params"] if bool(group["weight_decay"]) is on}
+        for on in (False, True)
+    )
     assert {"pos_embed", "alpha", "norm.weight", "head.bias", "patch_embed.proj.bias"} <= plain
     assert {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= decayed
     assert not plain & decayed
@@ -201,8 +204,8 @@ def test_autocast_is_bfloat16_only_where_the_chip_has_it(monkeypatch: pytest.Mon
     cpu = torch.device("cpu")
     for has_it, expected in ((True, torch.bfloat16), (False, None)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
-        assert train_module.autocast_dtype("auto", cpu) is expected
-    assert train_module.autocast_dtype("none", cpu) is None
+        assert autocast_dtype("auto", cpu) is expected
+    assert autocast_dtype("none", cpu) is None
 
 
 def test_image_size_is_kept_for_networks_that_take_it_and_those_that_take_any(config: TrainConfig) -> None:

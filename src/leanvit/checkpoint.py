@@ -73,14 +73,27 @@ def build(architecture: str, num_classes: int, *, pretrained: bool = False, **kw
         ) from error
 
 
-def save_checkpoint(path: str | Path, model: nn.Module, info: CheckpointInfo) -> None:
-    """Write the model's weights and `info` atomically."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    metadata = {"leanvit": json.dumps(to_dict(info)), "sha256": _digest(tensors)}
+def whole(tensor: Tensor) -> Tensor:
+    """A detached tensor on the CPU; one that is sharded over processes is gathered, so all of them must call this."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.cpu().contiguous()
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, info: CheckpointInfo, *, writes: bool = True) -> None:
+    """Write the model's weights and `info` atomically.
+
+    writes: False in a process that only helps to gather sharded weights.
+    """
+    tensors = {name: whole(t) for name, t in model.state_dict().items()}
+    if not writes:
+        return
+    metadata = {"leanvit": json.dumps(to_dict(info)), "sha256": digest(tensors)}
     write_atomic(path, save(tensors, metadata))
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes: safetensors itself accepts flipped bits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -115,7 +128,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path}: not a readable safetensors file ({error}). Copy it again or convert the checkpoint."
         ) from error
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+    if "sha256" in metadata and metadata["sha256"] != digest(tensors):
         raise CheckpointError(f"{path}: weights differ from their SHA-256; the file was damaged. Copy it again.")
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
@@ -159,7 +172,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path,
     wanted = model.state_dict()
     skipped: set[str] = set()
     if not head:
-        classifier = _classifier_prefixes(model)
+        classifier = classifier_prefixes(model)
         skipped = {name for name in wanted if name.startswith(classifier) and _differs(tensors.get(name), wanted[name])}
     problems = [f"unknown {name}" for name in tensors if name not in wanted]
     problems += [f"missing {name}" for name in wanted if name not in tensors and name not in skipped]
@@ -180,7 +193,8 @@ def _differs(tensor: Tensor | None, wanted: Tensor) -> bool:
     return tensor is None or tensor.shape != wanted.shape
 
 
-def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Module paths of a timm model's classifiers."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     return (names,) if isinstance(names, str) else tuple(names)
 

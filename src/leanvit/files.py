@@ -100,11 +100,26 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise explain_os_error(error, folder) from error
+    _HELD.add(lock)
     try:
         _take(lock, folder)
         yield
     finally:
-        os.close(lock)
+        if lock in _HELD:  # not in a forked process, which has closed its copy
+            _HELD.remove(lock)
+            os.close(lock)
+
+
+_HELD: set[int] = set()
+
+
+def _let_go() -> None:
+    """Close a forked process' copies: a lock lasts until the last copy is closed, and workers outlive a kill -9."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _take(lock: int, folder: Path) -> None:

@@ -111,26 +111,10 @@ def val(config: configs.ValConfig) -> int:
 
 
 def _load_model(spec: str) -> Any:
-    """Model and info of a checkpoint or run folder, or of an architecture with a tag, like 'vit_micro.fmnist'.
+    """Model and info of a checkpoint, a run folder or NAME.TAG."""
+    from leanvit.loading import load_model
 
-    Raises CheckpointError where it is neither, or where the weights name no classes.
-    """
-    import timm
-
-    import leanvit.models  # noqa: F401 - registers our architectures
-    from leanvit.checkpoint import CheckpointInfo, build, load_checkpoint
-    from leanvit.data import preprocess_for
-
-    name, _, tag = spec.partition(".")
-    if Path(spec).exists() or not tag or not timm.is_model(name):
-        return load_checkpoint(spec)
-    labels = tuple(getattr(timm.get_pretrained_cfg(spec), "label_names", None) or ())
-    if not labels:
-        raise errors.CheckpointError(
-            f"the weights of '{spec}' name no classes, expected label_names. Give a checkpoint file."
-        )
-    model = build(spec, len(labels), pretrained=True).eval()
-    return model, CheckpointInfo(name, labels, preprocess_for(model))
+    return load_model(spec)
 
 
 def quantize(config: configs.QuantizeConfig) -> int:
@@ -357,6 +341,48 @@ def analyze(config: configs.AnalyzeConfig) -> int:
     print(f"report {page}")
     require_parts(result, config)
     return errors.EXIT_OK
+
+
+_SIDES = ("width", "height")
+
+
+def data_inspect(config: configs.DataInspectConfig) -> int:
+    """Look at every image of a data set."""
+    from leanvit.inspection import PAGE_NAME, run
+
+    result = run(config)
+    if config.json:
+        print_json(result)
+    else:
+        _print_inspection(result)
+        print(f"page {Path(config.output) / PAGE_NAME}")
+    corrupt = [one["image"] for part in result["parts"].values() for one in part["corrupt"]]
+    if corrupt:
+        named = ", ".join(corrupt[:3]) + (f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
+        raise errors.PartialError(
+            f"{len(corrupt)} images can't be read: {named}; all others were looked at. "
+            "Replace or remove them, or train with --bad-images skip."
+        )
+    return errors.EXIT_OK
+
+
+def _print_inspection(result: dict[str, Any]) -> None:
+    rows = []
+    for split, part in result["parts"].items():
+        sides = [[part[side][key] for key in ("min", "median", "max")] if part[side] else [] for side in _SIDES]
+        sizes = [" / ".join(f"{value:g}" for value in values) for values in sides]
+        kinds = ", ".join(f"{name} {count}" for name, count in part["modes"].items())
+        rows.append([split, str(part["images"]), *sizes, kinds, str(len(part["corrupt"]))])
+    columns = ["part", "images", "width: min / median / max", "height", "modes", "can't be read"]
+    print_table(result["data"], columns, rows)
+    balance, copies = result["balance"], result["duplicates"]
+    ends = [f"{balance[end]['images']} of '{balance[end]['class']}'" for end in ("largest", "smallest")]
+    ratio = f" (ratio {balance['ratio']:.2f})" if balance["ratio"] else ""
+    print(f"{len(result['classes'])} classes, from {ends[0]} to {ends[1]} training images{ratio}")
+    print(
+        f"{copies['extra']} duplicates; {copies['leaks']} groups of them leak from training into another part, "
+        f"{copies['contradictions']} have different classes"
+    )
 
 
 def report(config: configs.ReportConfig) -> int:

@@ -1,0 +1,112 @@
+"""One process or many: who this one is, what all of them agree on, and who writes.
+
+Started by torchrun, a run has WORLD_SIZE processes, each with a share of every batch; else it has one. Gloo connects
+CPUs, NCCL GPUs. Every function here works in a single process as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from leanvit.errors import ConfigError
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: rank from 0 to world - 1; local_rank counts on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def sum(self, *values: Tensor) -> list[Tensor]:
+        """Sums of tensors (in place, any shape) over all processes."""
+        if self.world > 1:
+            for value in values:
+                dist.all_reduce(value)
+        return list(values)
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def agree(self, value: Any) -> Any:
+        """What the first process says, in all of them."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def from_environment() -> Processes:
+    """This process by the variables that torchrun sets. Raises ConfigError where one is not a number."""
+    try:
+        rank, world, local = (int(os.environ.get(n, d)) for n, d in _VARIABLES)
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE or LOCAL_RANK is no number ({error}). Start with torchrun.") from error
+    return Processes(rank, world, local)
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def connected(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Hold the connection between the processes."""
+    if processes.world == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(learner: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """`learner` with gradients averaged over all processes (DistributedDataParallel)."""
+    if processes.world == 1:
+        return learner
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(learner, device_ids=ids)
+
+
+def shard(learner: nn.Module) -> nn.Module:
+    """`learner` with its parameters sharded over all processes (FSDP2), one group for each repeated block.
+
+    Blocks are the members of module lists and sequences that hold several modules of one class, as transformers do.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for module in learner.modules():
+        children = list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        if len(children) > 1 and len({type(child) for child in children}) == 1:
+            for child in children:
+                if any(True for _ in child.parameters()):
+                    fully_shard(child)
+    fully_shard(learner)
+    return learner
+
+
+def without_sync(learner: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """A context in which gradients stay in this process, unless this is the last part of a step."""
+    no_sync: Any = getattr(learner, "no_sync", None)
+    return nullcontext() if last or no_sync is None else no_sync()
