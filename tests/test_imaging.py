@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import ks_2samp
 from torchvision import transforms
 
 from conftest import save_image, smooth
 from leanvit import imaging
 from leanvit.config import Preprocess
 from leanvit.errors import ConfigError, DataError, ImageError
-from leanvit.imaging import decode, encode_png, find_images, load, normalize, resize
+from leanvit.imaging import crop_resize, decode, encode_png, find_images, load, normalize, random_box, resize
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (23, 37, 3), dtype=np.uint8)
@@ -543,3 +545,119 @@ def test_a_path_that_leads_nowhere_is_named(tree: Path) -> None:
         list(find_images([tree / "empty"]))
     with pytest.raises(ConfigError, match="not a glob pattern"):
         list(find_images([f"{tree}/a**.png"]))
+
+
+# --- random parts for training -------------------------------------------------------------------------------
+
+INCEPTION = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
+
+
+def two_rising(low: float, high: float) -> st.SearchStrategy[tuple[float, float]]:
+    return st.tuples(st.floats(low, high), st.floats(low, high)).map(lambda pair: (min(pair), max(pair)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    width=st.integers(2, 900), height=st.integers(2, 900), seed=st.integers(0, 2**32),
+    scale=two_rising(0.01, 1), ratio=two_rising(0.3, 3),
+)  # fmt: skip
+def test_a_random_box_lies_in_the_image_with_a_share_and_a_shape_as_asked(
+    width: int, height: int, seed: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    left, top, right, bottom = random_box((width, height), np.random.default_rng(seed), scale, ratio)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    across, down = right - left, bottom - top
+    # Sides are rounded to whole pixels; the box that is taken where none fits keeps the shape only.
+    assert (across - 1) / (down + 1) <= ratio[1]
+    assert (across + 1) / max(down - 1, 0.5) >= ratio[0]
+    assert (across - 1) * (down - 1) <= scale[1] * width * height or across == width or down == height
+
+
+@pytest.mark.parametrize("size", [(500, 375), (200, 600)])
+def test_random_boxes_are_distributed_as_those_of_torchvision(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    ours = [random_box(size, rng, **INCEPTION) for _ in range(4000)]
+    torch.manual_seed(0)
+    blank = torch.empty(3, size[1], size[0])
+    drawn = [transforms.RandomResizedCrop.get_params(blank, *map(list, INCEPTION.values())) for _ in range(4000)]
+    theirs = [(left, top, left + width, top + height) for top, left, height, width in drawn]
+    for mine, other in zip(np.array(ours).T, np.array(theirs).T, strict=True):
+        assert ks_2samp(mine, other).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (640, 480)])
+def test_where_no_box_fits_it_is_the_middle_one_of_torchvision(size: tuple[int, int]) -> None:
+    options = {"scale": (4.0, 4.0), "ratio": (3 / 4, 4 / 3)}
+    left, top, right, bottom = random_box(size, np.random.default_rng(0), **options)
+    theirs = transforms.RandomResizedCrop.get_params(torch.empty(3, size[1], size[0]), *map(list, options.values()))
+    assert (top, left, bottom - top, right - left) == theirs
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_part_is_cut_out_and_resized(seed: int, interpolation: Filter) -> None:
+    picture = smooth(120, 160, seed=seed)
+    options = ((40, 48), (0.3, 1.0), (0.5, 2.0))
+    box = random_box((160, 120), np.random.default_rng(seed), *options[1:])
+    found = crop_resize(encode(picture, "PNG"), np.random.default_rng(seed), *options, interpolation).pixels
+    truth = Image.fromarray(picture).crop(box).resize((48, 40), getattr(Image.Resampling, interpolation.upper()))
+    assert found.dtype == np.uint8
+    # At its edges the filter sees the pixels around the part, which a cut-out has lost.
+    assert np.abs(found.astype(int) - np.asarray(truth))[4:-4, 4:-4].max() <= 1
+    assert np.abs(found.astype(int) - np.asarray(truth)).max() < 25
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("format", "side"), [("JPEG", 60), ("JPEG", 400), ("PNG", 60), ("TIFF", 60)])
+def test_a_random_part_of_a_turned_picture_is_that_of_the_upright_one(orientation: int, format: str, side: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(smooth(side, side * 2, seed=2)), format, exif=exif)
+    upright = decode(data).pixels
+    assert upright.shape[:2] == ((side, 2 * side) if orientation < 5 else (2 * side, side))
+    for seed in range(3):
+        found = crop_resize(data, np.random.default_rng(seed), (40, 48), (0.5, 1.0)).pixels.astype(int)
+        truth = crop_resize(upright, np.random.default_rng(seed), (40, 48), (0.5, 1.0)).pixels
+        assert np.abs(found - truth).mean() < (2 if side == 400 else 0.01)
+
+
+def test_a_large_jpeg_is_decoded_coarsely_but_not_below_the_input_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = smooth(1000, 1400, seed=3)
+    data = encode(picture, "JPEG", quality=95)
+    decoded: list[tuple[int, int, Any]] = []
+    resize_image = Image.Image.resize
+
+    def spy(image: Image.Image, *arguments: Any, **options: Any) -> Image.Image:
+        decoded.append((*image.size, options["box"]))
+        return resize_image(image, *arguments, **options)
+
+    seen = set()
+    for seed in range(30):
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "resize", spy)
+            found = crop_resize(data, np.random.default_rng(seed), (64, 64), (0.02, 1.0)).pixels.astype(int)
+        width, height, box = decoded.pop()
+        step = round(1400 / width)
+        assert (width, height) == (-(-1400 // step), -(-1000 // step))
+        whole = random_box((1400, 1000), np.random.default_rng(seed), (0.02, 1.0), (3 / 4, 4 / 3))
+        np.testing.assert_allclose(box, np.array(whole) / step, atol=1)
+        side = min(box[2] - box[0], box[3] - box[1])
+        assert side >= 64 - 1e-9
+        assert side < 129 or step == 8
+        truth = Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC, box=whole)
+        assert np.abs(found - np.asarray(truth)).mean() < 3
+        seen.add(step)
+    assert seen == {2, 4, 8}
+
+
+def test_a_random_part_keeps_notes_and_errors() -> None:
+    deep = encode(Image.fromarray(np.linspace(0, 65535, 900).reshape(30, 30).astype(np.uint16)), "PNG")
+    found = crop_resize(deep, np.random.default_rng(0), (8, 8), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert found.notes == ("16-bit image scaled to 8 bits",)
+    assert 240 < found.pixels.max() <= 255
+    whole = encode(smooth(64, 64, seed=1), "JPEG")
+    with pytest.raises(ImageError, match=r"^cat: damaged image"):
+        crop_resize(whole[:400], np.random.default_rng(0), (8, 8), name="cat")
+    with pytest.raises(ImageError, match="not an image"):
+        crop_resize(b"text", np.random.default_rng(0), (8, 8))

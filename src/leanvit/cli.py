@@ -32,6 +32,7 @@ VERBS = {
     "predict": ("PredictConfig", "classify images with a bundle"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
+    "data inspect": ("DataInspectConfig", "look at every image of a data set: balance, corrupt files, duplicates"),
     "report": ("ReportConfig", "draw a run as one HTML page"),
     "convert": ("ConvertConfig", "turn a checkpoint of the papers' authors into leanvit's"),
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),
@@ -133,13 +134,14 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"leanvit {__version__}")
         return errors.EXIT_OK
-    verb = arguments[0]
+    words = 2 if any(verb.startswith(f"{arguments[0]} ") for verb in VERBS) else 1
+    verb = " ".join(arguments[:words])
     if verb not in VERBS:
         raise errors.ConfigError(f"unknown verb '{verb}'.{errors.did_you_mean(verb, VERBS)} Run: leanvit --help")
-    config = parse(verb, arguments[1:])
+    config = parse(verb, arguments[words:])
     from leanvit import verbs
 
-    result: int = getattr(verbs, verb)(config)
+    result: int = getattr(verbs, verb.replace(" ", "_"))(config)
     return result
 
 
@@ -150,7 +152,7 @@ def usage() -> str:
         "",
     ]
     lines += ["usage: leanvit VERB [options]     leanvit VERB --help     add --debug for tracebacks", ""]
-    lines += [f"  {verb:10} {text}" for verb, (_, text) in VERBS.items()]
+    lines += [f"  {verb:12} {text}" for verb, (_, text) in VERBS.items()]
     return "\n".join(lines)
 
 

@@ -108,6 +108,14 @@ def read_file(path: Path, name: str | None = None) -> bytes:
         raise ImageError(f"{name or path}: {error.strerror}, expected an image file. Check the path.") from error
 
 
+def read_header(data: bytes) -> tuple[str, str]:
+    """Format and mode, by Pillow's names, of an encoded image that `decode` takes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return str(image.format), image.mode
+
+
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:

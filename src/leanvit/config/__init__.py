@@ -21,6 +21,7 @@ from leanvit.config.commands import (
     ValConfig,
     VerifyConfig,
 )
+from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.training import TrainConfig
@@ -34,6 +35,7 @@ __all__ = [
     "BenchmarkConfig",
     "Budget",
     "ConvertConfig",
+    "DataInspectConfig",
     "DemoConfig",
     "DoctorConfig",
     "ExportConfig",

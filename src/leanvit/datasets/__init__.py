@@ -1,12 +1,13 @@
 """Data sets: a specification such as 'digits', a folder or wds:PATTERN becomes labelled images, read when needed."""
 
-from leanvit.datasets.image_set import Encoded, ImageSet, Parts, Source, Split, hold_out
+from leanvit.datasets.image_set import SPLITS, Encoded, ImageSet, Parts, Source, Split, hold_out
 from leanvit.datasets.local import FASHION_MNIST_FOLDER
 from leanvit.datasets.specs import KINDS, find_parts, load_split
 
 __all__ = [
     "FASHION_MNIST_FOLDER",
     "KINDS",
+    "SPLITS",
     "Encoded",
     "ImageSet",
     "Parts",

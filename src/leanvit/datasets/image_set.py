@@ -15,6 +15,7 @@ from leanvit.config import Preprocess
 from leanvit.errors import DataError
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Encoded(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES
-from leanvit.datasets.image_set import ImageSet, Parts, Split, require_files
+from leanvit.datasets.image_set import SPLITS, ImageSet, Parts, Split, require_files
 from leanvit.errors import DataError
 from leanvit.progress import track
 
@@ -36,7 +36,7 @@ def folder_parts(root: Path) -> Parts:
     if not train or not held_out:
         return {"train": partial(image_folder, root)}
     same_classes(train, held_out)
-    parts: Parts = {split: partial(image_folder, folder) for split, folder in found.items()}
+    parts: Parts = {split: partial(image_folder, found[split]) for split in SPLITS if split in found}
     if "test" in found:
         parts["test"] = partial(_test_folder, train, found["test"])
     return parts
@@ -117,7 +117,7 @@ def csv_parts(path: Path) -> Parts:
         return ImageSet(str(path), [f for f, _ in chosen], np.asarray([i for _, i in chosen], np.int64), classes)
 
     present = {split for _, _, split in rows}
-    return {split: partial(part, split) for split in SPLIT_NAMES.values() if split in present}
+    return {split: partial(part, split) for split in SPLITS if split in present}
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str, Split]]:

@@ -71,8 +71,6 @@ def load_split(spec: str, split: Split, *, val_fraction: float = 0.2, seed: int 
         return parts["test"]()
     if split == "test" or len(parts) > 1:
         if split not in parts:
-            raise DataError(
-                f"data '{spec}' has the parts {', '.join(parts)}, expected {split}. Choose another --split."
-            )
+            raise DataError(f"data '{spec}': no part '{split}', it has {', '.join(parts)}. Choose another --split.")
         return parts[split]()
     return hold_out(parts["train"](), split, val_fraction, seed)

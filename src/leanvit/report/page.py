@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from leanvit._svg import Markup, tag
-from leanvit._version import __version__
 from leanvit.report.analysis import analysis_sections
 from leanvit.report.attention import attention_section
 from leanvit.report.benchmark import benchmark_section
@@ -14,10 +12,8 @@ from leanvit.report.origin import origin_section
 from leanvit.report.quantization import quantization_section
 from leanvit.report.result import result_section
 from leanvit.report.run import Run
-from leanvit.report.style import STYLE
+from leanvit.report.shell import document
 from leanvit.report.training import training_section
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def render(run: Run) -> str:
@@ -34,24 +30,7 @@ def render(run: Run) -> str:
         ("origin", "How this was made", origin_section(run)),
     ]
     drawn = [(key, title, body) for key, title, body in sections if body is not None]
-    nav = tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in drawn), aria_label="Sections")
-    body = (
-        tag("section", tag("h2", name, id=f"{key}-h"), text, id=key, aria_labelledby=f"{key}-h")
-        for key, name, text in drawn
-    )
-    title = _title(run)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("title", f"{title} · leanvit report"),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(STYLE)),
-    )
-    header = tag("header", tag("p", "leanvit report", class_="brand"), tag("h1", title), lead(run), cards(run), nav)
-    footer = tag("footer", f"Written by leanvit {__version__}. This page is self-contained: it loads nothing.")
-    return "<!doctype html>\n" + tag("html", head, tag("body", header, tag("main", *body), footer), lang="en") + "\n"
+    return document("leanvit report", _title(run), (lead(run), cards(run)), drawn)
 
 
 def _title(run: Run) -> str:

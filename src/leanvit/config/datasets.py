@@ -1,0 +1,30 @@
+"""Configuration of verbs about data."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+
+from leanvit.config.base import option, require_at_least
+from leanvit.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInspectConfig:
+    """Look at every image of a data set: balance of classes, sizes, corrupt files, duplicates, a contact sheet."""
+
+    data: str = option(
+        MISSING,
+        "Image folder, FILE.csv, 'digits', cifar10:ROOT, hf:..., wds:...: all that --data takes.",
+        positional=True,
+    )
+    output: str = option("runs/inspect", "Folder for inspect.json and inspect.html.")
+    images_per_class: int = option(8, "Pictures of each class on the contact sheet; 0: none.")
+    val_fraction: float = option(0.2, "Share held out where the data has no validation part of its own.")
+    seed: int = option(0, "Seed of that split, and of the pictures that are shown.")
+    json: bool = option(False, "Print the result as JSON instead of tables.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "images_per_class", "seed")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction is {self.val_fraction}, expected between 0 and 1")
