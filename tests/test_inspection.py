@@ -67,7 +67,7 @@ def test_a_corrupt_file_is_named_everywhere_and_exits_6(
     done, result, page = inspected
     bad = str(planted / "train" / "dog" / "2.png")
     assert done.code == 6
-    assert f"1 images can't be read: {bad}; all others were looked at. " in done.error
+    assert f"1 of 20 images can't be read: {bad}; all others were looked at. " in done.error
     (corrupt,) = result["parts"]["train"]["corrupt"]
     assert corrupt["image"] == bad
     assert "damaged image" in corrupt["problem"]
@@ -124,7 +124,7 @@ def test_copies_leaks_and_contradictions_are_told_apart(
     ]
     assert [(g["leak"], g["contradiction"]) for g in found["groups"]] == [(True, False), (False, True), (False, False)]
     assert [one["part"] for one in found["groups"][0]["images"]] == ["train", "val"]
-    assert "3 duplicates; 1 groups of them leak from training into another part, 1 have different classes" in done.out
+    assert "3 duplicates, in 3 groups: 1 from training into another part, 1 with different classes" in done.out
     assert html.escape("<eel> & co/leak.png") in page
 
 
@@ -234,7 +234,7 @@ def test_a_class_whose_images_are_all_corrupt_has_no_weight(
         path.write_bytes(b"no image")
     done = leanvit("data", "inspect", root, "--output", tmp_path / "out")
     assert done.code == 6
-    assert "2 images can't be read" in done.error
+    assert "2 of 8 images can't be read" in done.error
     balance = read_result(tmp_path / "out")["balance"]
     assert balance["ratio"] is None
     assert balance["weights"] == {"a": 0.5, "b": None}

@@ -65,48 +65,66 @@ def train(config: configs.TrainConfig) -> int:
 
 
 def _load_any(path: str) -> tuple[Any, Any]:
-    """(network, CheckpointInfo) of a checkpoint or quantized model."""
-    from leanvit.checkpoint import load_checkpoint
+    """(network, CheckpointInfo) of a checkpoint, a run folder, NAME.TAG or a quantized model."""
     from leanvit.quant.store import is_quantized, load_quantized
 
     if is_quantized(path):
         quantized, info = load_quantized(path)
         return quantized.module, info
-    return load_checkpoint(path)
+    return _load_model(path)
 
 
-def _accuracy(path: str, config: configs.ValConfig) -> dict[str, Any]:
+def _accuracy(config: configs.ValConfig) -> dict[str, Any]:
+    """Top-1 and top-5 alone."""
     from dataclasses import asdict
 
-    from leanvit.data import Loader, check_classes, load_split
+    from leanvit.data import Loader, check_classes
+    from leanvit.evaluation.run import read_images
+    from leanvit.evaluation.subject import open_bundle, set_threads
     from leanvit.export.bundle import is_bundle
     from leanvit.export.verify import run_logits, top1_percent
-    from leanvit.runtime import Predictor
     from leanvit.train import evaluate, pick_device
 
-    if is_bundle(Path(path)):
-        predictor = Predictor(path)
-        evaluation = _bundle_images(predictor.manifest, config.data, config.split)
+    if is_bundle(Path(config.model)):
+        predictor = open_bundle(config)
+        evaluation = _bundle_images(predictor.manifest, read_images(config, predictor.manifest.data), config.bad_images)
         logits = run_logits(predictor, evaluation.pixels, config.batch_size)
         top5 = (logits.argsort(1)[:, -5:] == evaluation.labels[:, None]).any(1)
         correct = int((logits.argmax(1) == evaluation.labels).sum())
         top1 = top1_percent(logits, evaluation.labels)
         return {"top1": top1, "top5": 100 * float(top5.mean()), "images": len(logits), "correct": correct}
-    network, info = _load_any(path)
-    images = load_split(config.data, config.split, val_fraction=info.val_fraction, seed=info.seed)
+    set_threads(config)
+    network, info = _load_any(config.model)
+    images = read_images(config, {"val_fraction": info.val_fraction, "seed": info.seed})
     check_classes(images.classes, info.labels, config.data)
     device = pick_device(config.device)
-    return asdict(evaluate(network.to(device), Loader(images, info.preprocess, config.batch_size), device))
+    loader = Loader(images, info.preprocess, config.batch_size, config.bad_images)
+    return asdict(evaluate(network.to(device), loader, device))
 
 
 def val(config: configs.ValConfig) -> int:
-    """Accuracy of a checkpoint, quantized model or bundle."""
-    result = _accuracy(config.model, config)
+    """Accuracy of a checkpoint, quantized model or bundle, and on request all else that is known of its answers."""
+    if config.is_detailed:
+        return _val_detailed(config)
+    result = _accuracy(config)
     if config.json:
         print_json(result)
     else:
         counted = f"({result['correct']} of {result['images']} images)"
         print(f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  {counted}")
+    return errors.EXIT_OK
+
+
+def _val_detailed(config: configs.ValConfig) -> int:
+    from leanvit.evaluation.run import print_result, run
+
+    result = run(config)
+    if config.json:
+        print_json(result)
+    else:
+        print_result(result)
+    if config.output:
+        note(f"next: leanvit report {config.output}")
     return errors.EXIT_OK
 
 
@@ -195,17 +213,15 @@ def _float_top1(model: Any, info: Any, config: configs.ExportConfig) -> float | 
     return measured["top1"] if measured else None
 
 
-def _bundle_images(manifest: Any, data: str, split: Any) -> Any:
-    """Labelled, prepared images for a bundle, split as in its training."""
+def _bundle_images(manifest: Any, images: Any, bad_images: Any = "fail") -> Any:
+    """Labelled, prepared images for a bundle."""
     import numpy as np
 
-    from leanvit.data import Loader, check_classes, load_split
+    from leanvit.data import Loader, check_classes
     from leanvit.export.verify import Evaluation
 
-    options = {k: manifest.data[k] for k in ("val_fraction", "seed") if k in manifest.data}
-    images = load_split(data, split, **options)
-    check_classes(images.classes, manifest.labels, data)
-    batches = list(Loader(images, manifest.preprocess, 64))
+    check_classes(images.classes, manifest.labels, images.name)
+    batches = list(Loader(images, manifest.preprocess, 64, bad_images))
     pixels = np.concatenate([x.numpy() for x, _ in batches])
     labels = np.concatenate([y.numpy() for _, y in batches])
     return Evaluation(pixels, labels, images.name, classes=images.classes)
@@ -359,8 +375,9 @@ def data_inspect(config: configs.DataInspectConfig) -> int:
     corrupt = [one["image"] for part in result["parts"].values() for one in part["corrupt"]]
     if corrupt:
         named = ", ".join(corrupt[:3]) + (f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
+        total = sum(part["images"] for part in result["parts"].values())
         raise errors.PartialError(
-            f"{len(corrupt)} images can't be read: {named}; all others were looked at. "
+            f"{len(corrupt)} of {total} images can't be read: {named}; all others were looked at. "
             "Replace or remove them, or train with --bad-images skip."
         )
     return errors.EXIT_OK
@@ -377,12 +394,10 @@ def _print_inspection(result: dict[str, Any]) -> None:
     print_table(result["data"], columns, rows)
     balance, copies = result["balance"], result["duplicates"]
     ends = [f"{balance[end]['images']} of '{balance[end]['class']}'" for end in ("largest", "smallest")]
-    ratio = f" (ratio {balance['ratio']:.2f})" if balance["ratio"] else ""
-    print(f"{len(result['classes'])} classes, from {ends[0]} to {ends[1]} training images{ratio}")
-    print(
-        f"{copies['extra']} duplicates; {copies['leaks']} groups of them leak from training into another part, "
-        f"{copies['contradictions']} have different classes"
-    )
+    ratio = f"{balance['ratio']:.2f}" if balance["ratio"] else "none"
+    print(f"{len(result['classes'])} classes, readable training images from {ends[0]} to {ends[1]}, ratio {ratio}")
+    kinds = f"{copies['leaks']} from training into another part, {copies['contradictions']} with different classes"
+    print(f"{copies['extra']} duplicates, in {len(copies['groups'])} groups: {kinds}")
 
 
 def report(config: configs.ReportConfig) -> int:

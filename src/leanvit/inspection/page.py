@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from leanvit._svg import Markup, Row, bar_chart, facts, figure, fixed, join, short, significant, table, tag
+from leanvit._svg import Markup, Row, bar_chart, facts, figure, fixed, join, panels, short, significant, table, tag
 from leanvit.datasets import ImageSet
 from leanvit.progress import track
 from leanvit.report.shell import document
@@ -76,14 +76,17 @@ def _classes(result: dict[str, Any], images: ImageSet, count: int, seed: int) ->
     return join([_chart(result), table(caption, heads, rows, align)])
 
 
-def _chart(result: dict[str, Any]) -> Markup | None:
-    """Bars of the training images, largest class first; where there are many classes, those at both ends."""
-    counts = sorted(result["parts"]["train"]["per_class"].items(), key=lambda pair: -pair[1])
-    shown = counts if len(counts) <= _BARS else [*counts[: _BARS // 2], *counts[-_BARS // 2 :]]
-    bars = [Row(name, float(value), fixed(value)) for name, value in shown]
-    part = "" if len(shown) == len(counts) else f"; the {_BARS // 2} largest and {_BARS // 2} smallest of {len(counts)}"
-    chart = bar_chart("balance", "Training images of each class", bars, "training images")
-    return figure(f"Training images of each class{part}.", chart)
+def _chart(result: dict[str, Any]) -> Markup:
+    """Bars of training and validation images, largest class first; where there are many classes, those at both ends."""
+    counts = {split: result["parts"][split]["per_class"] for split in ("train", "val")}
+    names = sorted(result["classes"], key=lambda name: -counts["train"][name])
+    shown = names if len(names) <= _BARS else [*names[: _BARS // 2], *names[-_BARS // 2 :]]
+    charts = []
+    for split, label in (("train", "training images"), ("val", "validation images")):
+        bars = [Row(name, float(counts[split][name]), fixed(counts[split][name])) for name in shown]
+        charts.append(bar_chart(f"balance-{split}", f"Classes by {label}", bars, label))
+    part = "" if shown == names else f"; the {_BARS // 2} largest and {_BARS // 2} smallest of {len(names)}"
+    return figure(f"Training and validation images of each class{part}.", panels(*charts))
 
 
 def _picture(name: str, strip: bytes | None) -> Markup | None:
@@ -143,7 +146,7 @@ def _corrupt(result: dict[str, Any]) -> Markup:
     rows = [(split, one["image"], one["problem"]) for split, part in result["parts"].items() for one in part["corrupt"]]
     if not rows:
         return tag("p", "None: every image was decoded.")
-    shown = [(short(image, 90), split, problem) for split, image, problem in rows[:_LISTED]]
+    shown = [(short(image, 90), split, problem.removeprefix(f"{image}: ")) for split, image, problem in rows[:_LISTED]]
     return table(f"{_first(len(rows))}What stopped the decoder.", ["image", "part", "problem"], shown, "lll")
 
 
