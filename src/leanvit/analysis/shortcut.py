@@ -7,7 +7,7 @@ again, so it tells what this classifier relies on, not what a network without th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ def shortcut_ablation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
     "correct", "top1" in percent}, the first as it is. Raises ModelError where the model has no ExShortcut over
     several scales, DataError without images.
     """
-    net, strides, channels = _scales(model)
+    net = require_scales(model)
+    strides, channels = _scales(net)
     cases = _cases(strides)
     masks = [torch.cat([torch.full((n,), float(s not in case)) for s, n in zip(strides, channels, strict=True)])
              for case in cases]  # fmt: skip
@@ -46,16 +47,21 @@ def shortcut_ablation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
     return {"images": count, "strides": strides, "rows": rows}
 
 
-def _scales(model: nn.Module) -> tuple[ExShortcutNet, list[int], list[int]]:
-    """The network, and of each scale that the classifier sees its stride and its channels."""
+def require_scales(model: nn.Module) -> ExShortcutNet:
+    """The model as a network with an ExShortcut over several scales; raises ModelError where it is none."""
     if not isinstance(model, ExShortcutNet) or not isinstance(model.shortcut, ExShortcut) or len(model.taps) < 2:
         raise ModelError(
             f"{type(model).__name__} has no ExShortcut over several scales, expected one to leave scales out of. "
             "Choose exmobilevit_*, or give a model one with leanvit.models.add_exshortcut."
         )
-    strides = [int(model.feature_info[tap]["reduction"]) for tap in model.taps]
-    channels = [int(conv.conv.out_channels) for conv in model.shortcut.convs]  # type: ignore[union-attr, arg-type]
-    return model, strides, channels
+    return model
+
+
+def _scales(net: ExShortcutNet) -> tuple[list[int], list[int]]:
+    """Of each scale that the classifier sees its stride and its channels."""
+    strides = [int(net.feature_info[tap]["reduction"]) for tap in net.taps]
+    channels = [int(conv.conv.out_channels) for conv in cast(Any, net.shortcut).convs]
+    return strides, channels
 
 
 def _cases(strides: list[int]) -> list[tuple[int, ...]]:

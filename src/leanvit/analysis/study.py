@@ -27,7 +27,7 @@ from leanvit.analysis.diversity import layer_tokens, rank_one_residual, token_di
 from leanvit.analysis.field import area_share, effective_field
 from leanvit.analysis.rollout import rollout_map
 from leanvit.analysis.running import evaluating
-from leanvit.analysis.shortcut import shortcut_ablation
+from leanvit.analysis.shortcut import require_scales, shortcut_ablation
 from leanvit.bench import machine
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import AnalyzeConfig
@@ -207,10 +207,8 @@ def _diversity(subject: Subject) -> Json:
 
 def _shortcut(subject: Subject) -> Json:
     info, config = subject.info, subject.config
+    require_scales(subject.model)
     check_classes(subject.images.classes, info.labels, config.data)
-    # Before anything is decoded: most models have no shortcut.
-    shortcut_ablation(subject.model, ((to_input(torch.from_numpy(subject.pixels[:1]), info.preprocess, subject.device),
-                                       torch.zeros(1, dtype=torch.int64, device=subject.device)),))  # fmt: skip
     count = min(config.accuracy_images or len(subject.images), len(subject.images))
     loader = Loader(subject.images.subset(np.arange(count)), info.preprocess, 64, "skip")
 
