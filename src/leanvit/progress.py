@@ -13,8 +13,19 @@ Item = TypeVar("Item")
 PLAIN_INTERVAL_SECONDS = 5.0
 
 
+_silent = False
+
+
+def silence() -> None:
+    """Show nothing from now on: of processes that do the same work, one speaks."""
+    global _silent
+    _silent = True
+
+
 def note(message: str) -> None:
     """One line to standard error."""
+    if _silent:
+        return
     print(message, file=sys.stderr, flush=True)
 
 
@@ -33,7 +44,7 @@ class Bar:
 
     def __enter__(self) -> Self:
         """Show the bar where standard error is a terminal and rich is installed."""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             try:
                 from rich.console import Console
                 from rich.progress import (

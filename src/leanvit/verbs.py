@@ -55,8 +55,11 @@ def models(config: configs.ModelsConfig) -> int:
 def train(config: configs.TrainConfig) -> int:
     """Train, and say where the result is."""
     from leanvit.train import run
+    from leanvit.train.processes import from_environment
 
     result = run(config)
+    if not from_environment().first:
+        return errors.EXIT_OK
     best = result.best
     print(f"best top-1 {best.top1:.2f}% ({best.correct} of {best.images} images) in {result.seconds:.0f} s")
     print(f"checkpoint {result.checkpoint}")
@@ -65,13 +68,14 @@ def train(config: configs.TrainConfig) -> int:
 
 
 def _load_any(path: str) -> tuple[Any, Any]:
-    """(network, CheckpointInfo) of a checkpoint, a run folder, NAME.TAG or a quantized model."""
+    """(network, CheckpointInfo) of a checkpoint or quantized model."""
+    from leanvit.checkpoint import load_checkpoint
     from leanvit.quant.store import is_quantized, load_quantized
 
     if is_quantized(path):
         quantized, info = load_quantized(path)
         return quantized.module, info
-    return _load_model(path)
+    return load_checkpoint(path)
 
 
 def _accuracy(config: configs.ValConfig) -> dict[str, Any]:
@@ -80,26 +84,26 @@ def _accuracy(config: configs.ValConfig) -> dict[str, Any]:
 
     from leanvit.data import Loader, check_classes
     from leanvit.evaluation.run import read_images
-    from leanvit.evaluation.subject import open_bundle, set_threads
+    from leanvit.evaluation.subject import open_network
     from leanvit.export.bundle import is_bundle
     from leanvit.export.verify import run_logits, top1_percent
-    from leanvit.train import evaluate, pick_device
+    from leanvit.runtime import Predictor
+    from leanvit.train import evaluate
 
     if is_bundle(Path(config.model)):
-        predictor = open_bundle(config)
-        evaluation = _bundle_images(predictor.manifest, read_images(config, predictor.manifest.data), config.bad_images)
+        predictor = Predictor(config.model, threads=config.threads, runtime=config.runtime or "onnxruntime")
+        images, _ = read_images(config, predictor.manifest.data)
+        evaluation = _bundle_images(predictor.manifest, config.data, images, config.bad_images)
         logits = run_logits(predictor, evaluation.pixels, config.batch_size)
         top5 = (logits.argsort(1)[:, -5:] == evaluation.labels[:, None]).any(1)
         correct = int((logits.argmax(1) == evaluation.labels).sum())
         top1 = top1_percent(logits, evaluation.labels)
         return {"top1": top1, "top5": 100 * float(top5.mean()), "images": len(logits), "correct": correct}
-    set_threads(config)
-    network, info = _load_any(config.model)
-    images = read_images(config, {"val_fraction": info.val_fraction, "seed": info.seed})
+    network, info, device = open_network(config)
+    images, _ = read_images(config, {"val_fraction": info.val_fraction, "seed": info.seed})
     check_classes(images.classes, info.labels, config.data)
-    device = pick_device(config.device)
     loader = Loader(images, info.preprocess, config.batch_size, config.bad_images)
-    return asdict(evaluate(network.to(device), loader, device))
+    return asdict(evaluate(network, loader, device))
 
 
 def val(config: configs.ValConfig) -> int:
@@ -213,14 +217,14 @@ def _float_top1(model: Any, info: Any, config: configs.ExportConfig) -> float | 
     return measured["top1"] if measured else None
 
 
-def _bundle_images(manifest: Any, images: Any, bad_images: Any = "fail") -> Any:
+def _bundle_images(manifest: Any, data: str, images: Any, bad_images: Any = "fail") -> Any:
     """Labelled, prepared images for a bundle."""
     import numpy as np
 
     from leanvit.data import Loader, check_classes
     from leanvit.export.verify import Evaluation
 
-    check_classes(images.classes, manifest.labels, images.name)
+    check_classes(images.classes, manifest.labels, data)
     batches = list(Loader(images, manifest.preprocess, 64, bad_images))
     pixels = np.concatenate([x.numpy() for x, _ in batches])
     labels = np.concatenate([y.numpy() for _, y in batches])
@@ -242,11 +246,15 @@ def verify(config: configs.VerifyConfig) -> int:
     """Check a bundle."""
     from dataclasses import replace
 
+    from leanvit.data import load_split
     from leanvit.export.verify import require_passed, verify_bundle
     from leanvit.runtime import read_manifest
 
     manifest = read_manifest(config.bundle)
-    evaluation = _bundle_images(manifest, config.data, "val") if config.data else None
+    evaluation = None
+    if config.data:
+        split = {key: manifest.data[key] for key in ("val_fraction", "seed") if key in manifest.data}
+        evaluation = _bundle_images(manifest, config.data, load_split(config.data, "val", **split))
     if config.model:
         from leanvit.export.api import synthetic_images, torch_logits
         from leanvit.export.verify import Evaluation

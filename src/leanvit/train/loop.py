@@ -18,7 +18,7 @@ from leanvit.data import ImageSet, Loader, load_split, to_input
 from leanvit.distill import Answer, Student, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.errors import CheckpointError, ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
-from leanvit.progress import Bar, note
+from leanvit.progress import Bar, note, silence
 from leanvit.train.accuracy import Accuracy, evaluate
 from leanvit.train.augment import DROPPING, draws, erase, mix, resample, seed_of
 from leanvit.train.batches import Batches, Part
@@ -90,7 +90,7 @@ class Trainer:
         self.student = make_student(self.model, size, self.teacher, config) if self.teacher else None
         self.learner: nn.Module = (self.student or self.model).to(self.device)
         if config.fsdp and self.processes.world > 1:
-            shard(self.learner)
+            shard(self.learner, self.processes, self.device)
         project = self.student.project if self.student else None
         self.optimizer = make_optimizer(self.model, config, *([project] if project else []))
         self.average = self._make_average() if config.model_ema_decay else None
@@ -377,6 +377,7 @@ def run(config: TrainConfig) -> TrainResult:
     processes = from_environment()
     device = pick_device(config.device, processes.local_rank if processes.world > 1 else None)
     if not processes.first:
+        silence()
         with connected(processes, device):
             return Trainer(config, processes).fit()
     with only_writer(config.output), connected(processes, device):

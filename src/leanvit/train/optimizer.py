@@ -36,19 +36,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *extra: nn.Module) -> 
     """timm's optimizer `config.opt`; norms, biases and what the model's `no_weight_decay` names are not decayed.
 
     extra: modules beside the model that learn at the full rate, such as projections of feature hints.
-    Raises ConfigError for an optimizer that timm doesn't know, or layers that can't be told apart.
+    Raises ConfigError for an optimizer that timm doesn't know.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
     if config.opt not in list_optimizers():
         raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
-    try:
-        groups = cast(list[dict[str, Any]], _groups(model, config))
-    except (AttributeError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"layer_decay is {config.layer_decay}, but the layers of {type(model).__name__} can't be told apart "
-            f"({error}). Leave --layer-decay out."
-        ) from error
+    groups = cast(list[dict[str, Any]], _groups(model, config))
     added = [p for module in extra for p in module.parameters()]
     if added:
         groups.append({"params": added, "weight_decay": 0.0})

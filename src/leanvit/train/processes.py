@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from leanvit.errors import ConfigError
 
+SMALLEST_GROUP = 2**16
+"""Parameters below which a block is not worth messages of its own."""
+
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -89,21 +92,23 @@ def wrap(learner: nn.Module, processes: Processes, device: torch.device) -> nn.M
     return nn.parallel.DistributedDataParallel(learner, device_ids=ids)
 
 
-def shard(learner: nn.Module) -> nn.Module:
-    """`learner` with its parameters sharded over all processes (FSDP2), one group for each repeated block.
+def shard(learner: nn.Module, processes: Processes, device: torch.device) -> None:
+    """Shard the parameters of `learner` over all processes (FSDP2), one group for each repeated block.
 
     Blocks are the members of module lists and sequences that hold several modules of one class, as transformers do.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for module in learner.modules():
+    mesh = init_device_mesh(device.type, (processes.world,))
+    # Inner blocks first: what is sharded already is not part of the group around it.
+    for module in reversed(list(learner.modules())):
         children = list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
         if len(children) > 1 and len({type(child) for child in children}) == 1:
             for child in children:
-                if any(True for _ in child.parameters()):
-                    fully_shard(child)
-    fully_shard(learner)
-    return learner
+                if sum(p.numel() for p in child.parameters()) >= SMALLEST_GROUP:
+                    fully_shard(child, mesh=mesh)
+    fully_shard(learner, mesh=mesh)
 
 
 def without_sync(learner: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

@@ -93,6 +93,8 @@ def save_state(
                 tensors[where] = whole(value)
             else:
                 numbers[where] = value
+    for number, group in enumerate(state["param_groups"]):
+        tensors |= {f"group.{number}:{key}": whole(v) for key, v in group.items() if isinstance(v, Tensor)}
     if not writes:
         return
     metadata = {
@@ -157,7 +159,10 @@ def load_state(
             f"{path} has {len(scalars['groups'])} groups of parameters, expected {len(groups)}. "
             "Resume with the settings that the run started with (config.yaml)."
         )
-    merged = [{**group, **saved} for group, saved in zip(groups, scalars["groups"], strict=True)]
+    merged = [
+        {**group, **saved, **_under(f"group.{number}:", tensors)}
+        for number, (group, saved) in enumerate(zip(groups, scalars["groups"], strict=True))
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
