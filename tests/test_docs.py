@@ -18,6 +18,7 @@ import pytest
 import timm
 
 from leanvit.cli import parse
+from leanvit.datasets import KINDS, load_split
 from leanvit.models import model_names
 from leanvit.models._convert import FAMILIES as OFFICIAL
 
@@ -173,3 +174,30 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
         if not re.match(r"https?://|mailto:|#", link):
             assert (page.parent / link.split("#")[0]).exists(), link
+
+
+DATA = ROOT / "docs" / "data.md"
+
+
+def test_the_page_about_data_runs_and_names_every_kind() -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(DATA, "python"):
+        exec(block, names)
+    lines = [shlex.split(line.removeprefix("$ ")) for line in "".join(blocks(DATA, "console")).splitlines()]
+    for program, verb, *arguments in lines:
+        words = 2 if verb == "data" else 1
+        assert program == "leanvit"
+        parse(" ".join([verb, *arguments][:words]), [verb, *arguments][words:])
+    for kind in KINDS:
+        assert f"`{kind}:" in read(DATA)
+    assert set(re.findall(r"^\| `([a-z0-9-]+):[A-Z]", read(DATA), re.MULTILINE)) <= {*KINDS, "fashion-mnist"}
+
+
+def test_the_table_of_the_page_about_data_is_read(tmp_path: Path) -> None:
+    (text,) = (block for block in blocks(DATA, "text") if block.startswith("path,"))
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    for name in re.findall(r"photos/[^\"\n]+?\.jpg", text):
+        (tmp_path / name).touch()
+    assert [len(load_split(str(path), part)) for part in ("train", "val")] == [2, 2]
