@@ -142,9 +142,15 @@ def test_images_worked_on_in_pieces_come_back_in_order(monkeypatch: pytest.Monke
         assert torch.allclose(one.weights, other.weights, atol=1e-5)
 
 
-def test_logits_mixed_in_place_and_images_that_would_be_read_in_blocks_give_the_same_maps() -> None:
+def test_logits_mixed_in_place_and_images_that_would_be_read_in_blocks_give_the_same_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from leanvit.models import _attention, revit
+
     model, x = build("revit_micro")
     expected = [layer.weights for layer in attention_layers(model, x)]
+    monkeypatch.setattr(revit, "LINEAR_FROM_BYTES", 0)
+    monkeypatch.setattr(_attention, "BLOCK_BYTES", 1)  # 16 queries of one head at a time
     model.set_attention_memory("linear")
     found = [layer.weights for layer in attention_layers(model, x)]
     assert model.attention_memory == "linear"

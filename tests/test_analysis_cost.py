@@ -43,6 +43,15 @@ def test_fused_attention_holds_no_weights_and_carried_logits_do() -> None:
     assert revit[1]["activation_bytes"] >= 4 * heads * tokens**2
 
 
+def test_logits_that_are_computed_in_blocks_are_not_held() -> None:
+    model = timm.create_model("revit_micro")
+    (whole,) = cost_at(model, [128])
+    model.set_attention_memory("linear")
+    (blocks,) = cost_at(model, [128])
+    assert blocks["activation_bytes"] != whole["activation_bytes"]
+    assert blocks["macs"] > whole["macs"]
+
+
 @pytest.mark.parametrize("name", ["vit_micro", "swin_micro", "vitaev2_micro"])
 def test_the_model_s_own_size_costs_what_the_table_of_models_says(name: str) -> None:
     (entry,) = leanvit.models.list_models(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,16 @@ def test_images_of_any_form_are_looked_at(tmp_path: Path, leanvit: Run) -> None:
     done = leanvit("analyze", model, "--data", tmp_path / "data", "--parts", "distance", "--output", out)
     assert done.code == 0, done.err
     assert read(out)[1]["0/pixels"].shape == (2, 28, 28, 3)
+
+
+def test_two_models_of_unlike_splits_are_told_apart(checkpoints: dict[str, Path], tmp_path: Path, leanvit: Run) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_micro", num_classes=10)
+    other = tmp_path / "other model.safetensors"
+    save_checkpoint(other, model, CheckpointInfo("vit_micro", DIGITS, preprocess_for(model), seed=5))
+    arguments = [checkpoints["vit_micro"], other, "--images", 1, "--parts", "diversity", "--output", tmp_path / "out"]
+    done = leanvit("analyze", *arguments)
+    assert done.code == 0
+    assert f"{other} was trained on another split than" in done.err
+    # A path with a space can be given to a shell as it stands.
+    assert shlex.split(read(tmp_path / "out")[0]["command"])[3] == str(other)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.analysis.places import Places, find_places, prefix_tokens
-from leanvit.analysis.running import evaluating
+from leanvit.analysis.running import evaluating, whole_logits
 from leanvit.errors import ModelError
 from leanvit.models.vitae import EPSILON, Performer, as_float
 
@@ -78,7 +78,7 @@ def attention_layers(model: nn.Module, x: Tensor) -> list[AttentionLayer]:
     Raises ModelError where the model has no such attention.
     """
     recorder = _Recorder(model)
-    with torch.inference_mode(), evaluating(model), recorder.hooked(), recorder:
+    with torch.inference_mode(), evaluating(model), whole_logits(model), recorder.hooked(), recorder:
         model(x)
     if not recorder.pieces:
         raise ModelError(

@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from leanvit.analysis.running import evaluating
 from leanvit.errors import LeanvitError, ModelError
 from leanvit.models import count_macs
 
@@ -85,8 +84,8 @@ def _count_live(model: nn.Module, side: int) -> int:
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     x = torch.empty(1, getattr(model, "in_chans", 3), side, side, device="meta")
     live = _Live({*known, x.untyped_storage()._cdata})
-    with torch.inference_mode(), evaluating(model), torch.device("meta"), live, _Fused():
-        model(x)
+    with torch.inference_mode(), torch.device("meta"), live, _Fused():
+        model.eval()(x)
     return live.peak
 
 

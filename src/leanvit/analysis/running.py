@@ -11,17 +11,25 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and ReViT's logits kept whole; what each was set to before comes back."""
+    """Every module in eval mode; what each was in before comes back."""
     training = {module: module.training for module in model.modules()}
-    linear = [module for module in model.modules() if hasattr(module, "set_attention_memory")]
-    memory = [cast(Any, module).attention_memory for module in linear]
     try:
         model.eval()
-        for module in linear:
-            cast(Any, module).set_attention_memory("quadratic")
         yield
     finally:
         for module, was in training.items():
             module.training = was
-        for module, was in zip(linear, memory, strict=True):
-            cast(Any, module).set_attention_memory(was)
+
+
+@contextlib.contextmanager
+def whole_logits(model: nn.Module) -> Iterator[None]:
+    """ReViT's logits kept whole, where it would compute them in blocks of queries; its setting comes back."""
+    holders = [cast(Any, module) for module in model.modules() if hasattr(module, "set_attention_memory")]
+    before = [holder.attention_memory for holder in holders]
+    try:
+        for holder in holders:
+            holder.set_attention_memory("quadratic")
+        yield
+    finally:
+        for holder, was in zip(holders, before, strict=True):
+            holder.set_attention_memory(was)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -123,6 +124,8 @@ def study(
     parts = [part for part in PARTS if not config.parts or part in config.parts]
     with Bar("analyze", None) as bar:
         for index, (name, model, info) in enumerate(models):
+            if (info.val_fraction, info.seed) != (models[0][2].val_fraction, models[0][2].seed):
+                note(f"{name} was trained on another split than {models[0][0]}: it may have seen some of these images")
             pixels = np.stack([images.pixels(int(i), info.preprocess) for i in chosen])
             subject = Subject(name, model.to(device), info, images.subset(order), pixels, config, device, bar)
             result["models"].append(_study_one(subject, parts))
@@ -273,7 +276,7 @@ def describe_run(config: AnalyzeConfig, result: Json) -> Json:
             words = [] if value is True else value if isinstance(value, list) else [value]
             flags += [f"--{option.name.replace('_', '-')}", *map(str, words)]
     return {
-        "command": " ".join(["leanvit analyze", *config.models, *flags]),
+        "command": shlex.join(["leanvit", "analyze", *config.models, *flags]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "machine": machine(),
