@@ -17,8 +17,9 @@ from leanvit.config import TrainConfig
 from leanvit.data import Loader, load_split
 from leanvit.errors import CheckpointError, ConfigError, NumericalError, RunLockedError
 from leanvit.files import only_writer, read_json
-from leanvit.train import Trainer, autocast_dtype, evaluate, learning_rate, make_optimizer, pick_device, run
+from leanvit.train import Accuracy, Trainer, autocast_dtype, evaluate, learning_rate, make_optimizer, pick_device, run
 from leanvit.train.batches import Part
+from leanvit.train.setup import some_of_each_class
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,96 @@ def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeyp
     model, _ = load_checkpoint(config.output)
     assert all(p.isfinite().all() for p in model.parameters())
     assert len(read_json(Path(config.output) / "train.json")["history"]) == 2
+
+
+def test_the_batch_of_a_nan_loss_is_kept(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer._prepare
+
+    def poisoned(self: Trainer, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, target = original(self, part, step)
+        x[0] = torch.inf if step == 5 else x[0]
+        return x, target
+
+    monkeypatch.setattr(Trainer, "_prepare", poisoned)
+    with pytest.raises(NumericalError, match=r"The batch is in .*nan_batch\.safetensors"):
+        run(config)
+    batch = load_file(Path(config.output) / "nan_batch.safetensors")
+    assert not batch["augmented"].isfinite().all()
+    images = load_split(config.data, "train", val_fraction=config.val_fraction, seed=config.seed)
+    loader = Loader(images, Trainer(config).info.preprocess, 8)
+    pixels, labels = loader.fetch(batch["indices"].numpy())
+    assert torch.equal(batch["images"], pixels)
+    assert torch.equal(batch["labels"], labels)
+
+
+def test_patience_ends_a_run_that_gets_no_better(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([50.0, 75.0, 62.5, 75.0, 25.0, 87.5])
+
+    def validate(self: Trainer) -> Accuracy:
+        return Accuracy(next(values), 100.0, 1.0, 8, 4)
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    result = run(replace(config, epochs=9, patience=3))
+    assert [row["val_top1"] for row in result.history] == [50.0, 75.0, 62.5, 75.0, 25.0]
+    assert result.best.top1 == 75.0
+    again = run(replace(config, epochs=9, patience=3, resume=True))
+    assert len(again.history) == 5
+
+
+def test_the_average_is_what_is_validated_and_kept(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, model_ema_decay=0.9, epochs=2))
+    with only_writer(config.output):
+        trainer.fit()
+    average = {k: v for k, v in trainer.average.module.state_dict().items() if v.is_floating_point()}
+    assert any(not torch.equal(v, trainer.model.state_dict()[k]) for k, v in average.items())
+    measured = evaluate(trainer.average.module, trainer.val_loader)
+    assert trainer.progress.history[-1]["val_loss"] == pytest.approx(measured.loss)
+
+
+def test_class_weights_make_a_rare_class_count_as_much(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, class_weights="balanced", smoothing=0.0))
+    trainer.weights = torch.tensor([3.0, 0.5])
+    part = next(iter(trainer.batches.epoch(0)))
+    x, target = trainer._prepare(part, 0)
+    answer = trainer._answer(x)
+    plain = torch.nn.functional.cross_entropy(answer.logits.float(), target, reduction="none")
+    assert torch.allclose(trainer._losses(answer, target, x), plain * trainer.weights[target])
+
+
+@pytest.mark.parametrize("options", [{"train_fraction": 0.25}, {"images_per_class": 4}])
+def test_a_part_of_the_training_images_has_every_class_and_grows_by_addition(
+    config: TrainConfig, options: dict[str, float]
+) -> None:
+    images = load_split(config.data, "train", val_fraction=config.val_fraction, seed=config.seed)
+    part = some_of_each_class(images, replace(config, **options))
+    assert np.bincount(part.labels).tolist() == [4, 4]
+    more = some_of_each_class(images, replace(config, **{name: value * 2 for name, value in options.items()}))
+    assert set(map(str, part.sources)) < set(map(str, more.sources))
+    other = some_of_each_class(images, replace(config, seed=1, **options))
+    assert set(map(str, part.sources)) != set(map(str, other.sources))
+
+
+@pytest.mark.parametrize(
+    "options", [{"grad_checkpointing": True}, {"grad_accum_steps": 2}, {"cache": "none", "degrees": 0.0}]
+)
+def test_ways_to_save_memory_learn_the_same(config: TrainConfig, tmp_path: Path, options: dict[str, object]) -> None:
+    config = replace(config, epochs=1, amp="none", crop_scale=(1.0, 1.0), degrees=0.0)
+    first, second = (run(replace(config, output=str(tmp_path / str(i)), **o)) for i, o in enumerate(({}, options)))
+    assert second.history[0]["train_loss"] == pytest.approx(first.history[0]["train_loss"], rel=1e-3)
+
+
+def test_a_network_without_checkpoints_for_gradients_says_so(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer.model = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"Linear can't checkpoint gradients. Leave --grad-checkpointing out"):
+        trainer._checkpoint_gradients()
+
+
+@pytest.mark.parametrize("amp", ["float16", "bfloat16"])
+def test_half_precision_learns_and_goes_on(config: TrainConfig, amp: str) -> None:
+    run(replace(config, amp=amp, epochs=1))
+    result = run(replace(config, amp=amp, epochs=2, resume=True))
+    assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
 
 
 def test_two_runs_never_share_a_folder(config: TrainConfig) -> None:

@@ -114,6 +114,9 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "nncf": "peers",
+    "tensorboard": "trackers",
+    "wandb": "trackers",
+    "mlflow": "trackers",
     "datasets": "data",
     "braceexpand": "data",
 }

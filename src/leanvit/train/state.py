@@ -62,7 +62,7 @@ class Progress:
     seen: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     best: Accuracy | None = None
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
     version: int = 2
 
 
