@@ -59,6 +59,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "std": st.tuples(positive, positive, positive),
     "models": st.lists(st.text(), max_size=2),
     "batch_sizes": st.lists(st.integers(1, 512), min_size=1).map(tuple),
+    "severities": st.lists(st.integers(1, 5), min_size=1, max_size=5),
 }
 
 
@@ -253,6 +254,10 @@ def test_nested_values_are_checked_as_well() -> None:
         (QuantizeConfig, "calibration_images", [0], [1]),
         (QuantizeConfig, "seed", [-1], [0]),
         (ValConfig, "batch_size", [0], [1]),
+        (ValConfig, "limit", [0], [None, 1]),
+        (ValConfig, "shifts", [-1], [0]),
+        (ValConfig, "threads", [-1], [0]),
+        (ValConfig, "severities", [[], [0], [1, 6]], [[5, 1]]),
         (ExportConfig, "batch_size", [0], [1]),
         (ExportConfig, "max_drop", [-0.5, math.nan], [0.0]),
         (PredictConfig, "top_k", [0], [1]),

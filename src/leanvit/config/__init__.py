@@ -18,10 +18,10 @@ from leanvit.config.commands import (
     ReportConfig,
     Runtime,
     RuntimeChoice,
-    ValConfig,
     VerifyConfig,
 )
 from leanvit.config.datasets import DataInspectConfig
+from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.training import TrainConfig
@@ -35,12 +35,14 @@ __all__ = [
     "BenchmarkConfig",
     "Budget",
     "ConvertConfig",
+    "Corruption",
     "DataInspectConfig",
     "DemoConfig",
     "DoctorConfig",
     "ExportConfig",
     "MPTQConfig",
     "ModelsConfig",
+    "Padding",
     "PredictConfig",
     "Preprocess",
     "Profile",

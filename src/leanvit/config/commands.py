@@ -27,22 +27,6 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValConfig:
-    """Measure top-1 and top-5 of a checkpoint, a quantized model or a bundle."""
-
-    model: str = option(MISSING, "Checkpoint, folder of a training run or quantized model, or bundle.", positional=True)
-    data: str = option("digits", "Image folder, 'digits', or 'fashion-mnist[:FOLDER]'.")
-    split: Literal["val", "train"] = option("val", "Which part of the data.")
-    batch_size: int = option(128, "Images a step.")
-    device: str = option("auto", "cpu, cuda, ...")
-    json: bool = option(False, "Print JSON instead of a line.")
-    version: int = option(1, "Version of this configuration's format.")
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 1, "batch_size")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
 
@@ -127,7 +111,7 @@ class BenchmarkConfig:
 class ReportConfig:
     """Draw one self-contained HTML page from a run folder."""
 
-    run: str = option(MISSING, "Run folder: of demo, train, quantize or a bundle.", positional=True)
+    run: str = option(MISSING, "Run folder: of demo, train, val, quantize, analyze or a bundle.", positional=True)
     output: str | None = option(None, "HTML file; default: RUN/report.html.")
     version: int = option(1, "Version of this configuration's format.")
 

@@ -23,7 +23,7 @@ REPORT_NAME = "report.html"
 def write_report(run: str | Path, output: str | Path | None = None) -> Path:
     """Draw the page of a run folder and return its path; the default is RUN/report.html.
 
-    run: folder of `leanvit demo`, of a training or a quantization, or a bundle.
+    run: folder of `leanvit demo`, of a training, an evaluation or a quantization, or a bundle.
     Raises DataError where the folder is missing, holds none of the known files, or a file lacks what it
     should hold; BundleError where a file isn't JSON; EnvironmentProblem where the page can't be written.
     """

@@ -66,6 +66,7 @@ def _part_cards(run: Run) -> list[tuple[str, str, str, str]]:
     train, manifest = run.get("train"), run.get("bundle")
     parameters = ratio(train.get("parameters"), 1e6)
     measured = [("Best accuracy", train.get("best")), ("Accuracy in the runtime", manifest.get("accuracy"))]
+    measured.append(("Accuracy", run.get("val")))
     measured += [(f"Accuracy, {name}, simulated", report.get("accuracy")) for name, report in run.quantized.items()]
     cards = [("Parameters", significant(parameters), "million", str(train.get("architecture")))]
     for name, values in measured:

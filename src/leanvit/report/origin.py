@@ -10,7 +10,7 @@ from leanvit.report.words import duration, versions
 
 def origin_section(run: Run) -> Markup:
     """Command, machine, versions and files behind the page."""
-    made, bench = run.get("demo") or run.get("analysis"), run.get("benchmark")
+    made, bench = run.get("demo") or run.get("analysis") or run.get("val"), run.get("benchmark")
     machine = made.get("machine") or bench.get("machine") or {}
     cores = finite(machine.get("cores"))
     computer = [machine.get("cpu"), f"{cores:.0f} cores" if cores else "", ", ".join(machine.get("features") or [])]

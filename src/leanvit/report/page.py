@@ -6,6 +6,7 @@ from leanvit.report.analysis import analysis_sections
 from leanvit.report.attention import attention_section
 from leanvit.report.benchmark import benchmark_section
 from leanvit.report.bundle import bundle_section
+from leanvit.report.evaluation import evaluation_sections
 from leanvit.report.gate import gate_section
 from leanvit.report.headline import cards, lead
 from leanvit.report.origin import origin_section
@@ -21,6 +22,7 @@ def render(run: Run) -> str:
     sections = [
         ("result", "Result", result_section(run)),
         ("training", "Training", training_section(run)),
+        *evaluation_sections(run),
         ("quantization", "Quantization", quantization_section(run)),
         ("attention", "Attention through the depth", attention_section(run)),
         *analysis_sections(run),
@@ -37,8 +39,9 @@ def _title(run: Run) -> str:
     train, manifest, analysis = run.get("train"), run.get("bundle"), run.get("analysis")
     if analysis and not train and not manifest:
         return f"{' and '.join(str(model['name']) for model in analysis['models'])} on {analysis.get('data')}"
-    architecture = train.get("architecture") or manifest.get("architecture")
-    data = train.get("data") or (manifest.get("accuracy") or {}).get("data")
+    val = run.get("val")
+    architecture = train.get("architecture") or manifest.get("architecture") or val.get("architecture")
+    data = train.get("data") or (manifest.get("accuracy") or {}).get("data") or val.get("data")
     if not architecture:
         return run.folder.resolve().name
     return f"{architecture} on {data}" if data else str(architecture)

@@ -20,6 +20,7 @@ _PLACES = {
     "bundle": ("bundle/bundle.json", "bundle.json"),
     "verify": ("bundle/verify.json", "verify.json"),
     "benchmark": ("benchmark.json",),
+    "val": ("val.json",),
 }
 _QUANTIZED = ("quantize*/quantize.json", "quantize.json")
 
@@ -57,7 +58,7 @@ def read_run(run: str | Path) -> Run:
         known = ", ".join((*(paths[-1] for paths in _PLACES.values()), _QUANTIZED[-1]))
         raise DataError(
             f"{folder}: none of the known files found, expected one or more of {known}. "
-            "Give the folder of leanvit demo, train, quantize, analyze or export."
+            "Give the folder of leanvit demo, train, val, quantize, analyze or export."
         )
     parts = {part: _read_object(path) for part, path in places.items() if path is not None}
     quantized: dict[str, Json] = {}

@@ -21,6 +21,12 @@ def ratio(numerator: Any, denominator: Any) -> float | None:
     return None if above is None or not below else above / below
 
 
+def percent(part: Any, whole: Any) -> float | None:
+    """100 part / whole of two numbers from JSON; None where it is not defined."""
+    share = ratio(part, whole)
+    return None if share is None else 100 * share
+
+
 def accuracy_text(values: Json) -> str:
     """'98.05% (352 of 359 images)', or a dash."""
     if finite(values.get("top1")) is None:

@@ -1,0 +1,54 @@
+"""Configuration of val."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from typing import Literal
+
+from leanvit.config.base import option, require_at_least
+from leanvit.config.commands import RuntimeChoice
+from leanvit.errors import ConfigError
+
+Corruption = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "gaussian_blur", "motion_blur", "zoom_blur",
+    "brightness", "contrast", "saturate", "pixelate", "jpeg_compression", "all",
+]  # fmt: skip
+
+Padding = Literal["edge", "reflect", "zero"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Measure a checkpoint, a quantized model or a bundle: accuracy, and on request everything of docs/evaluate.md."""
+
+    model: str = option(
+        MISSING, "Checkpoint, folder of a training run or quantized model, NAME.TAG, or bundle.", positional=True
+    )
+    data: str = option("digits", "Image folder, 'digits', or 'fashion-mnist[:FOLDER]'.")
+    split: Literal["val", "train", "test"] = option("val", "Which part of the data.")
+    limit: int | None = option(None, "Only so many images, drawn by the seed.")
+    batch_size: int = option(128, "Images a step.")
+    device: str = option("auto", "cpu, cuda, ...; not for bundles.")
+    runtime: RuntimeChoice | None = option(None, "What runs a bundle; default: onnxruntime.")
+    threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")
+    bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are counted.")
+    detailed: bool = option(False, "Each class, confusion, calibration and throughput as well.")
+    corruptions: list[Corruption] = option([], "Accuracy on corrupted images: 'all', or names as in ImageNet-C.")
+    severities: list[int] = option([1, 2, 3, 4, 5], "Severities of the corruptions, of 1 to 5.")
+    shifts: int = option(0, "Accuracy and consistency where images are shifted by up to so many pixels.")
+    shift_padding: Padding = option("edge", "What comes in at the border of a shifted image.")
+    seed: int = option(0, "Seed of the limit and of the noise in corruptions.")
+    output: str | None = option(None, "Folder for val.json and predictions.csv; leanvit report draws it.")
+    json: bool = option(False, "Print JSON instead of a line.")
+    version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size", "limit")
+        require_at_least(self, 0, "threads", "shifts", "seed")
+        if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
+            raise ConfigError(f"severities is {self.severities}, expected some of 1 2 3 4 5")
+
+    @property
+    def is_detailed(self) -> bool:
+        """Whether more is asked for than top-1 and top-5."""
+        return bool(self.detailed or self.corruptions or self.shifts or self.output)

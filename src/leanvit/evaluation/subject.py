@@ -1,0 +1,135 @@
+"""What is measured: a checkpoint, a quantized model or a bundle as a function from pixels to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanvit.bench import machine
+from leanvit.config import Preprocess, ValConfig
+from leanvit.errors import ConfigError
+from leanvit.evaluation.measure import Predict
+from leanvit.export.bundle import is_bundle
+from leanvit.runtime import Predictor
+
+if TYPE_CHECKING:
+    import torch
+
+    from leanvit.checkpoint import CheckpointInfo
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, ready to answer.
+
+    predict: images (N, H, W, 3) uint8, prepared by `preprocess`, to logits (N, classes) float32. kind: what it is.
+    runtime: what computes, such as "PyTorch, cpu". threads: of the CPU, None where another device computes.
+    simulated: low bits are computed in float, so its speed says nothing of what they are for.
+    split: val_fraction and seed of the split that it was trained with, where it is known.
+    """
+
+    predict: Predict
+    kind: str
+    architecture: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    runtime: str
+    threads: int | None
+    simulated: bool
+    split: Mapping[str, Any]
+
+
+def open_subject(config: ValConfig) -> Subject:
+    """Load the model that a configuration names; a bundle without importing torch.
+
+    Raises CheckpointError, BundleError, VerificationError; ConfigError where a runtime is asked for that can't be had.
+    """
+    if is_bundle(Path(config.model)):
+        return _open_bundle(config)
+    from leanvit.quant.store import is_quantized
+
+    network, info, device = open_network(config)
+    quantized = is_quantized(config.model)
+    return Subject(
+        predict=network_predict(network, info.preprocess, device),
+        kind="quantized model" if quantized else "checkpoint",
+        architecture=info.architecture,
+        labels=info.labels,
+        preprocess=info.preprocess,
+        runtime=f"PyTorch, {device}",
+        threads=_torch_threads() if device.type == "cpu" else None,
+        simulated=quantized,
+        split={"val_fraction": info.val_fraction, "seed": info.seed},
+    )
+
+
+def _open_bundle(config: ValConfig) -> Subject:
+    threads = config.threads or int(machine()["cores"])
+    predictor = Predictor(config.model, threads=threads, runtime=config.runtime or "onnxruntime")
+    manifest = predictor.manifest
+    return Subject(
+        predict=predictor.logits,
+        kind="bundle",
+        architecture=manifest.architecture,
+        labels=manifest.labels,
+        preprocess=manifest.preprocess,
+        runtime=f"{predictor.runtime}, {manifest.profile}",
+        threads=threads,
+        simulated=manifest.simulated,
+        split=manifest.data,
+    )
+
+
+def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device]:
+    """Network, info and device of a checkpoint, a run folder, NAME.TAG or a quantized model; sets torch's threads.
+
+    Raises CheckpointError, or ConfigError where a runtime or an absent device is asked for.
+    """
+    import torch
+
+    from leanvit.loading import load_model
+    from leanvit.quant.store import is_quantized, load_quantized
+    from leanvit.train import pick_device
+
+    if config.runtime:
+        raise ConfigError(f"runtime is {config.runtime}, but {config.model} is no bundle. Make one: leanvit export")
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if is_quantized(config.model):
+        quantized, info = load_quantized(config.model)
+        return quantized.module.to(device), info, device
+    network, info = load_model(config.model)
+    return network.to(device), info, device
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def network_predict(network: torch.nn.Module, preprocess: Preprocess, device: torch.device | str = "cpu") -> Predict:
+    """A PyTorch network as a function from images (N, H, W, 3) uint8 to logits (N, classes) float32 in NumPy.
+
+    The network is moved to `device` and put into eval mode.
+    """
+    import torch
+
+    from leanvit.data import to_input
+
+    network = network.to(device).eval()
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            # Copied where it is a view, which torch can't take or would warn of.
+            pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+            logits = network(to_input(pixels, preprocess, device)).float()
+        return np.asarray(logits.cpu().numpy(), np.float32)
+
+    return predict

@@ -1,0 +1,202 @@
+"""Sections of an evaluation: classes and confusion, calibration, corrupted and shifted images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from leanvit import _svg as svg
+from leanvit._svg import Markup, finite, fixed, join, significant, tag
+from leanvit.report.evaluation_charts import confusion_chart, reliability_chart
+from leanvit.report.run import Json, Run
+from leanvit.report.words import accuracy_text, interval, percent
+
+Section = tuple[str, str, Markup | None]
+CLASSES_DRAWN = 20
+CONFUSIONS_SHOWN = 20
+
+
+def evaluation_sections(run: Run) -> list[Section]:
+    """(key, title, content) of every section; content None where it was not measured."""
+    values = run.get("val")
+    if not values:
+        return []
+    return [
+        ("accuracy", "Accuracy", _accuracy(values)),
+        ("classes", "Each class", _classes(values.get("classes") or [])),
+        ("confusion", "Confusion", _confusion(values)),
+        ("calibration", "Calibration", _calibration(values)),
+        ("corruptions", "Corrupted images", _corruptions(values)),
+        ("shifts", "Shifted images", _shifts(values.get("shifts") or {})),
+    ]
+
+
+def _accuracy(values: Json) -> Markup:
+    speed = values.get("throughput") or {}
+    bounds = interval(values.get("correct"), values.get("images"))
+    threads = finite(speed.get("threads"))
+    rate = significant(speed.get("images_per_second"), " images/s")
+    told = [f"{rate} in this process, batch {fixed(speed.get('batch_size'))}"]
+    told += [f"{fixed(threads)} thread{'s' * (threads != 1)}"] if threads is not None else []
+    told += ["simulated, so it says nothing of the speed of low bits"] if speed.get("simulated") else []
+    left_out = len(values.get("left_out") or [])
+    limit = finite(values.get("limit"))
+    drawn = "" if limit is None else f", {fixed(limit)} images drawn by seed {fixed(values.get('seed'))}"
+    unfinished = values.get("complete") is False
+    return svg.facts(
+        [
+            ("Model", f"{values.get('model')}: {values.get('kind')}, {values.get('architecture')}"),
+            ("Data", f"{values.get('data')}, {values.get('split')}{drawn}"),
+            ("Left out", f"{left_out} images that could not be read" if left_out else None),
+            ("Top-1", accuracy_text(values)),
+            ("95% interval", None if bounds is None else f"{bounds[0]:.1f}% to {bounds[1]:.1f}%"),
+            ("Top-5", fixed(values.get("top5"), 2, "%")),
+            ("Mean over classes", fixed(values.get("balanced_accuracy"), 2, "%")),
+            ("Cross-entropy", fixed(values.get("loss"), 4, " nats")),
+            ("Computed in", values.get("runtime")),
+            ("Throughput", ", ".join(told) if speed else None),
+            ("State", "interrupted: not all that was asked for is measured" if unfinished else None),
+        ]
+    )
+
+
+def _classes(classes: Sequence[Json]) -> Markup | None:
+    if not classes:
+        return None
+    known = [entry for entry in classes if finite(entry.get("recall")) is not None]
+    worst = sorted(known, key=lambda entry: finite(entry.get("recall")) or 0.0)[:CLASSES_DRAWN]
+    drawn = classes if len(classes) <= CLASSES_DRAWN else worst
+    bars = [_recall_bar(entry) for entry in drawn]
+    which = "" if drawn is classes else f" The {len(drawn)} worst of {len(classes)} classes; the table has all."
+    caption = f"Recall: share of a class's images that are called by its name.{which}"
+    rows = [
+        [entry["name"], fixed(entry.get("images")), fixed(entry.get("predicted")), fixed(entry.get("correct")),
+         fixed(entry.get("recall"), 2), fixed(entry.get("precision"), 2)]
+        for entry in classes
+    ]  # fmt: skip
+    heads = ("Class", "Images", "Predicted", "Correct", "Recall, %", "Precision, %")
+    note = "Each class. Precision: share of the images called so that are of it. A dash where there are none to count."
+    chart = svg.bar_chart("recall", "Recall of each class", bars, "recall (%)")
+    table = svg.table(note, heads, rows, "lrrrrr")
+    return join(
+        [svg.figure(caption, svg.panels(tag("div", tag("h4", "Recall"), chart))), svg.details("Numbers", table)]
+    )
+
+
+def _recall_bar(entry: Json) -> svg.Row:
+    name = f"{entry['name']}, {fixed(entry.get('images'))} images"
+    return svg.Row(name, finite(entry.get("recall")), fixed(entry.get("recall"), 1, "%"))
+
+
+def _confusion(values: Json) -> Markup | None:
+    cells = [(int(true), int(called), int(images)) for true, called, images in values.get("confusion") or []]
+    names = [str(entry["name"]) for entry in values.get("classes") or []]
+    if not cells or len(names) < 2:
+        return None
+    parts = []
+    if len(names) <= CLASSES_DRAWN:
+        caption = (
+            "Rows are true classes, columns what they are called, by number. Cells say how many percent of the row; "
+            "blue is right, orange wrong."
+        )
+        parts.append(svg.figure(caption, svg.panels(confusion_chart(names, cells))))
+    totals = [finite(entry.get("images")) for entry in values["classes"]]
+    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])
+    rows = [
+        [names[true], names[called], fixed(images), fixed(percent(images, totals[true]), 1)]
+        for true, called, images in wrong[:CONFUSIONS_SHOWN]
+    ]
+    if rows:
+        note = f"The most frequent mistakes, {len(rows)} of {len(wrong)} pairs of classes that are confused."
+        parts.append(svg.table(note, ("True class", "Called", "Images", "Of its class, %"), rows, "llrr"))
+    else:
+        parts.append(tag("p", "No image is called by a wrong name."))
+    return join(parts)
+
+
+def _calibration(values: Json) -> Markup | None:
+    found = values.get("calibration") or {}
+    bins = found.get("bins") or []
+    if not bins:
+        return None
+    caption = (
+        f"Reliability diagram of {len(bins)} bins of equal width: bars are the accuracy of the images in a bin, dots "
+        "their mean confidence; on the dashed line both are equal, below it the model is too sure. Grey bars: share of "
+        f"all images in the bin. Expected calibration error {fixed(found.get('ece'), 4)} (Guo et al. 2017)."
+    )
+    rows = [
+        [f"{fixed(row.get('low'), 3)} to {fixed(row.get('high'), 3)}", fixed(row.get("images")),
+         fixed(row.get("confidence"), 4), fixed(row.get("accuracy"), 4)]
+        for row in bins
+    ]  # fmt: skip
+    table = svg.table("Bins of confidence.", ("Confidence", "Images", "Mean confidence", "Accuracy"), rows, "lrrr")
+    figure = svg.figure(caption, svg.panels(reliability_chart(bins)))
+    return join([figure, svg.details("Numbers of this figure", table)])
+
+
+def _corruptions(values: Json) -> Markup | None:
+    found = values.get("corruptions") or {}
+    rows: list[Json] = found.get("rows") or []
+    if not rows:
+        return None
+    clean = finite(values.get("top1"))
+    names = list(dict.fromkeys(str(row["name"]) for row in rows))
+    severities = sorted({int(row["severity"]) for row in rows})
+    top1 = {(str(row["name"]), int(row["severity"])): finite(row.get("top1")) for row in rows}
+    columns = [[v for name in names if (v := top1.get((name, level))) is not None] for level in severities]
+    # A severity that an interruption left half done would have the mean of other corruptions.
+    full = [(level, column) for level, column in zip(severities, columns, strict=True) if len(column) == len(names)]
+    start = [] if clean is None else [(0.0, clean)]
+    mean = [*start, *((float(level), sum(column) / len(column)) for level, column in full)]
+    worst = [*start, *((float(level), min(column)) for level, column in full)]
+    lines = [svg.Line(mean, "l1"), svg.Line(worst, "l2")]
+    bars = []
+    for name in names:
+        own = [v for level in severities if (v := top1.get((name, level))) is not None]
+        average = sum(own) / len(own) if own else None
+        bars.append(svg.Row(_plain(name), average, fixed(average, 1, "%")))
+    said = f"Top-1 against severity for {len(names)} corruptions: mean and worst."
+    title = "Top-1 against severity"
+    curve = svg.line_chart("severity", title, said, lines, x_label="severity, 0: as it is", y_label="top-1 (%)")
+    bar = svg.bar_chart("corruption-bars", "Top-1 of each corruption", bars, "top-1 (%), mean over its severities")
+    caption = (
+        f"Accuracy on images corrupted as in {found.get('parameters')} (Hendrycks and Dietterich 2019), seed "
+        f"{fixed(found.get('seed'))}; {fixed(clean, 2, '%')} where they are as they are."
+    )
+    panels = svg.panels(
+        tag("div", tag("h4", title), curve if mean else None), tag("div", tag("h4", "Each corruption"), bar)
+    )
+    cells = [[_plain(name), *(fixed(top1.get((name, level)), 2) for level in severities)] for name in names]
+    heads = ("Corruption", *(f"Severity {level}" for level in severities))
+    table = svg.table("Top-1 in percent on corrupted images.", heads, cells, "l" + "r" * len(severities))
+    legend = svg.legend((("l1", "mean over the corruptions"), ("l2", "worst corruption")))
+    return join([svg.figure(caption, legend, panels), table])
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shifts(values: Json) -> Markup | None:
+    rows = values.get("rows") or []
+    if not rows:
+        return None
+    lines = []
+    for key, css in (("consistency", "l1"), ("top1", "l2")):
+        pairs = [(finite(row.get("distance")), finite(row.get(key))) for row in rows]
+        points = [(x, y) for x, y in pairs if x is not None and y is not None]
+        lines += [svg.Line(points, css)] if points else []
+    caption = (
+        f"Images moved by whole pixels in eight directions, padding '{values.get('padding')}'. Consistency: share of "
+        "pairs of shifts up to a distance whose predictions are equal (after Zhang 2019); top-1: at that distance."
+    )
+    title = "Consistency and accuracy against the shift"
+    chart = None
+    if lines:
+        said = f"{title}: {len(rows)} distances."
+        chart = svg.line_chart("shift", title, said, lines, x_label="shift (pixels)", y_label="percent")
+    digits = {"distance": 0, "shifts": 0, "top1": 2, "agreement": 2, "consistency": 2}
+    cells = [[fixed(row.get(key), count) for key, count in digits.items()] for row in rows]
+    heads = ("Pixels", "Shifts", "Top-1, %", "As unshifted, %", "Consistency, %")
+    legend = svg.legend((("l1", "consistency"), ("l2", "top-1")))
+    figure = svg.figure(caption, legend, svg.panels(tag("div", tag("h4", title), chart)))
+    return join([figure, svg.table("Shifted images.", heads, cells, "rrrrr")])
