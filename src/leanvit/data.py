@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES, Preprocess
@@ -35,7 +34,6 @@ __all__ = [
     "check_classes",
     "epoch_order",
     "load_split",
-    "make_augmentation",
     "preprocess_for",
     "to_input",
 ]
@@ -214,29 +212,3 @@ def to_input(images: Tensor, preprocess: Preprocess, device: torch.device | str 
     mean = torch.tensor(preprocess.mean, device=rows.device).repeat(width)
     std = torch.tensor(preprocess.std, device=rows.device).repeat(width)
     return rows.div_(255.0).sub_(mean).div_(std).view(count, height, width, 3).permute(0, 3, 1, 2)
-
-
-def make_augmentation(
-    *, crop_scale: tuple[float, float], degrees: float, hflip: float, size: tuple[int, int]
-) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Random crop, rotation and flip as one resampling of a whole batch.
-
-    The function that it returns takes normalised images (B, 3, H, W) and a CPU generator, and returns
-    (B, 3, *size). Shares above 1 in `crop_scale` zoom out; pixels beyond the border repeat it.
-    """
-
-    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-        uniform = torch.rand(5, len(x), generator=generator)
-        low, high = crop_scale
-        zoom = torch.sqrt(low + (high - low) * uniform[0])
-        angle = torch.deg2rad(degrees * (2 * uniform[1] - 1))
-        room = (1 - zoom).clamp(min=0)
-        flip = torch.where(uniform[4] < hflip, -1.0, 1.0)
-        cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
-        top = torch.stack([cos * flip, -sin, room * (2 * uniform[2] - 1)], dim=1)
-        bottom = torch.stack([sin * flip, cos, room * (2 * uniform[3] - 1)], dim=1)
-        theta = torch.stack([top, bottom], dim=1).to(x.device, non_blocking=True)
-        grid = F.affine_grid(theta, [len(x), x.shape[1], *size], align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-    return augment
