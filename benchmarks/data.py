@@ -139,12 +139,17 @@ def compare(group: dict[str, Read], rounds: int) -> list[dict[str, Any]]:
                 "images": found[0]["images"],
                 "images_per_second": round(statistics.median(a["images"] / a["seconds"] for a, _ in pairs), 1),
                 "cpu_ms_per_image": round(statistics.median(1e3 * a["cpu_seconds"] / a["images"] for a, _ in pairs), 3),
+                "cpu_ratio": round(statistics.median(_per_cpu(a) / _per_cpu(b) for a, b in pairs), 3),
                 "speed_ratio": round(statistics.median(_pace(a) / _pace(b) for a, b in pairs), 3),
                 "speed_ratio_lowest": round(min(_pace(a) / _pace(b) for a, b in pairs), 3),
                 "speed_ratio_highest": round(max(_pace(a) / _pace(b) for a, b in pairs), 3),
             }
         )
     return rows
+
+
+def _per_cpu(epoch: dict[str, float]) -> float:
+    return epoch["images"] / epoch["cpu_seconds"]
 
 
 def _pace(epoch: dict[str, float]) -> float:

@@ -24,8 +24,8 @@ CORE = (
 OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
-    "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "fastapi": "serve", "uvicorn": "serve",
-    "python-multipart": "app", "ray": "ray",
+    "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "braceexpand": "data",
+    "fastapi": "serve", "uvicorn": "serve", "python-multipart": "app", "ray": "ray",
 }  # fmt: skip
 
 
