@@ -86,8 +86,12 @@ def erase(x: Tensor, config: TrainConfig, step: int, positions: range) -> Tensor
         return x
     from timm.data.random_erasing import RandomErasing
 
-    eraser = RandomErasing(config.reprob, mode="pixel", device=str(x.device))
+    eraser = RandomErasing(1.0, mode="pixel", device=str(x.device))
+    # Drawn here and not by timm, because its generators are set for the few images that are erased only.
+    chance = np.random.default_rng(seed_of(ERASING, config.seed, step)).random(positions.stop)
     for row, position in enumerate(positions):
+        if chance[position] >= config.reprob:
+            continue
         with seeded(seed_of(ERASING, config.seed, step, position), torch_too=True):
             eraser(x[row : row + 1])
     return x
