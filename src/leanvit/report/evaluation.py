@@ -133,43 +133,58 @@ def _calibration(values: Json) -> Markup | None:
     return join([figure, svg.details("Numbers of this figure", table)])
 
 
+Levels = dict[tuple[str, int], float | None]
+
+
 def _corruptions(values: Json) -> Markup | None:
     found = values.get("corruptions") or {}
     rows: list[Json] = found.get("rows") or []
     if not rows:
         return None
-    clean = finite(values.get("top1"))
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
     severities = sorted({int(row["severity"]) for row in rows})
     top1 = {(str(row["name"]), int(row["severity"])): finite(row.get("top1")) for row in rows}
-    columns = [[v for name in names if (v := top1.get((name, level))) is not None] for level in severities]
-    # A severity that an interruption left half done would have the mean of other corruptions.
-    full = [(level, column) for level, column in zip(severities, columns, strict=True) if len(column) == len(names)]
-    start = [] if clean is None else [(0.0, clean)]
-    mean = [*start, *((float(level), sum(column) / len(column)) for level, column in full)]
-    worst = [*start, *((float(level), min(column)) for level, column in full)]
-    lines = [svg.Line(mean, "l1"), svg.Line(worst, "l2")]
-    bars = []
-    for name in names:
-        own = [v for level in severities if (v := top1.get((name, level))) is not None]
-        average = sum(own) / len(own) if own else None
-        bars.append(svg.Row(_plain(name), average, fixed(average, 1, "%")))
-    said = f"Top-1 against severity for {len(names)} corruptions: mean and worst."
-    title = "Top-1 against severity"
-    curve = svg.line_chart("severity", title, said, lines, x_label="severity, 0: as it is", y_label="top-1 (%)")
-    bar = svg.bar_chart("corruption-bars", "Top-1 of each corruption", bars, "top-1 (%), mean over its severities")
+    clean = finite(values.get("top1"))
     caption = (
         f"Accuracy on images corrupted as in {found.get('parameters')} (Hendrycks and Dietterich 2019), seed "
         f"{fixed(found.get('seed'))}; {fixed(clean, 2, '%')} where they are as they are."
-    )
-    panels = svg.panels(
-        tag("div", tag("h4", title), curve if mean else None), tag("div", tag("h4", "Each corruption"), bar)
     )
     cells = [[_plain(name), *(fixed(top1.get((name, level)), 2) for level in severities)] for name in names]
     heads = ("Corruption", *(f"Severity {level}" for level in severities))
     table = svg.table("Top-1 in percent on corrupted images.", heads, cells, "l" + "r" * len(severities))
     legend = svg.legend((("l1", "mean over the corruptions"), ("l2", "worst corruption")))
+    panels = svg.panels(_severity_curve(names, severities, top1, clean), _corruption_bars(names, severities, top1))
     return join([svg.figure(caption, legend, panels), table])
+
+
+def _severity_curve(
+    names: Sequence[str], severities: Sequence[int], top1: Levels, clean: float | None
+) -> Markup | None:
+    columns = {level: [v for name in names if (v := top1.get((name, level))) is not None] for level in severities}
+    # A severity that an interruption left half done would have the mean of other corruptions.
+    whole = [(float(level), column) for level, column in columns.items() if len(column) == len(names)]
+    whole = [*([] if clean is None else [(0.0, [clean])]), *whole]
+    if not whole:
+        return None
+    lines = [
+        svg.Line([(level, sum(column) / len(column)) for level, column in whole], "l1"),
+        svg.Line([(level, min(column)) for level, column in whole], "l2"),
+    ]
+    said = f"Top-1 against severity for {len(names)} corruptions: mean and worst."
+    title = "Top-1 against severity"
+    chart = svg.line_chart("severity", title, said, lines, x_label="severity, 0: as it is", y_label="top-1 (%)")
+    return tag("div", tag("h4", title), chart)
+
+
+def _corruption_bars(names: Sequence[str], severities: Sequence[int], top1: Levels) -> Markup:
+    bars = []
+    for name in names:
+        own = [v for level in severities if (v := top1.get((name, level))) is not None]
+        average = sum(own) / len(own) if own else None
+        bars.append(svg.Row(_plain(name), average, fixed(average, 1, "%")))
+    title = "Each corruption"
+    chart = svg.bar_chart("corruption-bars", title, bars, "top-1 (%), mean over its severities")
+    return tag("div", tag("h4", title), chart)
 
 
 def _plain(name: str) -> str:
