@@ -74,7 +74,9 @@ def _classes(classes: Sequence[Json]) -> Markup | None:
         for entry in classes
     ]  # fmt: skip
     heads = ("Class", "Images", "Predicted", "Correct", "Recall, %", "Precision, %")
-    note = "Each class. Precision: share of the images called so that are of it. A dash where there is nothing to count."
+    note = (
+        "Each class. Precision: share of the images called so that are of it. A dash where there is nothing to count."
+    )
     chart = svg.bar_chart("recall", "Recall of each class", bars, "recall (%)")
     table = svg.table(note, heads, rows, "lrrrrr")
     return join(
