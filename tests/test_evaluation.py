@@ -496,6 +496,23 @@ def test_a_bad_image_stops_or_is_left_out_and_counted(
     assert str(victim) not in {row["image"] for row in rows}
 
 
+def test_a_bad_image_is_left_out_where_a_limit_has_left_out_classes(
+    folder: Path, checkpoint: Path, leanvit: Run
+) -> None:
+    config = ValConfig(model=str(checkpoint), data=str(folder), limit=8)
+    images, _ = run_module.read_images(config, {})
+    twice = np.flatnonzero(np.bincount(images.labels) == 2)
+    assert len(twice)
+    assert len(set(images.labels.tolist())) < len(LABELS)
+    victim = images.name_of(int(np.flatnonzero(images.labels == twice[0])[0]))
+    Path(victim).write_bytes(b"no image")
+    done = leanvit("val", checkpoint, "--data", folder, "--limit", "8", "--bad-images", "skip", "--detailed", "--json")
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    assert (values["images"], values["left_out"]) == (7, [victim])
+    assert sum(entry["recall"] is None for entry in values["classes"]) >= 2
+
+
 def test_an_interruption_keeps_what_was_measured(
     folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leanvit: Run
 ) -> None:

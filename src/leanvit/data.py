@@ -95,8 +95,9 @@ class Loader:
         return np.empty((count, *self.preprocess.input_size, 3), np.uint8)
 
     def _require_all_classes(self, good: NDArray[np.int64]) -> None:
-        left = set(self.images.labels[good].tolist())
-        lost = [name for i, name in enumerate(self.images.classes) if i not in left]
+        # A few images drawn from many need not have every class in the first place.
+        gone = set(self.images.labels.tolist()) - set(self.images.labels[good].tolist())
+        lost = [name for i, name in enumerate(self.images.classes) if i in gone]
         if lost:
             raise DataError(f"{self.images.name}: class '{lost[0]}' has no readable image. Replace its files.")
 

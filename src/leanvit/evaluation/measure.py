@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,22 @@ def evaluate_detailed(predict: Predict, batches: Batches, names: Sequence[str], 
         images_per_second=len(joined) / max(seconds, 1e-9),
         answers=joined,
     )
+
+
+def describe(found: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON values; the confusion matrix as [true, predicted, images] of its cells above zero."""
+    rows, columns = np.nonzero(found.confusion)
+    return {
+        "top1": found.top1,
+        "top5": found.top5,
+        "loss": found.loss,
+        "images": found.images,
+        "correct": found.correct,
+        "balanced_accuracy": found.balanced,
+        "classes": [asdict(entry) for entry in found.classes],
+        "confusion": np.stack([rows, columns, found.confusion[rows, columns]], axis=1).tolist(),
+        "calibration": asdict(found.calibration),
+    }
 
 
 def _arrays(batches: Batches) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:

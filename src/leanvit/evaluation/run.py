@@ -23,6 +23,7 @@ from leanvit.evaluation.corruptions import CORRUPTIONS, parameter_set
 from leanvit.evaluation.measure import (
     Evaluation,
     corrupted_accuracy,
+    describe,
     evaluate_detailed,
     shift_robustness,
     shifts_at,
@@ -127,22 +128,6 @@ def _measure_clean(work: _Work) -> None:
         save_yaml(work.config, folder / "config.yaml")
         write_atomic(folder / PREDICTIONS_NAME, _predictions(work, found))
     work.save()
-
-
-def describe(found: Evaluation) -> Json:
-    """An evaluation as JSON values; the confusion matrix as [true, predicted, images] of its cells above zero."""
-    rows, columns = np.nonzero(found.confusion)
-    return {
-        "top1": found.top1,
-        "top5": found.top5,
-        "loss": found.loss,
-        "images": found.images,
-        "correct": found.correct,
-        "balanced_accuracy": found.balanced,
-        "classes": [asdict(entry) for entry in found.classes],
-        "confusion": np.stack([rows, columns, found.confusion[rows, columns]], axis=1).tolist(),
-        "calibration": asdict(found.calibration),
-    }
 
 
 def _origin(work: _Work) -> Json:
