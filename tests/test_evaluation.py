@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import itertools
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +29,7 @@ from sklearn import metrics
 import leanvit.evaluation.run as run_module
 from conftest import LABELS, Outcome
 from leanvit.checkpoint import CheckpointInfo, save_checkpoint
+from leanvit.cli import parse
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, MPTQConfig, Preprocess, ValConfig, from_dict, load_yaml
 from leanvit.data import Loader, load_split, preprocess_for, to_input
 from leanvit.errors import ConfigError, DataError, NumericalError, ShapeError
@@ -42,6 +46,7 @@ from leanvit.evaluation import (
     shift_robustness,
     translate,
 )
+from leanvit.evaluation.corruptions import parameters
 from leanvit.evaluation.measure import shifts_at
 from leanvit.quant import quantize
 from leanvit.quant.store import save_quantized
@@ -349,6 +354,30 @@ def test_the_measures_import_no_torch() -> None:
     code = "import sys, leanvit.evaluation; print({'torch', 'timm', 'torchvision'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --- docs/evaluate.md ------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+
+
+def test_the_page_runs_and_its_commands_are_commands() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(block, {})
+    lines = "".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)).splitlines()
+    assert len(lines) >= 6
+    for line in lines:
+        program, verb, *arguments = shlex.split(line.removeprefix("$ "))
+        assert program == "leanvit"
+        parse(verb, arguments)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_page_has_the_parameters_that_count(name: str) -> None:
+    (cells,) = re.findall(rf"^\| `{name}` \| [^|]*\| ([^|]*) \| ([^|]*) \|$", PAGE, re.MULTILINE)
+    for text, side in zip(cells, (28, 224), strict=True):
+        told = [ast.literal_eval(value) for value in re.findall(r"\([^)]*\)|[\d.]+", text)]
+        assert told == list(parameters((side, side))[name])
 
 
 # --- leanvit val -----------------------------------------------------------------------------------------------------
