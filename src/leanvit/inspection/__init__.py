@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanvit._version import __version__
 from leanvit.config import DataInspectConfig, save_yaml
 from leanvit.datasets import SPLITS, ImageSet, Split, find_parts, load_split
@@ -57,6 +59,4 @@ def load_parts(config: DataInspectConfig) -> dict[Split, ImageSet]:
 
 
 def _readable(images: ImageSet, seen: list[Seen]) -> ImageSet:
-    import numpy as np
-
     return images.subset(np.asarray([i for i, one in enumerate(seen) if not one.problem], np.int64))
