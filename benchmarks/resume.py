@@ -101,7 +101,7 @@ def start(config: TrainConfig, mode: Mode, writing: mmap.mmap) -> list[int]:
             code = 1
             try:
                 os.setsid()  # loader workers die with it
-                log = os.open(Path(config.output).with_suffix(f".{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                log = os.open(log_of(config, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
                 _train(config, rank, mode.processes, port, writing)
@@ -125,7 +125,12 @@ def kill(children: list[int]) -> None:
             os.waitpid(child, 0)
 
 
-def finished(children: list[int]) -> bool | None:
+def log_of(config: TrainConfig, rank: int) -> Path:
+    """Where a process' output goes."""
+    return Path(config.output).with_suffix(f".{rank}.log")
+
+
+def finished(children: list[int], config: TrainConfig) -> bool | None:
     """Whether all processes ended well; None while one runs. Raises RuntimeError where one failed by itself."""
     codes = []
     for child in children:
@@ -136,15 +141,16 @@ def finished(children: list[int]) -> bool | None:
     for child, code in zip(children, codes, strict=True):
         codes[children.index(child)] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if code is None else code
     if any(codes):
-        raise RuntimeError(f"a training process ended with {codes}")
+        ends = "\n".join(log_of(config, rank).read_text()[-1500:] for rank, code in enumerate(codes) if code)
+        raise RuntimeError(f"training processes ended with {codes}:\n{ends}")
     return True
 
 
-def wait_until(children: list[int], moment: float, writing: mmap.mmap | None) -> str:
+def wait_until(children: list[int], config: TrainConfig, moment: float, writing: mmap.mmap | None) -> str:
     """Wait for the kill: until `moment`, and then for a write where `writing` is given. "kill" or "finished"."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < deadline:
-        if finished(children):
+        if finished(children, config):
             return "finished"
         if time.monotonic() >= moment and (writing is None or writing[0] == 1):
             return "kill"
@@ -171,11 +177,12 @@ def saved_steps(folder: Path) -> int:
 def attack(mode: Mode, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Run undisturbed, then again under `kills` kills; what happened, and whether the ends are identical."""
     draw = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
     writing = mmap.mmap(-1, 1)
     whole, broken = make_config(mode, folder / "whole"), make_config(mode, folder / "broken")
     begun = time.monotonic()
     children = start(whole, mode, writing)
-    if wait_until(children, begun + LONGEST_SECONDS, None) != "finished":
+    if wait_until(children, whole, begun + LONGEST_SECONDS, None) != "finished":
         raise RuntimeError("the undisturbed run did not finish")
     longest = time.monotonic() - begun
     counts = {"kills": 0, "inside_a_write": 0, "resumed_inside_an_epoch": 0, "restarts": 0}
@@ -206,7 +213,7 @@ def _run_under_fire(
         children = start(replace(config, resume=attempt > 0), mode, writing)
         spared = counts["kills"] >= kills or attempt >= 6
         moment = time.monotonic() + (LONGEST_SECONDS if spared else draw.uniform(0.2, 0.9) * longest)
-        if wait_until(children, moment, writing if counts["kills"] % 2 else None) == "finished":
+        if wait_until(children, config, moment, writing if counts["kills"] % 2 else None) == "finished":
             return True
         kill(children)
         counts["kills"] += 1

@@ -53,6 +53,14 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "smoothing_alpha": st.floats(0, 1),
     "hflip": st.floats(0, 1),
     "drop_path": share,
+    "drop": share,
+    # An average and sharded weights exclude each other.
+    "fsdp": st.just(False),
+    "model_ema_decay": share,
+    "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
+    "train_fraction": st.floats(0, 1, exclude_min=True),
+    "crop_ratio": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
+    **dict.fromkeys(("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha"), st.floats(0, 1)),
     "val_fraction": st.floats(0, 1, exclude_min=True, exclude_max=True),
     "crop_pct": st.floats(0, 1, exclude_min=True),
     "crop_scale": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
@@ -186,7 +194,7 @@ def test_a_config_can_not_be_changed_after_it_was_checked(cls: type) -> None:
         ({"epochs": True}, "here: epochs is True, expected int"),
         ({"epochs": 2.5}, "here: epochs is 2.5, expected int"),
         ({"resume": 1}, "here: resume is 1, expected bool"),
-        ({"amp": "fp16"}, "here: amp is 'fp16', expected one of: auto, bfloat16, none"),
+        ({"amp": "fp16"}, "here: amp is 'fp16', expected one of: auto, bfloat16, float16, none"),
         ({"crop_scale": [0.5]}, "here: crop_scale has 1 entries, expected 2"),
         ({"crop_scale": 0.5}, "here: crop_scale is 0.5, expected a list"),
         ({"img_size": "big"}, "here: img_size is 'big', expected int"),
@@ -198,6 +206,26 @@ def test_a_config_can_not_be_changed_after_it_was_checked(cls: type) -> None:
 def test_a_wrong_key_type_or_version_is_named_with_its_place(values: dict[Any, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_dict(TrainConfig, values, "here")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fsdp": True, "model_ema_decay": 0.9}, "fsdp and model_ema_decay are both given"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0, expected more than 0 and up to 1"),
+        ({"train_fraction": 1.5}, "train_fraction is 1.5, expected a share above 0"),
+        ({"mixup_prob": 1.1}, "mixup_prob is 1.1, expected 0 to 1"),
+        ({"model_ema_decay": 1.0}, "model_ema_decay is 1.0, expected 0 up to 1"),
+        ({"crop_ratio": (2.0, 1.0)}, "crop_ratio is (2.0, 1.0), expected two rising numbers"),
+        ({"distillation_tau": 0.0}, "distillation_tau is 0.0, expected more than 0"),
+        ({"workers": -1}, "workers is -1, expected at least 0"),
+        ({"grad_accum_steps": 0}, "grad_accum_steps is 0, expected at least 1"),
+    ],
+)
+def test_a_training_that_can_not_be_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**values)
     assert str(caught.value).startswith(message)
 
 

@@ -14,6 +14,7 @@ CORE = (
     "torchvision",
     "timm",
     "numpy",
+    "scipy",
     "pillow",
     "safetensors",
     "jsonargparse",
@@ -25,6 +26,7 @@ OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
     "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "braceexpand": "data",
+    "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
     "fastapi": "serve", "uvicorn": "serve", "python-multipart": "app", "ray": "ray",
 }  # fmt: skip
 

@@ -28,7 +28,8 @@ class Part:
 
     images: (B, H, W, 3) uint8. labels: (B,) int64. indices: (B,) of the images in their set.
     position: of the first image within the step. total: images of the step over all processes.
-    last: whether it is this process' last part of the step. unreadable: images that were left out.
+    last: whether it is this process' last part of the step. unreadable: what was wrong with images that
+        are left out and were not before.
     """
 
     step: int
@@ -78,12 +79,10 @@ class ImageReader:
 
     def _crop(self, index: int, generator: np.random.Generator) -> NDArray[np.uint8]:
         """A random crop out of the original image, which is finer than one out of the prepared image."""
-        stored = self.images.sources[index]
-        source = stored if isinstance(stored, Path | np.ndarray) else self.images.encoded(index)
         size, config = self.preprocess.input_size, self.config
         scale = (min(config.crop_scale[0], 1.0), min(config.crop_scale[1], 1.0))
         interpolation = self.preprocess.interpolation
-        return imaging.crop_resize(source, generator, size, scale, config.crop_ratio, interpolation).pixels
+        return self.images.cropped(index, generator, size, scale, config.crop_ratio, interpolation).pixels
 
     @property
     def per_image(self) -> bool:
@@ -139,9 +138,16 @@ class Batches:
         ):
             if reasons and self.config.bad_images == "fail":
                 raise ImageError(f"{reasons[0]} To leave such images out: --bad-images skip")
+            news = self._remember(np.delete(indices, good))
             kept = indices[good]
             labels = torch.from_numpy(self.loader.images.labels[kept])
-            yield Part(step, images, labels, kept, position, total, last, reasons)
+            yield Part(step, images, labels, kept, position, total, last, reasons if news else ())
+
+    def _remember(self, unreadable: NDArray[np.int64]) -> bool:
+        """List images that could not be read with the loader's; whether any of them is new."""
+        names = {self.loader.images.name_of(int(index)) for index in unreadable} - set(self.loader.bad)
+        self.loader.bad += sorted(names)
+        return bool(names)
 
     def _from_threads(self, epoch: int, parts: list[NDArray[np.int64]]) -> Iterator[Any]:
         """Read here, the next part while one is used."""
