@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/finetune.py --output benchmarks/results/finetune.json
 
 Each model learns digits (scikit-learn's 8 x 8 scans) from five images of each class and is measured on the 20% held
-out: from fresh weights, from Fashion-MNIST weights (`.fmnist`) with layer-wise decay, and as a linear probe of them.
+out: from fresh weights, from Fashion-MNIST weights (`.fmnist`) with and without layer-wise decay of the rates, and as a
+linear probe of them.
 Each way has the learning rate of its recipe in configs/train; all have the same epochs, images and seeds, and are
 judged after the last epoch, so that the held-out images choose nothing.
 """
@@ -30,6 +31,7 @@ RECIPES = Path(__file__).parent.parent / "configs" / "train"
 WAYS = {
     "scratch": "revit_micro_few_images_digits.yaml",
     "fine-tuned": "revit_micro_finetune_digits.yaml",
+    "fine-tuned, layer decay": "revit_micro_layer_decay_digits.yaml",
     "linear probe": "revit_micro_probe_digits.yaml",
 }
 

@@ -12,6 +12,7 @@ from leanvit.quant.attach import ROLES, attach, quantizer_name
 from leanvit.quant.calibrate import Choices, call_node, fit, run_nodes
 from leanvit.quant.graph import QuantGraph, get_tensor, site_inputs
 from leanvit.quant.losses import kl_from_logits
+from leanvit.quant.memory import give_back
 from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of
 from leanvit.quant.quantizers import WeightQuantizer
 from leanvit.quant.samples import SiteSample, take_sample
@@ -49,6 +50,7 @@ class Evaluator:
         self.samples: dict[str, SiteSample] = {}
         self.importance: dict[str, Tensor] = {}
         self._collect(graph, plan)
+        give_back()
         attach(graph, {name: (8 if bits[0] else 0, 8) for name, bits in plan.items()}, share=False)
         self.graph = graph
         self.nodes = list(graph.module.graph.nodes)
@@ -170,6 +172,7 @@ class Evaluator:
         first = min((self.first[name] for name in changed), default=-1)
         start = max((i for i in self.kept if i <= first), default=0)
         logits, kept = self._run(start)
+        give_back()
         if not changed:
             self.kept = kept
             self.pending = None

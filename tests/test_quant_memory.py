@@ -1,0 +1,33 @@
+"""Freed memory goes back to the system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import re, sys
+import torch
+from leanvit.quant.memory import give_back
+
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+
+del_me = torch.ones(6 * 2**20)  # freeing 24 MB makes glibc keep blocks up to that size
+del del_me
+kept, freed = [], []
+for _ in range(150):
+    freed.append(torch.ones(2**18))
+    kept.append(torch.ones(64))
+freed.clear()
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+def test_what_tensors_leave_behind_is_given_back() -> None:
+    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert int(found.stdout) > 100, found.stdout
