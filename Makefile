@@ -27,7 +27,7 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 
 test: $(STAMP)  ## run the tests (about 15 minutes on 2 cores)
 	@echo "make: running the tests, about 15 minutes on 2 cores"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -120,6 +120,16 @@ def test_resume_ends_with_the_weights_of_an_uninterrupted_run(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_logs_that_a_kill_left_behind_catch_up(config: TrainConfig) -> None:
+    run(config)
+    output = Path(config.output)
+    expected = {name: (output / name).read_bytes() for name in ("log.csv", "log.jsonl", "train.json")}
+    for name in expected:
+        (output / name).unlink()
+    run(replace(config, resume=True))
+    assert {name: (output / name).read_bytes() for name in expected} == expected
+
+
 def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer._prepare
 
@@ -159,7 +169,8 @@ def test_patience_ends_a_run_that_gets_no_better(config: TrainConfig, monkeypatc
     values = iter([50.0, 75.0, 62.5, 75.0, 25.0, 87.5])
 
     def validate(self: Trainer) -> Accuracy:
-        return Accuracy(next(values), 100.0, 1.0, 8, 4)
+        value = next(values)
+        return Accuracy(value, 100.0, 2.0 - value / 100, 8, 4)
 
     monkeypatch.setattr(Trainer, "_validate", validate)
     result = run(replace(config, epochs=9, patience=3))

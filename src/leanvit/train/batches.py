@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanvit import imaging
 from leanvit.config import TrainConfig
 from leanvit.data import ImageSet, Loader, epoch_order
 from leanvit.errors import ImageError

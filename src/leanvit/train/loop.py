@@ -158,7 +158,8 @@ class Trainer:
         best = self.progress.best
         if not self.config.patience or best is None:
             return False
-        reached = [r["epoch"] for r in self.progress.history if r.get("val_top1") == best.top1]
+        found = (best.top1, best.loss)
+        reached = [r["epoch"] for r in self.progress.history if (r.get("val_top1"), r.get("val_loss")) == found]
         return self.progress.epoch - min(reached, default=0) >= self.config.patience
 
     def _train_epoch(self, epoch: int, bar: Bar) -> tuple[float, float]:
@@ -345,6 +346,9 @@ class Trainer:
         for difference in differences(progress.conditions, here) if self.processes.first else ():
             note(f"{difference}: the weights will not be those of an uninterrupted run to the last bit")
         self.progress = replace(progress, conditions=here)
+        if self.processes.first:
+            # A kill between the state and the logs has left these one epoch behind.
+            write_history(self.folder, progress.history, self._summary())
 
     def _summary(self) -> dict[str, Any]:
         return {
