@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,19 @@ def _stack(items: list[tuple[NDArray[np.uint8] | None, str]]) -> tuple[Tensor, l
     return stacked, good, tuple(reason for pixels, reason in items if pixels is None)
 
 
+@dataclass
+class _Keys:
+    """What worker processes read in an epoch, part by part."""
+
+    parts: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
 class Batches:
     """All parts of an epoch that one process works on, in order."""
 
@@ -104,6 +117,8 @@ class Batches:
         self.config = config
         self.processes = processes
         self.reader = ImageReader(loader, config)
+        self.keys = _Keys()
+        self.pool: Any = None
 
     @property
     def crops_files(self) -> bool:
@@ -169,12 +184,15 @@ class Batches:
 
     def _from_workers(self, epoch: int, parts: list[NDArray[np.int64]]) -> Iterator[Any]:
         """Read in worker processes; what they give does not depend on how many there are."""
-        keys = [[(epoch, index) for index in indices.tolist()] for indices in parts]
-        workers: Any = torch.utils.data.DataLoader(
-            self.reader,  # type: ignore[arg-type]
-            batch_sampler=keys,
-            num_workers=min(self.config.workers, max(1, len(keys))),
-            collate_fn=_stack,
-            pin_memory=torch.cuda.is_available(),
-        )
-        yield from workers
+        self.keys.parts = [[(epoch, index) for index in indices.tolist()] for indices in parts]
+        if self.pool is None:
+            self.pool = torch.utils.data.DataLoader(
+                self.reader,  # type: ignore[arg-type]
+                batch_sampler=self.keys,
+                num_workers=self.config.workers,
+                collate_fn=_stack,
+                pin_memory=torch.cuda.is_available(),
+                # They would read and unpack all that they need anew in every epoch.
+                persistent_workers=True,
+            )
+        yield from self.pool

@@ -379,15 +379,23 @@ def run(config: TrainConfig) -> TrainResult:
     written before stay), EnvironmentProblem where the disk is full.
     """
     processes = from_environment()
-    device = pick_device(config.device, processes.local_rank if processes.world > 1 else None)
+    if processes.world == 1:
+        # Before the folder is there: input that can't be used leaves nothing behind.
+        trainer = Trainer(config)
+        with only_writer(config.output):
+            return _start(trainer)
+    device = pick_device(config.device, processes.local_rank)
     if not processes.first:
         silence()
         with connected(processes, device):
             return Trainer(config, processes).fit()
     with only_writer(config.output), connected(processes, device):
-        trainer = Trainer(config, processes)
-        save_yaml(config, Path(config.output) / "config.yaml")
-        return trainer.fit()
+        return _start(Trainer(config, processes))
+
+
+def _start(trainer: Trainer) -> TrainResult:
+    save_yaml(trainer.config, trainer.folder / "config.yaml")
+    return trainer.fit()
 
 
 __all__ = ["Accuracy", "Student", "TrainResult", "Trainer", "run"]

@@ -60,7 +60,7 @@ class Progress:
     loss: float = 0.0
     correct: float = 0.0
     seen: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     best: Accuracy | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     version: int = 2
