@@ -16,6 +16,7 @@ import onnx
 import pytest
 import timm
 import torch
+from PIL import ImageOps
 from torch import nn
 
 import leanvit.models  # noqa: F401 - registers vit_micro
@@ -45,7 +46,7 @@ from leanvit.runtime import Manifest, read_manifest
 
 FAST = MPTQConfig(range_search=False, ratio_search=False)
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-original_resize = imaging.resize
+original_resize = imaging._resize_image
 
 
 @dataclass(frozen=True)
@@ -409,16 +410,16 @@ def test_manifest_that_says_something_else_is_rejected(
 @pytest.mark.parametrize(
     ("patch", "check"),
     [
-        (lambda pixels, preprocess: np.ascontiguousarray(original_resize(pixels, preprocess)[:, :, ::-1]), "BGR"),
-        (lambda pixels, preprocess: original_resize(pixels[::-1], preprocess), "upside down"),
-        (lambda p, preprocess: original_resize(p, dataclasses.replace(preprocess, crop_mode="squash")), "squashed"),
+        (lambda image, preprocess: np.ascontiguousarray(original_resize(image, preprocess)[:, :, ::-1]), "BGR"),
+        (lambda image, preprocess: original_resize(ImageOps.flip(image), preprocess), "upside down"),
+        (lambda i, preprocess: original_resize(i, dataclasses.replace(preprocess, crop_mode="squash")), "squashed"),
     ],
 )
 def test_server_that_prepares_images_otherwise_is_noticed(
     patch: Callable[..., np.ndarray], check: str, subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle is right, the code that reads it is not."""
-    monkeypatch.setattr(imaging, "resize", patch)
+    monkeypatch.setattr(imaging, "_resize_image", patch)
     for subject in subjects.values():
         assert {"prepared pixels", GOLDEN} <= set(failed(verify_bundle(subject.bundle))), check
         with pytest.raises(VerificationError, match="golden images give"):

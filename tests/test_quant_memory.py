@@ -17,11 +17,9 @@ def resident():
 
 del_me = torch.ones(6 * 2**20)  # freeing 24 MB makes glibc keep blocks up to that size
 del del_me
-kept, freed = [], []
-for _ in range(150):
-    freed.append(torch.ones(2**18))
-    kept.append(torch.ones(64))
-freed.clear()
+blocks = [torch.ones(2**18) for _ in range(161)]
+kept = blocks[::16]  # what lies between them can't be given back from the end
+del blocks
 before = resident()
 give_back()
 print(before - resident())
