@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/pipeline.py --output benchmarks/results/pipeline.json
 
-For each model the first steps of an epoch of its shipped recipe (Fashion-MNIST in memory) are run as in training, and the
-same steps again without the network: reading, augmenting and normalising only. Both in CPU seconds of the whole
+For each model the first steps of an epoch of its shipped recipe (Fashion-MNIST in memory) are run as in training, and
+the same steps again without the network: reading, augmenting and normalising only. Both in CPU seconds of the whole
 process, threads that load ahead included, in turns; the share of the network is 1 - without / with, of medians.
 """
 
