@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import timm
-import torch
+from measure import facts
 from timm.models import register_model
 from torch import nn
 
@@ -32,7 +32,6 @@ from leanvit.analysis import attention_layers, layer_tokens, token_diversity
 from leanvit.checkpoint import load_checkpoint
 from leanvit.config import TrainConfig
 from leanvit.data import Loader, load_split, to_input
-from leanvit.doctor import examine
 from leanvit.errors import ModelError
 from leanvit.evaluation import network_predict, shift_robustness
 from leanvit.files import read_json, write_json
@@ -170,8 +169,7 @@ def main() -> None:
                     rows.append(measure(pair, model, fraction, seed))
                     note(f"{rows[-1]}")
                     if options.output:
-                        facts = {"machine": examine()["machine"], "threads": torch.get_num_threads()}
-                        write_json(options.output, {"rows": rows, **facts})
+                        write_json(options.output, {**facts(), "seed": options.seeds, "rows": rows})
     print(table(rows))
 
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
+from measure import facts
 
 from leanvit.config import TrainConfig, from_dict, load_yaml
-from leanvit.doctor import examine
 from leanvit.files import write_json
 from leanvit.train import run
 
@@ -60,11 +58,7 @@ def main() -> None:
         for way in options.ways:
             rows.append(measure(way, seed, options))
             if options.output:
-                date = datetime.now(UTC).isoformat(timespec="seconds")
-                threads = torch.get_num_threads()
-                write_json(
-                    options.output, {"rows": rows, "machine": examine()["machine"], "threads": threads, "date": date}
-                )
+                write_json(options.output, {**facts(), "seed": options.seeds, "rows": rows})
     print("| way | top-1, mean | spread (standard deviation) | correct of images, by seed |")
     print("|---|---:|---:|---|")
     for way in options.ways:

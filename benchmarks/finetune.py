@@ -14,15 +14,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
+from measure import facts
 
 from leanvit.config import TrainConfig, from_dict, load_yaml
-from leanvit.doctor import examine
 from leanvit.files import write_json
 from leanvit.progress import note
 from leanvit.train import run
@@ -74,12 +72,7 @@ def main() -> None:
                 f"| {model} | {way} | {mean(values):.1f} | {stdev(values) if len(values) > 1 else 0:.1f} | {counts} |"
             )
     if options.output:
-        facts = examine()
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(
-            options.output,
-            {"rows": rows, "machine": facts["machine"], "threads": torch.get_num_threads(), "date": date},
-        )
+        write_json(options.output, {**facts(), "seed": options.seeds, "rows": rows})
         note(f"{options.output} written")
 
 

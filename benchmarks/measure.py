@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ import torch
 
 from leanvit.bench import machine, memory_megabytes
 from leanvit.export.bundle import versions
+from leanvit.quant.memory import give_back
 
 SEED = 0
 
@@ -36,7 +36,7 @@ def run_with_peak(run: Callable[[], Any]) -> tuple[Any, float, float]:
     """
     gc.collect()
     # Free memory that the allocator still holds would hide as much of what the run needs.
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _status("VmRSS")
     result = run()

@@ -14,15 +14,13 @@ import itertools
 import tempfile
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from measure import facts
 
 from leanvit.config import TrainConfig, from_dict, load_yaml
-from leanvit.doctor import examine
 from leanvit.files import write_json
 from leanvit.train import Trainer
 
@@ -79,11 +77,7 @@ def main() -> None:
             flush=True,
         )
     if options.output:
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(
-            options.output,
-            {"rows": rows, "machine": examine()["machine"], "threads": torch.get_num_threads(), "date": date},
-        )
+        write_json(options.output, {**facts(), "rows": rows})
 
 
 if __name__ == "__main__":

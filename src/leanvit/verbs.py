@@ -67,17 +67,6 @@ def train(config: configs.TrainConfig) -> int:
     return errors.EXIT_OK
 
 
-def _load_any(path: str) -> tuple[Any, Any]:
-    """(network, CheckpointInfo) of a checkpoint or quantized model."""
-    from leanvit.checkpoint import load_checkpoint
-    from leanvit.quant.store import is_quantized, load_quantized
-
-    if is_quantized(path):
-        quantized, info = load_quantized(path)
-        return quantized.module, info
-    return load_checkpoint(path)
-
-
 def _accuracy(config: configs.ValConfig) -> dict[str, Any]:
     """Top-1 and top-5 alone."""
     from dataclasses import asdict
@@ -233,11 +222,12 @@ def _bundle_images(manifest: Any, data: str, images: Any, bad_images: Any = "fai
 
 def _network_as_exported(path: str, manifest: Any) -> Any:
     """The torch network that a bundle was written from, in the form that its profile runs."""
+    from leanvit.checkpoint import load_checkpoint
     from leanvit.export.lower import executed_form
     from leanvit.quant.store import is_quantized, load_quantized
 
     if not is_quantized(path):
-        return _load_any(path)[0]
+        return load_checkpoint(path)[0]
     quantized, _ = load_quantized(path)
     return executed_form(quantized.graph, manifest.profile, manifest.quantization.get("lifted", ()))
 

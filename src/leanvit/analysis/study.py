@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import io
-import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from leanvit.analysis.running import evaluating
 from leanvit.analysis.shortcut import require_scales, shortcut_ablation
 from leanvit.bench import machine
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import AnalyzeConfig
+from leanvit.config import AnalyzeConfig, command_line
 from leanvit.data import ImageSet, Loader, check_classes, load_split, to_input
 from leanvit.errors import DataError, ImageError, LeanvitError, ModelError, PartialError
 from leanvit.export.bundle import versions
@@ -268,15 +267,8 @@ def save_study(result: Json, arrays: Arrays, folder: str | Path) -> Path:
 
 def describe_run(config: AnalyzeConfig, result: Json) -> Json:
     """What `study` gave, below the command, the machine, the versions and the date that it was made with."""
-    default = AnalyzeConfig(models=config.models)
-    flags: list[str] = []
-    for option in fields(config):
-        value = getattr(config, option.name)
-        if value != getattr(default, option.name):
-            words = [] if value is True else value if isinstance(value, list) else [value]
-            flags += [f"--{option.name.replace('_', '-')}", *map(str, words)]
     return {
-        "command": shlex.join(["leanvit", "analyze", *config.models, *flags]),
+        "command": command_line("analyze", config),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "machine": machine(),

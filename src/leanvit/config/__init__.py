@@ -5,7 +5,7 @@ and back without loss. This package imports neither torch nor timm.
 """
 
 from leanvit.config.analysis import AnalyzeConfig
-from leanvit.config.base import convert, from_dict, load_yaml, option, save_yaml, to_dict
+from leanvit.config.base import command_line, convert, from_dict, load_yaml, option, save_yaml, to_dict
 from leanvit.config.commands import (
     BenchmarkConfig,
     ConvertConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "ValConfig",
     "VerifyConfig",
+    "command_line",
     "convert",
     "from_dict",
     "load_yaml",

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import types
 import typing
 from dataclasses import MISSING, asdict, field, fields
@@ -179,3 +180,16 @@ def require_at_least(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{name} is {value}, expected at least {least}")
+
+
+def command_line(verb: str, config: Any) -> str:
+    """The command that gives a configuration: positional arguments, and flags that are not at their defaults."""
+    words, flags = ["leanvit", *verb.split()], []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        texts = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        if item.metadata.get("positional"):
+            words += texts
+        elif value != (item.default if item.default_factory is MISSING else item.default_factory()):
+            flags += [f"--{item.name.replace('_', '-')}", *([] if value is True else texts)]
+    return shlex.join([*words, *flags])

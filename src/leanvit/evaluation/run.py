@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.bench import machine
-from leanvit.config import ValConfig, save_yaml
+from leanvit.config import ValConfig, command_line, save_yaml
 from leanvit.data import ImageSet, Loader, check_classes, load_split
 from leanvit.errors import ConfigError
 from leanvit.evaluation.corruptions import CORRUPTIONS, parameter_set
@@ -134,7 +133,7 @@ def _origin(work: _Work) -> Json:
     config, subject = work.config, work.subject
     return {
         "schema_version": SCHEMA_VERSION,
-        "command": command(config),
+        "command": command_line("val", config),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
@@ -149,19 +148,6 @@ def _origin(work: _Work) -> Json:
         "input_size": list(subject.preprocess.input_size),
         "left_out": list(work.loader.bad),
     }
-
-
-def command(config: ValConfig) -> str:
-    """The command line that gives a configuration."""
-    words = ["leanvit", "val", config.model]
-    defaults = ValConfig(model=config.model)
-    for name in (f.name for f in fields(ValConfig)):
-        value = getattr(config, name)
-        if value == getattr(defaults, name):
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
 
 
 def _throughput(work: _Work, found: Evaluation) -> Json:

@@ -82,11 +82,6 @@ class ImageReader:
         interpolation = self.preprocess.interpolation
         return self.images.cropped(index, generator, size, scale, config.crop_ratio, interpolation).pixels
 
-    @property
-    def per_image(self) -> bool:
-        """Whether there is anything to do for each image, beside reading memory."""
-        return self.memory is None or self.policy is not None
-
 
 def _stack(items: list[tuple[NDArray[np.uint8] | None, str]]) -> tuple[Tensor, list[int], tuple[str, ...]]:
     """Images (B, H, W, 3), places of those that could be read, and what was wrong with the others."""
@@ -167,7 +162,7 @@ class Batches:
         reader = self.reader
 
         def fetch(indices: NDArray[np.int64], pool: ThreadPoolExecutor) -> Any:
-            if not reader.per_image and reader.memory is not None:
+            if reader.memory is not None and reader.policy is None:
                 return torch.from_numpy(reader.memory[indices]), list(range(len(indices))), ()
             keys = [(epoch, index) for index in indices.tolist()]
             # A policy draws from generators that all threads share; decoding draws from none.

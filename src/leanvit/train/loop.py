@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from leanvit.checkpoint import CHECKPOINT_NAME, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, save_yaml
 from leanvit.data import ImageSet, Loader, load_split, to_input
-from leanvit.distill import Answer, Student, hint_loss, load_teacher, make_student, teacher_loss
+from leanvit.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.errors import CheckpointError, ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
 from leanvit.progress import Bar, note, silence
@@ -89,13 +89,23 @@ class Trainer:
         self.teacher = load_teacher(config, self.info.labels, self.device) if config.teacher else None
         self.student = make_student(self.model, size, self.teacher, config) if self.teacher else None
         self.learner: nn.Module = (self.student or self.model).to(self.device)
-        if config.fsdp and self.processes.world > 1:
+        if self._sharded:
             shard(self.learner, self.processes, self.device)
         project = self.student.project if self.student else None
         self.optimizer = make_optimizer(self.model, config, *([project] if project else []))
         self.average = self._make_average() if config.model_ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._wrap()
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether weights are in shards, which all processes must gather together."""
+        return self.config.fsdp and self.processes.world > 1
+
+    @property
+    def _averaged(self) -> nn.Module | None:
+        """The network with the moving average of the weights."""
+        return self.average.module if self.average else None
 
     def _checkpoint_gradients(self) -> None:
         try:
@@ -112,8 +122,7 @@ class Trainer:
 
     def _wrap(self) -> None:
         """(Re)make the form that runs; which parameters learn must be settled before."""
-        sharded = self.config.fsdp and self.processes.world > 1
-        running = self.learner if sharded else wrap(self.learner, self.processes, self.device)
+        running = self.learner if self._sharded else wrap(self.learner, self.processes, self.device)
         self.running: Any = torch.compile(running) if self.config.compile else running
 
     def _class_weights(self) -> Tensor | None:
@@ -150,8 +159,7 @@ class Trainer:
         return finished % self.config.val_interval == 0 or finished == self.config.epochs
 
     def _validate(self) -> Accuracy:
-        model = self.average.module if self.average else self.model
-        return evaluate(model, self.val_loader, self.device, self.processes)
+        return evaluate(self._averaged or self.model, self.val_loader, self.device, self.processes)
 
     def _is_out_of_patience(self) -> bool:
         """Whether the last `patience` epochs brought nothing better. A pure function of the history."""
@@ -182,7 +190,8 @@ class Trainer:
                 detail = f"epoch {epoch + 1}/{config.epochs} loss {loss / seen:.3f} acc {right / seen:.1%}{best}"
             bar.advance(detail=detail)
             if config.save_interval and (part.step + 1) % config.save_interval == 0 and part.step + 1 < steps:
-                self._save(step=part.step + 1, totals=totals)
+                loss, right, seen = self.processes.sum(totals.clone())[0].tolist()
+                self._save(replace(self.progress, step=part.step + 1, loss=loss, correct=right, seen=seen))
         loss, right, seen = self.processes.sum(totals)[0].tolist()
         return loss / seen, 100 * right / seen
 
@@ -300,32 +309,24 @@ class Trainer:
             self.progress, epoch=self.progress.epoch + 1, step=0, loss=0.0, correct=0.0, seen=0.0,
             history=history, best=best,
         )  # fmt: skip
-        self._save()
+        self._save(self.progress)
         if self.processes.first:
             write_history(self.folder, history, self._summary())
             for tracker in self.trackers:
                 tracker.log(row)
 
     def _save_best(self, accuracy: Accuracy) -> None:
-        model = self.average.module if self.average else self.model
         info = with_metrics(self.info, **asdict(accuracy), epoch=self.progress.epoch + 1)
-        if self.processes.first or self.config.fsdp:
+        if self.processes.first or self._sharded:
+            model = self._averaged or self.model
             save_checkpoint(self.folder / CHECKPOINT_NAME, model, info, writes=self.processes.first)
 
-    def _save(self, step: int = 0, totals: Tensor | None = None) -> None:
-        """Write the state; inside an epoch with the sums so far."""
-        if totals is not None:
-            loss, correct, seen = self.processes.sum(totals.clone())[0].tolist()
-            self.progress = replace(self.progress, step=step, loss=loss, correct=correct, seen=seen)
-        progress = replace(self.progress, scaler=self.scaler.state_dict())
-        average = self.average.module if self.average else None
-        if self.processes.first or self.config.fsdp:
-            save_state(
-                self.folder, progress, self.learner, self.optimizer, average, writes=self.processes.first
-            )  # fmt: skip
-        if step:
-            # Those of the running epoch are counted on in the process, not here.
-            self.progress = replace(self.progress, step=0, loss=0.0, correct=0.0, seen=0.0)
+    def _save(self, progress: Progress) -> None:
+        """Write the state at `progress`: after an epoch, or inside one with the sums so far."""
+        if self.processes.first or self._sharded:
+            progress = replace(progress, scaler=self.scaler.state_dict())
+            writes = self.processes.first
+            save_state(self.folder, progress, self.learner, self.optimizer, self._averaged, writes=writes)
 
     def _restore(self) -> None:
         path = self.folder / LAST_NAME
@@ -338,8 +339,7 @@ class Trainer:
             raise CheckpointError(
                 f"{path} is of {progress.architecture}, not of {self.info.architecture}. Check --model."
             )
-        average = self.average.module if self.average else None
-        load_state(path, tensors, scalars, self.learner, self.optimizer, average)
+        load_state(path, tensors, scalars, self.learner, self.optimizer, self._averaged)
         if progress.scaler:
             self.scaler.load_state_dict(progress.scaler)
         here = self.progress.conditions
@@ -396,6 +396,3 @@ def run(config: TrainConfig) -> TrainResult:
 def _start(trainer: Trainer) -> TrainResult:
     save_yaml(trainer.config, trainer.folder / "config.yaml")
     return trainer.fit()
-
-
-__all__ = ["Accuracy", "Student", "TrainResult", "Trainer", "run"]
