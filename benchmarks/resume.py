@@ -101,9 +101,10 @@ def start(config: TrainConfig, mode: Mode, writing: mmap.mmap) -> list[int]:
             code = 1
             try:
                 os.setsid()  # loader workers die with it
-                log = os.open(log_of(config, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
+                log = log_of(config, rank).open("a", buffering=1)
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                sys.stdout = sys.stderr = log
                 _train(config, rank, mode.processes, port, writing)
                 code = 0
             except BaseException:
@@ -235,6 +236,8 @@ def main() -> int:
     """Attack every mode; 1 where one run did not end as the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=14, help="of each mode")
+    parser.add_argument("--modes", type=int, nargs="+", choices=range(len(MODES)), default=list(range(len(MODES))),
+                        metavar="N", help="numbers of the modes, default all")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="keep the runs there")
     parser.add_argument("--output", help="JSON file")
@@ -243,8 +246,8 @@ def main() -> int:
     load_split("digits", "train")
     rows = []
     with _folder(options.folder) as folder:
-        for number, mode in enumerate(MODES):
-            rows.append(attack(mode, folder / str(number), options.kills, options.seed + number))
+        for number in options.modes:
+            rows.append(attack(MODES[number], folder / str(number), options.kills, options.seed + number))
             print(json.dumps(rows[-1]), flush=True)
     total = {key: sum(row[key] for row in rows) for key in ("kills", "inside_a_write", "runs", "identical")}
     print(json.dumps(total))
