@@ -1,0 +1,1 @@
+"""The whole path of the tasks: train, validate, quantize, export, predict."""

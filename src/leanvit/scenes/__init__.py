@@ -1,0 +1,14 @@
+"""Annotated pictures: COCO, YOLO and class map folders, their checks, and composed practice data. No torch."""
+
+from leanvit.scenes.types import (
+    IGNORED,
+    BoolMask,
+    ClassMap,
+    Found,
+    Instance,
+    KeypointScheme,
+    Scene,
+    SceneSet,
+)
+
+__all__ = ["IGNORED", "BoolMask", "ClassMap", "Found", "Instance", "KeypointScheme", "Scene", "SceneSet"]
