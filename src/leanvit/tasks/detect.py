@@ -1,0 +1,231 @@
+"""Detection and instance segmentation: torchvision's Faster R-CNN and Mask R-CNN on any backbone.
+
+Head, losses, proposals and decoding are torchvision's (Ren et al., arXiv 1506.01497; He et al., arXiv 1703.06870;
+Lin et al., arXiv 1612.03144). Ours are the backbone, the fixed input size, and the cut into three networks without
+data-dependent shapes, which are what MPTQ quantizes and the exporter lowers: `PyramidPart`, `BoxPart`, `MaskPart`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from leanvit.errors import ConfigError
+from leanvit.tasks.features import STRIDES, BackboneConfig, Pyramid
+
+LEVELS = [str(i) for i in range(len(STRIDES))]
+CANONICAL_SIZE = 28
+"""An object of this many anchor scales belongs to the third level: 28 x 8 = 224 px, as in FPN's equation 1."""
+
+BOX_CELLS = 7
+MASK_CELLS = 14
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What stands on the pyramid; the defaults are those of torchvision and of the papers on COCO.
+
+    masks: instance segmentation as well. anchor_scale: side of an anchor in strides of its level.
+    head_width: of the box head's two layers. mask_width, mask_layers: of the mask head.
+    proposals: boxes that the second stage looks at, of four times as many candidates a level.
+    sampled: boxes an image that the second stage learns from. detections: most objects in an answer.
+    score_threshold, nms_threshold: of the answer.
+    """
+
+    masks: bool = True
+    anchor_scale: float = 8.0
+    head_width: int = 1024
+    mask_width: int = 256
+    mask_layers: int = 4
+    proposals: int = 1000
+    sampled: int = 512
+    detections: int = 100
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("anchor_scale", "head_width", "mask_width", "mask_layers", "proposals", "sampled", "detections"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("score_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+
+
+class _Batched(nn.Module):
+    """Stands where torchvision resizes and normalises: images come prepared, and masks stay in their boxes."""
+
+    def forward(self, images: Sequence[Tensor], targets: Any = None) -> tuple[ImageList, Any]:
+        batch = torch.stack(list(images))
+        return ImageList(batch, [(batch.shape[-2], batch.shape[-1])] * len(batch)), targets
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        return result
+
+
+class Detector(nn.Module):
+    """torchvision's detector behind one interface: normalised images in, losses or raw detections out."""
+
+    def __init__(self, backbone: BackboneConfig, num_classes: int, config: DetectorConfig) -> None:
+        """num_classes: without the background. Raises UnknownModelError, ConfigError."""
+        super().__init__()
+        self.config = config
+        pyramid = Pyramid(backbone)
+        options: dict[str, Any] = {
+            "rpn_anchor_generator": AnchorGenerator(
+                tuple((int(config.anchor_scale * stride),) for stride in STRIDES), ((0.5, 1.0, 2.0),) * len(STRIDES)
+            ),
+            "rpn_pre_nms_top_n_train": 2 * config.proposals,
+            "rpn_post_nms_top_n_train": config.proposals,
+            "rpn_pre_nms_top_n_test": config.proposals,
+            "rpn_post_nms_top_n_test": config.proposals,
+            "box_roi_pool": _pool(BOX_CELLS, config),
+            "box_head": TwoMLPHead(backbone.channels * BOX_CELLS**2, config.head_width),
+            "box_predictor": _BoxPredictor(config.head_width, num_classes + 1),
+            "box_batch_size_per_image": config.sampled,
+            "box_score_thresh": config.score_threshold,
+            "box_nms_thresh": config.nms_threshold,
+            "box_detections_per_img": config.detections,
+        }
+        if config.masks:
+            widths = [config.mask_width] * config.mask_layers
+            options |= {
+                "mask_roi_pool": _pool(MASK_CELLS, config),
+                "mask_head": MaskRCNNHeads(backbone.channels, widths, 1),
+                "mask_predictor": MaskRCNNPredictor(config.mask_width, config.mask_width, num_classes + 1),
+            }
+        self.network = (MaskRCNN if config.masks else FasterRCNN)(pyramid, None, **options)
+        self.network.transform = _Batched()
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """Backbone and FPN."""
+        return self.network.backbone
+
+    def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """x: (B, 3, H, W) float32 normalised. targets: boxes (N, 4), labels (N,) from 1, masks (N, H, W), per image."""
+        found: dict[str, Tensor] = self.network(list(x), targets)
+        return found
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Detections of each image: boxes (D, 4), scores (D,), labels (D,) from 1, masks (D, 1, 28, 28) sigmoid."""
+        found: list[dict[str, Tensor]] = self.network(list(x))
+        return found
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The three networks without data-dependent shapes; they share this detector's weights."""
+        parts: dict[str, nn.Module] = {"pyramid": PyramidPart(self), "box": BoxPart(self)}
+        return parts | ({"mask": MaskPart(self)} if self.config.masks else {})
+
+    def replace_parts(self, parts: dict[str, nn.Module]) -> None:
+        """Run `parts` (of the same interface, e.g. quantized) instead of this detector's own networks."""
+        levels = len(LEVELS)
+        self.network.backbone = _Replaced(parts["pyramid"], self.pyramid.out_channels)
+        self.network.rpn.head = _Remembered(self.network.backbone, levels)
+        self.network.roi_heads.box_head = nn.Identity()
+        self.network.roi_heads.box_predictor = parts["box"]
+        if "mask" in parts:
+            self.network.roi_heads.mask_head = nn.Identity()
+            self.network.roi_heads.mask_predictor = parts["mask"]
+
+
+def _pool(cells: int, config: DetectorConfig) -> MultiScaleRoIAlign:
+    # A float from the class's own default; only an int is annotated.
+    scale = int(CANONICAL_SIZE * config.anchor_scale)
+    return MultiScaleRoIAlign(LEVELS, cells, 2, canonical_scale=scale, canonical_level=4)
+
+
+class _BoxPredictor(nn.Module):
+    """FastRCNNPredictor without its check of the rank, which a traced graph would keep."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(width, num_classes)
+        self.bbox_pred = nn.Linear(width, num_classes * 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class PyramidPart(nn.Module):
+    """Image -> pyramid maps and what the region proposal network says of every anchor."""
+
+    def __init__(self, detector: Detector) -> None:
+        """Share the weights of `detector`."""
+        super().__init__()
+        self.backbone = detector.network.backbone
+        self.head = detector.network.rpn.head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: (B, 3, H, W). Returns 4 maps (B, C, h, w), 4 of objectness (B, A, h, w), 4 of deltas (B, 4 A, h, w)."""
+        maps = list(self.backbone(x).values())
+        objectness, deltas = self.head(maps)
+        return (*maps, *objectness, *deltas)
+
+
+class BoxPart(nn.Module):
+    """Cells of the pyramid under proposals -> class and place of each."""
+
+    def __init__(self, detector: Detector) -> None:
+        """Share the weights of `detector`."""
+        super().__init__()
+        self.head = detector.network.roi_heads.box_head
+        self.predictor = detector.network.roi_heads.box_predictor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (R, C, 7, 7). Returns class logits (R, classes + 1) and deltas (R, 4 (classes + 1))."""
+        logits, deltas = self.predictor(self.head(x))
+        return logits, deltas
+
+
+class MaskPart(nn.Module):
+    """Cells of the pyramid under detections -> a mask for every class."""
+
+    def __init__(self, detector: Detector) -> None:
+        """Share the weights of `detector`."""
+        super().__init__()
+        self.head = detector.network.roi_heads.mask_head
+        self.predictor = detector.network.roi_heads.mask_predictor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (R, C, 14, 14). Returns mask logits (R, classes + 1, 28, 28)."""
+        logits: Tensor = self.predictor(self.head(x))
+        return logits
+
+
+class _Replaced(nn.Module):
+    """A pyramid part in the place of a backbone; keeps what it said of the anchors for `_Remembered`."""
+
+    def __init__(self, part: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.part = part
+        self.out_channels = out_channels
+        self.answers: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = list(self.part(x))
+        self.answers = found[len(LEVELS) :]
+        return dict(zip(LEVELS, found, strict=False))
+
+
+class _Remembered(nn.Module):
+    """The region proposal head of a replaced pyramid part."""
+
+    def __init__(self, replaced: _Replaced, levels: int) -> None:
+        super().__init__()
+        self.source = [replaced]  # in a list, or it would be registered a second time
+        self.levels = levels
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        answers = self.source[0].answers
+        return answers[: self.levels], answers[self.levels :]
