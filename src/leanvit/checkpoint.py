@@ -27,6 +27,8 @@ class CheckpointInfo:
 
     architecture: timm name. kwargs: arguments of timm.create_model beside num_classes.
     labels: class names in the order of the logits. metrics: what was measured, e.g. {"top1": 98.6}.
+    task: "classify", or what a network with another head does (leanvit.tasks). head: arguments of that head.
+    keypoints: of a pose network: names, swapped, sigmas and skeleton (leanvit.scenes.KeypointScheme).
     """
 
     architecture: str
@@ -37,6 +39,9 @@ class CheckpointInfo:
     data: str | None = None
     val_fraction: float = 0.2
     seed: int = 0
+    task: str = "classify"
+    head: dict[str, Any] = field(default_factory=dict)
+    keypoints: dict[str, Any] | None = None
     version: int = 1
 
 
@@ -153,6 +158,8 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
             "Start a training from it: leanvit train --model NAME --initial-checkpoint FILE"
         )
     info = info_from_metadata(metadata["leanvit"], path)
+    if info.task != "classify":
+        raise CheckpointError(f"{path} is a network for the task '{info.task}', expected a classifier.")
     model = build(info.architecture, len(info.labels), **info.kwargs)
     load_weights(model, tensors, path)
     return model.eval(), info

@@ -24,6 +24,7 @@ from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
+from leanvit.config.tasks import Task, TaskTrainConfig
 from leanvit.config.training import TrainConfig
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "Runtime",
     "RuntimeChoice",
     "Scheme",
+    "Task",
+    "TaskTrainConfig",
     "TrainConfig",
     "ValConfig",
     "VerifyConfig",

@@ -27,7 +27,8 @@ class Preprocess:
     interpolation: resampling filter of the resize.
     crop_pct: share of the resized image that a centre crop keeps, in (0, 1].
     crop_mode: "center" keeps the aspect ratio (resize the shorter side, crop the middle);
-        "squash" resizes both sides and loses the aspect ratio.
+        "squash" resizes both sides and loses the aspect ratio; "letterbox" keeps all of the picture at the top
+        left and fills the rest with grey.
     """
 
     input_size: tuple[int, int]
@@ -35,7 +36,7 @@ class Preprocess:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_pct: float = 1.0
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "squash", "letterbox"] = "center"
     version: int = 1
 
     def __post_init__(self) -> None:

@@ -1,0 +1,61 @@
+"""The metric of a task, of a torch network or of anything else that gives raw answers for prepared pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import Task
+from leanvit.data import to_input
+from leanvit.downstream.answers import Batch, Outputs, Place, measure
+from leanvit.errors import DataError
+from leanvit.progress import track
+from leanvit.scenes import SceneSet
+from leanvit.tasks.build import raw_answers
+from leanvit.tasks.loader import SceneLoader
+
+
+def batches_of(
+    task: Task, scenes: SceneSet, size: tuple[int, int], batch_size: int, answer: Callable[[Tensor], Outputs]
+) -> Iterator[Batch]:
+    """Raw answers to every prepared picture or crop of a split; answer takes (B, 3, H, W) uint8."""
+    loader = SceneLoader(
+        scenes, task, size, batch_size, train=False, augmentation=None, seed=0, workers=0, on_bad="fail"
+    )
+    for images, targets in track(loader, f"measuring {task}", len(loader)):
+        yield answer(images), [_place(target) for target in targets]
+
+
+def _place(target: dict[str, Any]) -> Place:
+    return Place(target["scene"], target.get("placement"), target.get("region"), target.get("instance", 0))
+
+
+def measure_network(
+    network: nn.Module, info: CheckpointInfo, scenes: SceneSet, batch_size: int, device: torch.device | None = None
+) -> dict[str, Any]:
+    """Metrics of a torch network on a split; see leanvit.downstream.answers.METRICS.
+
+    Raises DataError where the split has other classes than the network.
+    """
+    require_classes(info.labels, scenes)
+    task = cast(Task, info.task)
+    where = device or torch.device("cpu")
+    network.eval()
+
+    def answer(images: Tensor) -> Outputs:
+        return raw_answers(network, task, to_input(images.permute(0, 2, 3, 1), info.preprocess, where))
+
+    return measure(task, scenes, batches_of(task, scenes, info.preprocess.input_size, batch_size, answer))
+
+
+def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
+    """Raise DataError where a split has other classes than a network, or in another order."""
+    if scenes.classes != labels:
+        raise DataError(
+            f"{scenes.name} has classes {', '.join(scenes.classes[:4])}... ({len(scenes.classes)}), the network has "
+            f"{', '.join(labels[:4])}... ({len(labels)}), expected the same in the same order."
+        )

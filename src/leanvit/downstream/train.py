@@ -1,0 +1,315 @@
+"""Training of the tasks: run(config) fits a network to annotated pictures; best weights, state and log are files."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.checkpoint import CHECKPOINT_NAME, CheckpointInfo, save_checkpoint, with_metrics
+from leanvit.config import Preprocess, TaskTrainConfig, save_yaml
+from leanvit.data import to_input
+from leanvit.downstream.answers import METRICS
+from leanvit.downstream.measure import measure_network
+from leanvit.errors import CheckpointError, ConfigError, NumericalError, did_you_mean
+from leanvit.files import only_writer, write_json
+from leanvit.loading import load_model
+from leanvit.progress import Bar, note
+from leanvit.scenes import SceneSet
+from leanvit.scenes.load import load_scenes
+from leanvit.tasks.augment import Augmentation
+from leanvit.tasks.build import build_network, features_of, head_options, keypoints_of
+from leanvit.tasks.features import check_strides, load_backbone
+from leanvit.tasks.loader import SceneLoader
+from leanvit.train.optimizer import set_learning_rate
+from leanvit.train.setup import UnfusedAttention, autocast_dtype, pick_device
+from leanvit.train.state import LAST_NAME, Conditions, Progress, differences, load_state, read_state, save_state
+
+SUMMARY_NAME = "train.json"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a run reached.
+
+    checkpoint: file with the best weights. best: the metric of those weights (0 to 1). metrics: all of them.
+    history: one dict an epoch. cpu_seconds: processor time of training and validation, all threads.
+    """
+
+    checkpoint: Path
+    best: float
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    cpu_seconds: float
+
+
+class TaskTrainer:
+    """The state of one run: network, optimizer, data and progress."""
+
+    def __init__(self, config: TaskTrainConfig) -> None:
+        """Load data, build the network; raises DataError, UnknownModelError, CheckpointError, ConfigError."""
+        self.config = config
+        self.folder = Path(config.output)
+        self.device = pick_device(config.device)
+        self.dtype = autocast_dtype(config.amp, self.device)
+        torch.manual_seed(config.seed)
+        self.train_scenes, self.val_scenes = (
+            load_scenes(config.data, split, on_problem=config.annotations, task=config.task)
+            for split in ("train", "val")
+        )
+        for scenes in (self.train_scenes, self.val_scenes):
+            report_problems(scenes)
+        self.info = task_info(config, self.train_scenes)
+        with UnfusedAttention(self.device, self.dtype):
+            self.network = build_network(self.info)
+        check_strides(features_of(self.network))
+        if config.initial_checkpoint or config.pretrained:
+            self._start_backbone()
+        self.network.to(self.device)
+        self.loader = SceneLoader(
+            self.train_scenes, config.task, config.img_size, config.batch_size, train=True,
+            augmentation=augmentation_of(config), seed=config.seed, workers=config.workers, on_bad=config.bad_images,
+        )  # fmt: skip
+        self.optimizer = make_optimizer(self.network, config)
+        self.average = self._make_average() if config.model_ema_decay else None
+        self.progress = Progress(f"{config.task}:{self.info.architecture}", 0, Conditions.here(1))
+
+    def _start_backbone(self) -> None:
+        config = self.config
+        if config.initial_checkpoint:
+            classifier, _ = load_model(config.initial_checkpoint)
+        else:
+            from leanvit.checkpoint import build
+
+            classifier = build(config.model, 1000, pretrained=True)
+        missing = load_backbone(features_of(self.network), classifier)
+        if missing:
+            note(f"{len(missing)} tensors of the backbone start at random, e.g. {missing[0]}")
+
+    def _make_average(self) -> Any:
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(self.network, decay=self.config.model_ema_decay, use_warmup=True)
+
+    def fit(self) -> TaskResult:
+        """Train what is left; after each epoch everything is on disk."""
+        config, steps = self.config, len(self.loader)
+        if config.resume:
+            self._restore()
+        with Bar(f"training {config.task}", config.epochs * steps) as bar:
+            bar.done = self.progress.epoch * steps
+            while self.progress.epoch < config.epochs:
+                started, cpu = time.monotonic(), time.process_time()
+                row = self._train_epoch(self.progress.epoch, bar)
+                row |= self._validate(self.progress.epoch + 1)
+                row |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+                self._record(row)
+        history = self.progress.history
+        reached = [row for row in history if "metric" in row]
+        if not reached:
+            raise ConfigError(f"{self.folder} holds no validated epoch within epochs {config.epochs}. Raise --epochs.")
+        best = max(reached, key=lambda row: row["metric"])
+        total = sum(row["cpu_seconds"] for row in history)
+        return TaskResult(self.folder / CHECKPOINT_NAME, best["metric"], best["metrics"], history, total)
+
+    def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, Any]:
+        config, steps = self.config, len(self.loader)
+        self.network.train()
+        self.loader.set_epoch(epoch)
+        totals: dict[str, Tensor] = {}
+        for step, (images, targets) in enumerate(self.loader):
+            losses = self._learn(images, targets, epoch * steps + step)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.detach()
+            detail = None
+            if step % 5 == 0 or step == steps - 1:
+                mean = sum(float(value) for value in totals.values()) / (step + 1)
+                detail = f"epoch {epoch + 1}/{config.epochs} loss {mean:.3f}"
+            bar.advance(detail=detail)
+        means = {name: float(value) / steps for name, value in totals.items()}
+        rate = learning_rate(config, (epoch + 1) * steps - 1, steps)
+        return {"epoch": epoch + 1, "lr": rate, "train_loss": sum(means.values()), **means}
+
+    def _learn(self, images: Tensor, targets: list[dict[str, Any]], step: int) -> dict[str, Tensor]:
+        """One step: forward, backward, update; the losses by name. Raises NumericalError where one is not finite."""
+        config = self.config
+        x = to_input(images.permute(0, 2, 3, 1), self.info.preprocess, self.device)
+        moved = [
+            {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in target.items()}
+            for target in targets
+        ]
+        # Dropout, drop path and the sampling of proposals are pure functions of the step: a resumed run is the same.
+        torch.manual_seed(hash((config.seed, step)) % 2**63)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            losses: dict[str, Tensor] = cast(Any, self.network).losses(x, moved)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        if not total.isfinite():
+            raise NumericalError(
+                f"the loss is {total.item()} at step {step} ({ {k: float(v) for k, v in losses.items()} }); checkpoints "
+                f"up to the epoch before are in {self.folder}. Lower --lr, or go on with --resume."
+            )
+        set_learning_rate(self.optimizer, learning_rate(config, step, len(self.loader)))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_grad)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.network, step + 1)
+        return losses
+
+    @property
+    def _answering(self) -> nn.Module:
+        return self.average.module if self.average else self.network
+
+    def _validate(self, finished: int) -> dict[str, Any]:
+        if finished % self.config.val_interval and finished != self.config.epochs:
+            return {}
+        metrics = measure_network(self._answering, self.info, self.val_scenes, self.config.batch_size, self.device)
+        return {"metric": metrics[METRICS[self.config.task]], "metrics": metrics}
+
+    def _record(self, row: dict[str, Any]) -> None:
+        """Take in a finished epoch: best weights, then the state, then the summary that is made from it."""
+        earlier = [old["metric"] for old in self.progress.history if "metric" in old]
+        if "metric" in row and row["metric"] > max(earlier, default=-1.0):
+            info = with_metrics(self.info, **row["metrics"], epoch=row["epoch"])
+            save_checkpoint(self.folder / CHECKPOINT_NAME, self._answering, info)
+        if "metric" in row:
+            note(f"epoch {row['epoch']}: {METRICS[self.config.task]} {row['metric']:.4f}")
+        self.progress = replace(
+            self.progress, epoch=self.progress.epoch + 1, history=[*self.progress.history, row]
+        )  # fmt: skip
+        averaged = self.average.module if self.average else None
+        save_state(self.folder, self.progress, self.network, self.optimizer, averaged)
+        write_json(self.folder / SUMMARY_NAME, self._summary())
+
+    def _restore(self) -> None:
+        found = read_state(self.folder)
+        if found is None:
+            note(f"{self.folder / LAST_NAME} does not exist yet: training starts at epoch 1")
+            return
+        tensors, progress, scalars = found
+        if progress.architecture != self.progress.architecture:
+            raise CheckpointError(
+                f"{self.folder / LAST_NAME} is of {progress.architecture}, not of {self.progress.architecture}. "
+                "Check --task and --model."
+            )
+        averaged = self.average.module if self.average else None
+        load_state(self.folder / LAST_NAME, tensors, scalars, self.network, self.optimizer, averaged)
+        for difference in differences(progress.conditions, self.progress.conditions):
+            note(f"{difference}: the weights will not be those of an uninterrupted run to the last bit")
+        self.progress = replace(progress, conditions=self.progress.conditions)
+
+    def _summary(self) -> dict[str, Any]:
+        history = self.progress.history
+        return {
+            "task": self.config.task,
+            "architecture": self.info.architecture,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "data": self.config.data,
+            "train_pictures": len(self.train_scenes.scenes),
+            "val_pictures": len(self.val_scenes.scenes),
+            "metric": METRICS[self.config.task],
+            "autocast": str(self.dtype).removeprefix("torch.") if self.dtype else "none",
+            "device": str(self.device),
+            "seed": self.config.seed,
+            "cpu_seconds": sum(row["cpu_seconds"] for row in history),
+            "problems": list(self.train_scenes.problems[:100]),
+            "history": history,
+        }
+
+
+def task_info(config: TaskTrainConfig, scenes: SceneSet) -> CheckpointInfo:
+    """What checkpoints of this run will say of themselves."""
+    return CheckpointInfo(
+        architecture=config.model.split(".")[0],
+        labels=scenes.classes,
+        preprocess=task_preprocess(config),
+        kwargs={"drop_path_rate": config.drop_path} if config.drop_path else {},
+        data=config.data,
+        seed=config.seed,
+        task=config.task,
+        head=head_options(config),
+        keypoints=keypoints_of(scenes.keypoints) if config.task == "pose" else None,
+    )
+
+
+def task_preprocess(config: TaskTrainConfig) -> Preprocess:
+    """The backbone's own mean and deviation, at the size of the task."""
+    import timm
+
+    import leanvit.models  # noqa: F401 - registers our architectures
+
+    known = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
+    mode = {"crop_mode": "letterbox"} if config.task != "pose" else {"crop_mode": "squash"}
+    if known is None:
+        return Preprocess(config.img_size, interpolation="bilinear", **cast(Any, mode))
+    mean, std = tuple(known.mean), tuple(known.std)
+    return Preprocess(config.img_size, cast(Any, mean), cast(Any, std), "bilinear", **cast(Any, mode))
+
+
+def augmentation_of(config: TaskTrainConfig) -> Augmentation:
+    """The random changes that a configuration asks for."""
+    return Augmentation(
+        hflip=config.hflip, scale=config.scale, color_jitter=config.color_jitter, degrees=config.degrees
+    )  # fmt: skip
+
+
+def report_problems(scenes: SceneSet, shown: int = 20) -> None:
+    """Name the annotations that were left out."""
+    for problem in scenes.problems[:shown]:
+        note(f"left out: {problem}")
+    if len(scenes.problems) > shown:
+        note(f"left out: {len(scenes.problems) - shown} more; leanvit data inspect names them all")
+
+
+def learning_rate(config: TaskTrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then a cosine to `min_lr`: a pure function of the step."""
+    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
+    total = max(warmup + 1, config.epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = min(1.0, (step - warmup) / (total - warmup))
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(network: nn.Module, config: TaskTrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer with groups for backbone and heads, each with and without decay.
+
+    Raises ConfigError for an optimizer that timm doesn't know.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.opt not in list_optimizers():
+        raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
+    backbone = features_of(network).backbone
+    exempt = set(cast(Any, backbone).no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
+    own = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in network.parameters():
+        of_backbone = id(parameter) in own
+        decays = parameter.ndim > 1 and own.get(id(parameter)) not in exempt
+        scale = config.backbone_lr_scale if of_backbone else 1.0
+        empty = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
+        groups.setdefault((of_backbone, decays), empty)["params"].append(parameter)
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        list(groups.values()), config.opt, config.lr, 0.0, config.momentum
+    )
+    return optimizer
+
+
+def run(config: TaskTrainConfig) -> TaskResult:
+    """Train as `config` says; best weights, last state, summary and resolved config land in config.output.
+
+    Raises DataError, UnknownModelError, CheckpointError, RunLockedError, NumericalError (the checkpoints written
+    before stay), EnvironmentProblem where the disk is full.
+    """
+    trainer = TaskTrainer(config)
+    with only_writer(config.output):
+        save_yaml(config, Path(config.output) / "config.yaml")
+        return trainer.fit()
