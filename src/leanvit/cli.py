@@ -33,6 +33,7 @@ VERBS = {
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
     "data inspect": ("DataInspectConfig", "look at every image of a data set: balance, corrupt files, duplicates"),
+    "data compose": ("DataComposeConfig", "compose practice pictures with boxes, masks and keypoints"),
     "report": ("ReportConfig", "draw a run as one HTML page"),
     "convert": ("ConvertConfig", "turn a checkpoint of the papers' authors into leanvit's"),
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),

@@ -119,6 +119,12 @@ EXTRAS = {
     "mlflow": "trackers",
     "datasets": "data",
     "braceexpand": "data",
+    "pycocotools": "tasks",
+    "pycocotools.mask": "tasks",
+    "faster_coco_eval": "tasks",
+    "segmentation_models_pytorch": "tasks",
+    "torchmetrics": "tasks",
+    "skimage": "tasks",
 }
 # Modules whose package has another name on PyPI.
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}

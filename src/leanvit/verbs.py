@@ -381,6 +381,14 @@ def data_inspect(config: configs.DataInspectConfig) -> int:
     return errors.EXIT_OK
 
 
+def data_compose(config: configs.DataComposeConfig) -> int:
+    """Compose annotated practice pictures."""
+    from leanvit.scenes.compose import describe, run
+
+    print(describe(run(config), config))
+    return errors.EXIT_OK
+
+
 def _print_inspection(result: dict[str, Any]) -> None:
     rows = []
     for split, part in result["parts"].items():

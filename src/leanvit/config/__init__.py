@@ -20,6 +20,7 @@ from leanvit.config.commands import (
     RuntimeChoice,
     VerifyConfig,
 )
+from leanvit.config.compose import DataComposeConfig
 from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -37,6 +38,7 @@ __all__ = [
     "Budget",
     "ConvertConfig",
     "Corruption",
+    "DataComposeConfig",
     "DataInspectConfig",
     "DemoConfig",
     "DoctorConfig",
