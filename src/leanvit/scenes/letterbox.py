@@ -1,0 +1,91 @@
+"""A picture of any size in a network's input of one size, and coordinates there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from leanvit.scenes.types import IGNORED, ClassMap
+
+GREY = 114
+"""Level of the padding in all three channels."""
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in a network's input: at the top left, padded to the right and below.
+
+    scale: pixels of the input for a pixel of the picture, along (x, y). size: (height, width) of the picture in the
+    input. network_size: (height, width) of the whole input.
+    """
+
+    scale: tuple[float, float]
+    size: tuple[int, int]
+    network_size: tuple[int, int]
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the picture itself, in pixels."""
+        return round(self.size[0] / self.scale[1]), round(self.size[1] / self.scale[0])
+
+
+def place(picture_size: tuple[int, int], size: tuple[int, int]) -> Placement:
+    """Where `letterbox` puts a picture; both sizes are (height, width) in pixels."""
+    height, width = picture_size
+    scale = min(size[0] / height, size[1] / width)
+    # Rounding makes the two axes differ a little, so coordinates follow the size that the picture really got.
+    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    return Placement((wide / width, tall / height), (tall, wide), size)
+
+
+def letterbox(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear") -> tuple[Pixels, Placement]:
+    """Resize a picture into `size` with its aspect ratio kept, the rest grey.
+
+    pixels: (height, width, 3) uint8. size: (height, width) of the result. interpolation: a filter of Pillow; it is
+    widened where the picture shrinks. Returns (*size, 3) uint8 and where the picture lies in it.
+    """
+    placement = place(pixels.shape[:2], size)
+    tall, wide = placement.size
+    resized = Image.fromarray(pixels).resize((wide, tall), Image.Resampling[interpolation.upper()])
+    padded = np.full((*size, 3), GREY, np.uint8)
+    padded[:tall, :wide] = np.asarray(resized)
+    return padded, placement
+
+
+def letterbox_map(class_map: ClassMap, size: tuple[int, int]) -> ClassMap:
+    """`letterbox` of a class map (height, width) uint8: the nearest value, the rest IGNORED. Returns (*size) uint8."""
+    tall, wide = place(class_map.shape, size).size
+    resized = Image.fromarray(class_map).resize((wide, tall), Image.Resampling.NEAREST)
+    padded = np.full(size, IGNORED, np.uint8)
+    padded[:tall, :wide] = np.asarray(resized)
+    return padded
+
+
+def to_network(values: NDArray[Any], placement: Placement) -> Floats:
+    """Points or boxes of a picture in the pixels of the network's input.
+
+    values: (..., 2) x, y; (..., 3) x, y and a visibility or score that is kept; or (..., 4) x1, y1, x2, y2.
+    Returns the same shape, float64.
+    """
+    return np.asarray(values, np.float64) * _factors(values, placement.scale, rest=1.0)
+
+
+def to_picture(values: NDArray[Any], placement: Placement, clip: bool = True) -> Floats:
+    """Inverse of `to_network`: the same shapes, float64. clip: keep the coordinates inside the picture."""
+    moved = np.asarray(values, np.float64) / _factors(values, placement.scale, rest=1.0)
+    if not clip:
+        return moved
+    height, width = placement.picture_size
+    return np.clip(moved, _factors(values, (0.0, 0.0), -np.inf), _factors(values, (width, height), np.inf))
+
+
+def _factors(values: NDArray[Any], pair: tuple[float, float], rest: float) -> Floats:
+    """One number for each of the last axis of `values`: those of x and y, and `rest` for a visibility or score."""
+    return np.array((*pair, rest) if values.shape[-1] == 3 else pair * (values.shape[-1] // 2))
