@@ -23,7 +23,7 @@ from leanvit.quant.calibrate import Choices, calibrate
 from leanvit.quant.costs import Costs, site_key
 from leanvit.quant.evaluate import Evaluator
 from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
-from leanvit.quant.losses import kl_divergence
+from leanvit.quant.losses import network_divergence
 from leanvit.quant.plan import Plan, make_plan
 
 CHOICES = Choices()
@@ -122,7 +122,7 @@ def test_the_evaluators_loss_is_that_of_a_graph_made_from_scratch(graph: QuantGr
     quantized = copy.deepcopy(graph)
     attach(quantized, plan)
     calibrate(quantized, graph.module, x, CHOICES)
-    expected = kl_divergence(graph.module, quantized.module, x)
+    expected = network_divergence(graph.module, quantized.module, x)
     assert expected > 1e-4
     assert evaluator.loss(plan) == pytest.approx(expected, rel=1e-3, abs=1e-7)
 

@@ -12,7 +12,7 @@ import itertools
 import logging
 import operator
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,7 @@ convolution with float output that is faster, and attention gains no time from i
 
 
 class ImageInput(nn.Module):
-    """A network behind its normalisation: uint8 images (B, H, W, 3) in, logits out."""
+    """A network behind its normalisation: uint8 images (B, H, W, 3) in, its own answers out."""
 
     mean: Tensor
     std: Tensor
@@ -70,24 +70,26 @@ class ImageInput(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32."""
+    def forward(self, images: Tensor) -> Any:
+        """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32, or what else the network gives."""
         x = images.permute(0, 3, 1, 2).float() / 255.0
-        logits: Tensor = self.network((x - self.mean) / self.std)
-        return logits
+        return self.network((x - self.mean) / self.std)
 
 
 def lower(
     graph: QuantGraph,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     profile: LoweredProfile = "w8a8",
     lifted: Collection[str] = (),
+    outputs: Sequence[str] = ("logits",),
 ) -> Any:
     """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21, dynamic batch).
 
     profile: how sites are stored and run, see `leanvit.export`. lifted: sites that run in float all the same, their
     weights' bits being storage only.
-    Input `images`: (batch, H, W, 3) uint8. Output `logits`: (batch, classes) float32.
+    preprocess: None for a part of a network that reads no image. outputs: names of what the network gives, in order.
+    Input `images`: (batch, H, W, 3) uint8, or `cells`: (batch, ...) float32 without preprocess. Output `logits`:
+    (batch, classes) float32.
     Raises ConfigError that names the sites which the profile can't run, ExportError that names an operation without
     translation, MissingDependencyError without the onnx extra.
     """
@@ -95,8 +97,13 @@ def lower(
     module = executed_form(graph, profile, lifted).cpu()
     _lower_quantizers(module, profile)
     _keep_small_terms(module)
-    network = ImageInput(module, preprocess).eval()
-    example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
+    network: nn.Module = module
+    if preprocess:
+        network = ImageInput(module, preprocess).eval()
+        example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
+    else:
+        placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
+        example = torch.zeros(2, *placeholder.meta["val"].shape[1:])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -107,8 +114,8 @@ def lower(
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=OPSET,
-                input_names=["images"],
-                output_names=["logits"],
+                input_names=["images" if preprocess else "cells"],
+                output_names=list(outputs),
                 verbose=False,
             )
     except Exception as error:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from leanvit.errors import CalibrationError, NumericalError
 from leanvit.files import fingerprint
-from leanvit.quant.losses import sqnr_db
+from leanvit.quant.losses import answers_from, sqnr_db
 
 LARGEST_VALUE = 1000.0
 """Beyond what any 8-bit image reaches, also one normalised with the statistics of very dark images."""
@@ -130,5 +130,8 @@ def repeat_probe(quantized: nn.Module, logits: list[list[float]], size: tuple[in
 @torch.no_grad()
 def _answer(network: nn.Module, size: tuple[int, ...]) -> Tensor:
     device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-    logits: Tensor = network(probe_images(size).to(device))
-    return logits.reshape(PROBE_IMAGES, -1)[:, :PROBE_LOGITS].cpu()
+    answers = answers_from(network(probe_images(size).to(device)))
+    # A network without classes gives maps: some values of each of them, spread over the map.
+    flat = [answer.reshape(PROBE_IMAGES, -1).float() for answer in answers]
+    each = max(1, PROBE_LOGITS // len(flat))
+    return torch.cat([values[:, :: max(1, values.shape[1] // each)][:, :each] for values in flat], 1).cpu()

@@ -11,7 +11,7 @@ from torch.fx import Node
 from leanvit.quant.attach import ROLES, attach, quantizer_name
 from leanvit.quant.calibrate import Choices, call_node, fit, run_nodes
 from leanvit.quant.graph import QuantGraph, get_tensor, site_inputs
-from leanvit.quant.losses import kl_from_logits
+from leanvit.quant.losses import Answers, answers_from, divergence
 from leanvit.quant.memory import give_back
 from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of
 from leanvit.quant.quantizers import WeightQuantizer
@@ -87,8 +87,7 @@ class Evaluator:
 
         order = {node: index for index, node in enumerate(graph.module.graph.nodes)}
         run_nodes(graph.module, self.images, step)
-        truth = graph.module(self.images)
-        self.truth = _one_output(truth)
+        self.truth = answers_from(graph.module(self.images))
 
     def _first_positions(self) -> dict[str, int]:
         """Index of the first node that a site's quantizers change."""
@@ -171,7 +170,7 @@ class Evaluator:
         self._apply(plan)
         first = min((self.first[name] for name in changed), default=-1)
         start = max((i for i in self.kept if i <= first), default=0)
-        logits, kept = self._run(start)
+        answers, kept = self._run(start)
         give_back()
         if not changed:
             self.kept = kept
@@ -179,7 +178,7 @@ class Evaluator:
         else:
             self.pending = (dict(plan), kept)
             self._apply(before)
-        return kl_from_logits(self.truth, logits)
+        return divergence(self.truth, answers)
 
     def accept(self, plan: Plan, *changed: str) -> None:
         """Make a plan the current one; values behind the changed sites are taken from its run, or forgotten."""
@@ -190,7 +189,7 @@ class Evaluator:
             self.kept |= self.pending[1]
         self.pending = None
 
-    def _run(self, start: int) -> tuple[Tensor, dict[int, dict[Node, Any]]]:
+    def _run(self, start: int) -> tuple[Answers, dict[int, dict[Node, Any]]]:
         env: dict[Node, Any] = dict(self.kept[start]) if start else {}
         kept: dict[int, dict[Node, Any]] = {}
         result: Any = None
@@ -215,16 +214,8 @@ class Evaluator:
             for source in node.all_input_nodes:
                 if self.last_use[source] == index:
                     env.pop(source, None)
-        return _one_output(result), kept
+        return answers_from(result), kept
 
 
 def _is_constant(node: Node) -> bool:
     return node.op == "get_attr"
-
-
-def _one_output(value: Any) -> Tensor:
-    """Logits (N, classes); the mean where a network gives several."""
-    while isinstance(value, tuple | list) and len(value) == 1:
-        value = value[0]
-    tensor: Tensor = torch.stack(list(value)).mean(0) if isinstance(value, tuple | list) else value
-    return tensor

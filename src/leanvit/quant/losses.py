@@ -18,11 +18,39 @@ MEASURED_VALUES = 1 << 21
 """Values of the images on which sites are measured."""
 
 
+Answers = tuple[Tensor, ...]
+"""What a network gives for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
+
+
+def answers_from(output: Any) -> Answers:
+    """A network's output as a tuple; several classifiers of the same classes (DeiT) count as their mean."""
+    values = tuple(output) if isinstance(output, tuple | list) else (output,)
+    if len(values) > 1 and all(value.dim() == 2 and value.shape == values[0].shape for value in values):
+        return (torch.stack(values).mean(0),)
+    return values
+
+
 @torch.no_grad()
-def logits_of(module: GraphModule, images: Tensor) -> Tensor:
-    """Logits (N, classes) in batches; the mean over heads where a network has several (DeiT)."""
-    parts = [module(batch) for batch in torch.split(images, BATCH)]
-    return torch.cat([torch.stack(p).mean(0) if isinstance(p, tuple | list) else p for p in parts])
+def answers_of(module: GraphModule, images: Tensor) -> Answers:
+    """Answers for all images, computed in batches."""
+    parts = [answers_from(module(batch)) for batch in torch.split(images, BATCH)]
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+
+def divergence(truth: Answers, found: Answers) -> float:
+    """How far answers are from the float ones; infinite where they are not finite.
+
+    Logits (N, classes): mean KL divergence in nats of their softmax. Anything else, which is no distribution: the
+    mean over the tensors of the squared error as a share of the squared signal.
+    """
+    if len(truth) == 1 and truth[0].dim() == 2:
+        return kl_from_logits(truth[0], found[0])
+    shares = [
+        float((value.double() - own.double()).square().sum() / own.double().square().sum().clamp(min=1e-12))
+        for own, value in zip(truth, found, strict=True)
+    ]
+    value = sum(shares) / len(shares)
+    return value if math.isfinite(value) else math.inf
 
 
 def kl_from_logits(truth: Tensor, logits: Tensor) -> float:
@@ -32,9 +60,9 @@ def kl_from_logits(truth: Tensor, logits: Tensor) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def kl_divergence(reference: GraphModule, module: GraphModule, images: Tensor) -> float:
-    """Mean KL divergence in nats of the quantized network's answers from the float one's."""
-    return kl_from_logits(logits_of(reference, images), logits_of(module, images))
+def network_divergence(reference: GraphModule, module: GraphModule, images: Tensor) -> float:
+    """Divergence of the quantized network's answers from the float one's: KL in nats for a classifier."""
+    return divergence(answers_of(reference, images), answers_of(module, images))
 
 
 @torch.no_grad()

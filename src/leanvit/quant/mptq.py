@@ -22,7 +22,7 @@ from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.check import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.heads import balance_heads
-from leanvit.quant.losses import histograms_of, kl_divergence, measure_sites
+from leanvit.quant.losses import histograms_of, measure_sites, network_divergence
 from leanvit.quant.observe import observe
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
 from leanvit.quant.smooth import add_missing_biases, find_groups, search_exponents, smooth
@@ -37,7 +37,7 @@ LIVE_TENSORS = 8
 class QuantizedModel:
     """A quantized network.
 
-    module: simulated quantized forward, (B, 3, H, W) float32 -> logits (B, classes).
+    module: simulated quantized forward, (B, 3, H, W) float32 -> logits (B, classes), or what else the network gives.
     plan: {site: (weight_bits, activation_bits)}; for two activations the first number is that of the second
         operand, 0 where there is none.
     report: JSON values: config, sites (SQNR, bits, MACs), sizes, calibration facts, what was left out.
@@ -94,13 +94,13 @@ def quantize(
     else:
         chosen = make_plan(prepared.graph, config) if plan is None else checked_plan(prepared.graph, plan)
     quantized, found = finish(prepared, chosen, config)
-    loss = kl_divergence(prepared.graph.module, quantized.module, prepared.images)
+    loss = network_divergence(prepared.graph.module, quantized.module, prepared.images)
     against_paper = None
     if config.active_passes:
         paper = replace(config, mode="paper", passes=(), budget=None)
         other = prepare(traced, batches, paper)
         fallback, other_found = finish(other, chosen, paper)
-        paper_loss = kl_divergence(other.graph.module, fallback.module, other.images)
+        paper_loss = network_divergence(other.graph.module, fallback.module, other.images)
         against_paper = {"best": loss, "paper": paper_loss}
         if paper_loss < loss:
             prepared, quantized, found, loss = other, fallback, other_found, paper_loss
