@@ -281,14 +281,24 @@ def test_map_is_tinted_with_a_legend_of_what_occurs() -> None:
     np.testing.assert_allclose(drawn[75, 125], np.array(colour(2)) * 0.45, atol=1)
     np.testing.assert_allclose(drawn[225, 375], np.array(colour(9)) * 0.45, atol=1)
     assert not drawn[75, 375].any()
-    legend = drawn[300:].reshape(-1, 3)
-    tones = {tuple(row) for row in legend.tolist()}
-    assert colour(2) in tones
-    assert colour(9) in tones
-    assert colour(0) not in tones
+    shown = tones(drawn[300:])
+    assert {colour(2), colour(9)} <= shown
+    assert colour(0) not in shown
     many = np.arange(240, dtype=np.uint8).reshape(12, 20)
     crowded = draw_map(np.zeros((12, 20, 3), np.uint8), many, [f"a class named {k}" for k in range(240)])
-    assert {colour(label) for label in range(240)} <= {tuple(row) for row in crowded[288:].reshape(-1, 3).tolist()}
+    assert {colour(label) for label in range(240)} <= tones(crowded[288:])
+
+
+def tones(pixels: np.ndarray) -> set[tuple[int, ...]]:
+    packed = np.unique(pixels.astype(np.int64) @ [65536, 256, 1])
+    return {(value >> 16, value >> 8 & 255, value & 255) for value in packed.tolist()}
+
+
+def test_the_better_object_is_on_top() -> None:
+    mask = np.ones((50, 500), bool)
+    found = [Found(label, score, (0.0, 0.0, 500.0, 50.0), mask) for label, score in ((0, 0.9), (1, 0.3))]
+    drawn = draw_found(np.zeros((50, 500, 3), np.uint8), found, ("", ""))
+    assert tuple(drawn[49, 490]) == colour(0)
 
 
 def test_none_of_it_imports_torch() -> None:

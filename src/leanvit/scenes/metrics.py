@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.errors import ConfigError, DataError, NumericalError, require
+from leanvit.scenes.masks import encode_mask
 from leanvit.scenes.types import IGNORED, ClassMap, Found, Instance, KeypointScheme, Scene, SceneSet
 
 Kind = Literal["bbox", "segm", "keypoints"]
@@ -41,8 +42,8 @@ class CocoScores:
 
     scene_set: SceneSet
     kind: Kind
-    _answers: list[dict[str, Any]] = field(default_factory=list, init=False)
-    _left: dict[int, Scene] = field(init=False)
+    _answers: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
+    _left: dict[int, Scene] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check what can't be counted before the first picture is."""
@@ -159,8 +160,7 @@ def _run_lengths(scene: Scene, one: Found) -> dict[str, Any]:
     shape = None if one.mask is None else one.mask.shape
     if one.mask is None or shape != scene.size:
         raise DataError(f"{scene.path}: mask of shape {shape} found, expected {scene.size}. Use the picture's size.")
-    encoded: dict[str, Any] = require("faster_coco_eval").mask.encode(np.asfortranarray(one.mask, np.uint8))
-    return encoded
+    return encode_mask(one.mask)
 
 
 def _flat_keypoints(scene: Scene, one: Found, scheme: KeypointScheme | None) -> list[float]:
