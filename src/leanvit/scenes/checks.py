@@ -94,7 +94,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise ImageError("no such image file, expected it there") from error
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged data
         raise ImageError(
-            f"the image can't be read ({type(error).__name__}), expected JPEG, PNG, WebP or BMP"
+            f"the image can't be read ({type(error).__name__}), expected JPEG, PNG, WebP, BMP or TIFF"
         ) from error
     if min(width, height) < imaging.MIN_SIDE or width * height > imaging.MAX_PIXELS:
         raise ImageError(

@@ -279,7 +279,8 @@ def _strange_values(values: NDArray[Any], place: _Layout) -> list[int]:
 
 
 def _read_values(path: Path | None) -> NDArray[Any]:
-    return _with_map(path, lambda image: np.asarray(image.convert("L") if image.mode == "1" else image))
+    values = _with_map(path, np.asarray)
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def _with_map(path: Path | None, use: Callable[[Image.Image], Result]) -> Result:
