@@ -34,15 +34,20 @@ TURNS = 5
 class Engine:
     """A model file, loaded: engine(images) takes (N, H, W, 3) uint8 and gives logits (N, classes) float32.
 
-    input_size: H and W that the file takes.
+    input_size: H and W that the file takes. names: of its outputs, in their order.
     """
 
-    run: Callable[[Any], Any]
+    run: Callable[[Any], Sequence[Any]]
     input_size: tuple[int, int]
+    names: tuple[str, ...] = ("logits",)
 
     def __call__(self, images: Any) -> Any:
-        """Logits of a batch."""
-        return self.run(images)
+        """The first output for a batch: a classifier's logits."""
+        return self.run(images)[0]
+
+    def outputs(self, images: Any) -> dict[str, Any]:
+        """All outputs for a batch by name."""
+        return dict(zip(self.names, self.run(images), strict=True))
 
 
 def open_session(model: Path, threads: int = 0) -> Any:
@@ -75,7 +80,8 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
     if runtime == "onnxruntime":
         session = open_session(model, threads)
         height, width = session.get_inputs()[0].shape[1:3]
-        return Engine(lambda images: session.run(None, {"images": images})[0], (height, width))
+        names = tuple(output.name for output in session.get_outputs())
+        return Engine(lambda images: session.run(None, {"images": images}), (height, width), names)
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if runtime == "openvino-bf16" else "f32"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
@@ -87,7 +93,13 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
     request = compiled.create_infer_request()
     # The result's memory belongs to the request and is overwritten by the next call.
     height, width = (compiled.inputs[0].partial_shape[axis].get_length() for axis in (1, 2))
-    return Engine(lambda images: np.array(request.infer([images])[0]), (height, width))
+    names = tuple(output.get_any_name() for output in compiled.outputs)
+
+    def run(images: Any) -> list[Any]:
+        found = request.infer([images])
+        return [np.array(found[index]) for index in range(len(names))]
+
+    return Engine(run, (height, width), names)
 
 
 @contextlib.contextmanager

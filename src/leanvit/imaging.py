@@ -31,6 +31,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 2
 NAMES_HELD = 65_536
+GREY = 114
+"""Level of a letterbox' padding in all three channels."""
 
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -186,6 +188,11 @@ def _resize_image(image: Image.Image, preprocess: Preprocess) -> Pixels:
     if preprocess.crop_mode == "squash":
         image = image.resize((width, height), filter)
         return np.ascontiguousarray(image)
+    if preprocess.crop_mode == "letterbox":
+        tall, wide = letterboxed_size((image.height, image.width), preprocess.input_size)
+        padded = np.full((height, width, 3), GREY, np.uint8)
+        padded[:tall, :wide] = np.asarray(image.resize((wide, tall), filter))
+        return padded
     whole_width, whole_height = _size_before_crop(image.size, preprocess)
     left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
     box = (left, top, left + width, top + height)
@@ -195,6 +202,13 @@ def _resize_image(image: Image.Image, preprocess: Preprocess) -> Pixels:
         source = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         return np.ascontiguousarray(image.resize((width, height), filter, box=source))
     return np.ascontiguousarray(image.resize((whole_width, whole_height), filter).crop(box))
+
+
+def letterboxed_size(picture_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that a picture gets in a letterbox: as large as fits, with its aspect ratio."""
+    height, width = picture_size
+    scale = min(size[0] / height, size[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _size_before_crop(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

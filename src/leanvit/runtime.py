@@ -45,7 +45,9 @@ class Manifest:
     for float. accuracy: what was measured in the runtime and on what; None where no labelled data was
     given. data: training data, its split and seed. simulated: written for a compiler, no speed on a CPU is
     claimed. runtimes: {runtime: least SQNR of its golden logits in dB}, those that the gate has proved.
-    files: SHA-256 of every other file. sha256: of this file, written with zeros in its place.
+    files: SHA-256 of every other file. sha256: of this file, written with zeros in its place. task: "classify", or
+    what else the network does (docs/tasks.md). answers: how its outputs are read: their names, for a pose network
+    also `keypoints`, for a detector `score_threshold`.
     """
 
     architecture: str
@@ -64,6 +66,8 @@ class Manifest:
     runtimes: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     sha256: str = _UNSIGNED
+    task: str = "classify"
+    answers: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -182,6 +186,11 @@ class Predictor:
         """
         self.folder = Path(bundle)
         self.manifest = read_manifest(self.folder)
+        if self.manifest.task != "classify":
+            raise BundleError(
+                f"{self.folder} is for task '{self.manifest.task}', expected a classifier. Use "
+                "leanvit.downstream.predictor.TaskPredictor, or: leanvit predict"
+            )
         self.labels = self.manifest.labels
         self.runtime = self._fastest(threads) if runtime == "auto" else runtime
         self._run = open_engine(self.folder / MODEL_NAME, self.runtime, threads)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo, build, info_from_metadata, read_tensors
 from leanvit.config import MPTQConfig, from_dict, to_dict
@@ -47,9 +48,21 @@ def is_quantized(path: str | Path) -> bool:
     return (path / QUANTIZED_NAME).is_file() or path.name == QUANTIZED_NAME
 
 
-def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
+Build = Callable[[CheckpointInfo], tuple[nn.Module, Tensor]]
+"""From what a checkpoint says to its network and an example input (2, ...)."""
+
+
+def build_classifier(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
+    """The float classifier behind a quantized model, with random weights, and an example of its input."""
+    if info.task != "classify":
+        raise CheckpointError(f"the quantized model is a network for the task '{info.task}', expected a classifier.")
+    return build(info.architecture, len(info.labels), **info.kwargs), torch.zeros(2, 3, *info.preprocess.input_size)
+
+
+def load_quantized(path: str | Path, make: Build = build_classifier) -> tuple[QuantizedModel, CheckpointInfo]:
     """Build a quantized model from its file or folder.
 
+    make: gives the float network that was quantized.
     Raises CheckpointError where the file is missing, damaged, or does not fit the architecture.
     """
     path = Path(path)
@@ -60,9 +73,9 @@ def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
     info = info_from_metadata(metadata["leanvit"], path)
     config = from_dict(MPTQConfig, json.loads(metadata["config"]), f"{path}: config")
     plan: Plan = {site: (bits[0], bits[1]) for site, bits in json.loads(metadata["plan"]).items()}
-    model: nn.Module = build(info.architecture, len(info.labels), **info.kwargs)
+    model, example = make(info)
     forms: Forms = {name: (form, heads) for name, (form, heads) in json.loads(metadata.get("forms", "{}")).items()}
-    graph = trace(model, torch.zeros(2, 3, *info.preprocess.input_size), config.scope)
+    graph = trace(model, example, config.scope)
     add_missing_biases(graph, set(tensors))
     attach(graph, plan, forms)
     missing, unexpected = graph.module.load_state_dict(tensors, strict=False)
@@ -72,8 +85,7 @@ def load_quantized(path: str | Path) -> tuple[QuantizedModel, CheckpointInfo]:
             "It was written by another version of leanvit or timm: quantize again."
         )
     report: dict[str, Any] = json.loads(metadata["report"])
-    example = torch.zeros(1, 3, *info.preprocess.input_size)
-    return QuantizedModel(graph, plan, report, config, example, info.preprocess, forms), info
+    return QuantizedModel(graph, plan, report, config, example[:1], info.preprocess, forms), info
 
 
 def with_preprocess(quantized: QuantizedModel, info: CheckpointInfo) -> QuantizedModel:

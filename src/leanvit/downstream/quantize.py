@@ -1,0 +1,172 @@
+"""Quantization of a task's network: every part by MPTQ, and the metric of what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import MPTQConfig, QuantizeConfig, to_dict
+from leanvit.data import to_input
+from leanvit.downstream.answers import METRICS
+from leanvit.downstream.measure import measure_network
+from leanvit.errors import CalibrationError, CheckpointError, ConfigError
+from leanvit.files import read_json, write_json
+from leanvit.progress import note
+from leanvit.quant import QuantizedModel, quantize
+from leanvit.quant.measure import load_plan
+from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
+from leanvit.scenes import SceneSet
+from leanvit.scenes.load import load_scenes
+from leanvit.tasks.build import build_network
+from leanvit.tasks.loader import SceneLoader
+from leanvit.tasks.parts import example_of, part_inputs, parts_of, with_parts
+
+REPORT_NAME = "quantize.json"
+
+
+@dataclass
+class QuantizedNetwork:
+    """A task's network with quantized parts.
+
+    network: the float network, which holds what is not quantized (proposals, NMS). parts: by name, in order.
+    report: JSON values: metrics in float and quantized, average bits, bytes.
+    """
+
+    network: nn.Module
+    parts: dict[str, QuantizedModel]
+    report: dict[str, Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The simulated quantized network, with the float network's interface."""
+        return with_parts(self.network, {name: part.module for name, part in self.parts.items()})
+
+    @property
+    def plan(self) -> dict[str, tuple[int, int]]:
+        """Bits of every site; names begin with that of their part."""
+        return {f"{part}.{site}": bits for part, model in self.parts.items() for site, bits in model.plan.items()}
+
+
+def quantize_network(
+    network: nn.Module,
+    info: CheckpointInfo,
+    x: Tensor,
+    config: MPTQConfig | None = None,
+    *,
+    plan: dict[str, Any] | None = None,
+    folder: str | Path | None = None,
+) -> QuantizedNetwork:
+    """Quantize every part of a task's network; the network itself is not changed.
+
+    x: (N, 3, H, W) float32 normalised calibration pictures, or crops for pose. plan: bits of every site by its whole
+    name. folder: keeps the journals of a search of bits. Raises CalibrationError where no box was found in x, and
+    what leanvit.quantize raises.
+    """
+    config = config or MPTQConfig()
+    inputs = part_inputs(network.eval(), x, config.seed)
+    quantized: dict[str, QuantizedModel] = {}
+    for name, part in parts_of(network).items():
+        if not len(inputs[name]):
+            raise CalibrationError(
+                f"the network found nothing in {len(x)} calibration pictures, so its {name} head can't be calibrated. "
+                "Train it further, or give pictures with objects."
+            )
+        own = None
+        if plan is not None:
+            own = {site.removeprefix(f"{name}."): bits for site, bits in plan.items() if site.startswith(f"{name}.")}
+        journal = Path(folder) / f"search_{name}.jsonl" if folder and config.budget else None
+        note(f"quantizing {name}: {len(inputs[name])} inputs")
+        quantized[name] = quantize(part, inputs[name], config, plan=own, journal=journal)
+        quantized[name] = replace(quantized[name], preprocess=info.preprocess)
+    return QuantizedNetwork(network, quantized, _sizes(quantized, config))
+
+
+def _sizes(parts: dict[str, QuantizedModel], config: MPTQConfig) -> dict[str, Any]:
+    keys = ("quantized_bytes", "float_bytes")
+    totals: dict[str, Any] = {key: sum(part.report[key] for part in parts.values()) for key in keys}
+    return totals | {"config": to_dict(config), "parts": {name: len(part.plan) for name, part in parts.items()}}
+
+
+def calibration_inputs(info: CheckpointInfo, scenes: SceneSet, count: int, seed: int) -> Tensor:
+    """Prepared training pictures (or crops, for pose) without augmentation: (count, 3, H, W) float32 normalised."""
+    loader = SceneLoader(
+        scenes, info.task, info.preprocess.input_size, 16, train=False, augmentation=None, seed=seed, workers=0,
+        on_bad="skip", chosen=chosen(scenes, info.task, count, seed),
+    )  # fmt: skip
+    batches = [to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in loader]
+    return torch.cat(batches)[:count]
+
+
+def quantize_and_measure(
+    network: nn.Module, info: CheckpointInfo, config: QuantizeConfig, scheme: MPTQConfig
+) -> QuantizedNetwork:
+    """Quantize on training pictures and measure the task's metrics before and after on validation pictures.
+
+    The report holds both, under float_metrics and metrics. Raises DataError, ConfigError, CalibrationError.
+    """
+    train, val = (load_scenes(config.data, split, task=info.task) for split in ("train", "val"))
+    x = calibration_inputs(info, train, config.calibration_images, config.seed)
+    plan = dict(load_plan(config.plan)) if config.plan else None
+    quantized = quantize_network(network, info, x, scheme, plan=plan, folder=config.output)
+    before = measure_network(network, info, val, config.batch_size)
+    after = measure_network(quantized.module, info, val, config.batch_size)
+    quantized.report |= {
+        "task": info.task, "data": config.data, "metric": METRICS[info.task], "float_metrics": before,
+        "metrics": after,
+    }  # fmt: skip
+    return quantized
+
+
+def save_network(folder: str | Path, quantized: QuantizedNetwork, info: CheckpointInfo) -> Path:
+    """Write a folder for each part, and plan.json and quantize.json over all of them."""
+    folder = Path(folder)
+    for name, part in quantized.parts.items():
+        save_quantized(folder / name, part, info)
+    write_json(folder / "plan.json", quantized.plan)
+    write_json(folder / REPORT_NAME, quantized.report)
+    return folder
+
+
+def is_quantized_network(folder: str | Path) -> bool:
+    """Whether `folder` holds the quantized parts of a task's network."""
+    return any((Path(folder) / name / QUANTIZED_NAME).is_file() for name in ("network", "pyramid"))
+
+
+def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, CheckpointInfo]:
+    """Build a quantized network from its folder. Raises CheckpointError where a part is missing or damaged."""
+    folder = Path(folder)
+    names = [name for name in ("network", "pyramid", "box", "mask") if (folder / name / QUANTIZED_NAME).is_file()]
+    if not names:
+        raise CheckpointError(f"{folder}: no quantized parts inside. Quantize first: leanvit quantize CHECKPOINT")
+    found: dict[str, QuantizedModel] = {}
+    networks: list[nn.Module] = []
+
+    def make(name: str) -> Any:
+        def build(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
+            networks.append(build_network(info).eval())
+            return parts_of(networks[-1])[name], example_of(name, info)
+
+        return build
+
+    for name in names:
+        found[name], info = load_quantized(folder / name, make(name))
+    missing = set(parts_of(networks[-1])) - set(found)
+    if missing:
+        raise CheckpointError(f"{folder}: the parts {', '.join(sorted(missing))} are missing. Quantize again.")
+    return QuantizedNetwork(networks[-1], found, read_json(folder / REPORT_NAME)), info
+
+
+def chosen(scenes: SceneSet, task: str, count: int, seed: int) -> list[int]:
+    """Indices of `count` samples of a split, drawn by the seed."""
+    from leanvit.tasks.samples import pose_objects
+
+    total = len(pose_objects(scenes)) if task == "pose" else len(scenes.scenes)
+    if count < 1:
+        raise ConfigError(f"calibration_images is {count}, expected at least 1")
+    return [int(i) for i in np.sort(np.random.default_rng(seed).permutation(total)[:count])]
