@@ -27,6 +27,7 @@ from leanvit.scenes.photos import PHOTOS, SPLITS, Split, crop_background, load_p
 from leanvit.scenes.types import BoolMask, ClassMap, KeypointScheme
 
 TRIES = 30
+SCENE_TRIES = 10
 NEAR = 2.0
 """Pixels between a keypoint and its object's visible mask up to which it counts as visible."""
 
@@ -179,7 +180,7 @@ class Source:
         """
         config = self.config
         rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
-        for _ in range(TRIES):
+        for _ in range(SCENE_TRIES):
             photo = self.photos[rng.integers(len(self.photos))]
             background = crop_background(photo, split, config.shape, rng)
             wanted = int(rng.integers(config.min_objects, config.max_objects + 1))

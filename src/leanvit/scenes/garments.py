@@ -83,7 +83,9 @@ def foreground(grey: NDArray[np.uint8]) -> BoolMask:
     stays open: it is what one sees through the handle of a bag. Returns (height, width) bool.
     """
     padded = np.pad(grey, MARGIN)
-    mask = ndimage.binary_closing(padded > FOREGROUND_LEVEL)
+    bright = padded > FOREGROUND_LEVEL
+    # What is purely black was background: closing would fill the corners of a silhouette with it.
+    mask = bright | (ndimage.binary_closing(bright) & (padded > 0))
     holes, count = ndimage.label(~mask)
     numbers = np.arange(1, count + 1)
     sizes = ndimage.sum_labels(np.ones_like(padded), holes, numbers)
