@@ -129,6 +129,26 @@ def test_every_broken_annotation_is_named_and_left_out(tmp_path: Path, entry: An
         read(tmp_path, content, on_problem="fail")
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(["images", "annotations"]), st.data())
+@settings(deadline=None, max_examples=200)
+def test_whatever_stands_in_a_field_is_read_or_named(key: str, data: st.DataObject) -> None:
+    content = document(annotation())
+    field = data.draw(st.sampled_from(sorted(content[key][0])))
+    content[key][0][field] = data.draw(JSON_VALUES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "set.json"
+        path.write_text(json.dumps(content))
+        found = read_coco(path, folder, check_files=False)
+    assert found.problems or [len(scene.instances) for scene in found.scenes] == [1]
+
+
 def test_a_box_partly_outside_is_clipped_and_named(tmp_path: Path) -> None:
     found = read(tmp_path, document(annotation(bbox=[-5, 5, 20, 50])))
     assert found.scenes[0].instances[0].box == (0, 5, 15, 40)

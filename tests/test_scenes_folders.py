@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from leanvit.errors import DataError
@@ -60,6 +63,15 @@ def test_yolo_keypoints_have_their_mirrored_pairs(tmp_path: Path) -> None:
     found = read_yolo(yolo(tmp_path, "", **person), "train")
     assert found.keypoints
     assert (found.keypoints.names, found.keypoints.sigmas) == (COCO_NAMES, COCO_SIGMAS)
+
+
+@given(st.text(alphabet="01259.-e n\n\t", max_size=60), st.sampled_from([{}, {"kpt_shape": [1, 3]}]))
+@settings(deadline=None, max_examples=100)
+def test_whatever_stands_in_a_row_is_read_or_named(rows: str, options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_yolo(yolo(Path(folder), rows, **options), "train")
+    filled = sum(bool(row.strip()) for row in rows.splitlines())
+    assert len(found.scenes[0].instances) <= filled <= len(found.scenes[0].instances) + len(found.problems)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def polygon_area(values: list[float]) -> float:
 
 
 def _runs_area(runs: dict[str, Any], size: tuple[int, int]) -> float:
-    if list(runs.get("size") or ()) != list(size):
+    if runs.get("size") not in (list(size), tuple(size)):
         raise BrokenAnnotation(
             f"RLE has size {shorten(runs.get('size'))}, expected that of the picture: {list(size)} (height, width)"
         )

@@ -133,7 +133,7 @@ def _find(source: str, root: str, path: Path) -> Path:
 
 
 def _listed(path: Path) -> Iterator[Path]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text("utf-8", "surrogateescape").splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path}: an empty list, expected the path of a picture in each line.")
     return (path.parent / line for line in lines)
