@@ -141,6 +141,9 @@ def lay(layers: Layers, down: Span, across: Span) -> Layers:
 
 
 def _resized_crop(value: Any, window: tuple[int, int, int, int], size: list[int]) -> Any:
+    if isinstance(value, tv_tensors.BoundingBoxes):
+        # Clipped before they are scaled, which can put them beyond the border again by one rounding.
+        return F.clamp_bounding_boxes(F.resized_crop(value, *window, size))
     if not isinstance(value, tv_tensors.Mask):
         return F.resized_crop(value, *window, size, antialias=True)
     # torchvision's own choice for masks rounds towards the top left, by up to half a pixel.
