@@ -39,6 +39,9 @@ VERBS = {
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),
 }
 
+_TASK_FILES = {"val": "model", "quantize": "model", "export": "model", "verify": "bundle", "predict": "bundle"}
+"""Verbs that serve every task, and the field with the file that tells which."""
+
 
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds like KeyboardInterrupt."""
@@ -140,10 +143,21 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise errors.ConfigError(f"unknown verb '{verb}'.{errors.did_you_mean(verb, VERBS)} Run: leanvit --help")
     config = parse(verb, arguments[words:])
-    from leanvit import verbs
-
-    result: int = getattr(verbs, verb.replace(" ", "_"))(config)
+    result: int = getattr(_verbs_for(verb, config), verb.replace(" ", "_"))(config)
     return result
+
+
+def _verbs_for(verb: str, config: Any) -> Any:
+    """The module that does a verb: that of the tasks, where the configuration names one or a file of one."""
+    from leanvit import verbs
+    from leanvit.route import CLASSIFY, task_of
+
+    path = getattr(config, _TASK_FILES[verb], None) if verb in _TASK_FILES else None
+    if hasattr(config, "task") or (path and task_of(path) != CLASSIFY):
+        from leanvit.downstream import verbs as task_verbs
+
+        return task_verbs
+    return verbs
 
 
 def usage() -> str:
@@ -165,6 +179,8 @@ def parse(verb: str, arguments: list[str]) -> Any:
     from leanvit import config as configs
 
     cls = getattr(configs, VERBS[verb][0])
+    if verb == "train" and _names_task(arguments):
+        cls = configs.TaskTrainConfig
     arguments = _positionals_first(cls, arguments)
     if errors.is_installed("jsonargparse"):
         values = _parse_with_jsonargparse(verb, cls, arguments)
@@ -174,6 +190,16 @@ def parse(verb: str, arguments: list[str]) -> Any:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
             raise errors.ConfigError(f"no {field.name} given, expected one. Run: leanvit {verb} --help")
     return configs.from_dict(cls, values, f"leanvit {verb}")
+
+
+def _names_task(arguments: list[str]) -> bool:
+    """Whether a training is for a task beside classification: by --task, or by the key in a --config file."""
+    if any(argument == "--task" or argument.startswith("--task=") for argument in arguments):
+        return True
+    from leanvit.config import load_yaml
+
+    config = _config_first(arguments)
+    return config[:1] == ["--config"] and len(config) > 1 and "task" in load_yaml(config[1])
 
 
 def _positionals_first(cls: type, arguments: list[str]) -> list[str]:

@@ -40,6 +40,9 @@ def run(config: PredictConfig) -> int:
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
+    if config.draw or config.boxes:
+        name = "draw" if config.draw else "boxes"
+        raise ConfigError(f"{name} is for bundles of other tasks (docs/tasks.md), {config.bundle} is a classifier")
     if config.resume and not config.output:
         raise ConfigError("resume without output, expected the file of the run to go on with. Give --output FILE.")
     if config.resume and is_finished(str(config.output)):

@@ -75,6 +75,9 @@ class PredictConfig:
     )
     format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
     output: str | None = option(None, "File for the results; default: standard output.")
+    draw: str | None = option(None, "Folder for pictures with what was found (bundles of other tasks).")
+    boxes: str | None = option(None, "Objects whose keypoints are wanted: a detector's JSON lines or COCO (pose).")
+    score_threshold: float = option(0.5, "Least score of an object (detect, segment).")
     resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")
     version: int = option(1, "Version of this configuration's format.")
 
@@ -82,6 +85,8 @@ class PredictConfig:
         require_at_least(self, 1, "top_k", "batch_size")
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}, expected 0 (all cores) or more")
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"score_threshold is {self.score_threshold}, expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,4 +120,4 @@ def _measure_pose(scenes: SceneSet, batches: Iterable[Batch]) -> dict[str, Any]:
         raise DataError(f"{scenes.name}: no object with keypoints, expected some. Give annotations with keypoints.")
     shares = pck(np.stack(truths), np.stack(answers), np.asarray(sizes), PCK_SHARE)
     oks = {f"oks_{key}": value for key, value in coco_metrics(scenes, found, "keypoints").items()}
-    return {"pck@0.1": shares["mean"], "pck_per_keypoint": shares["per_keypoint"], **oks, "objects": len(truths)}
+    return {"pck@0.1": shares["pck"], "pck_per_keypoint": shares["per_keypoint"], **oks, "objects": len(truths)}

@@ -15,23 +15,29 @@ from leanvit.downstream.answers import Batch, Outputs, Place, measure
 from leanvit.errors import DataError
 from leanvit.progress import track
 from leanvit.scenes import SceneSet
+from leanvit.scenes.decode import pose_region
+from leanvit.scenes.letterbox import place
 from leanvit.tasks.build import raw_answers
 from leanvit.tasks.loader import SceneLoader
+from leanvit.tasks.samples import pose_objects
 
 
 def batches_of(
     task: Task, scenes: SceneSet, size: tuple[int, int], batch_size: int, answer: Callable[[Tensor], Outputs]
 ) -> Iterator[Batch]:
     """Raw answers to every prepared picture or crop of a split; answer takes (B, 3, H, W) uint8."""
-    loader = SceneLoader(
-        scenes, task, size, batch_size, train=False, augmentation=None, seed=0, workers=0, on_bad="fail"
-    )
+    loader = SceneLoader(scenes, task, size, batch_size, train=False)
+    objects = pose_objects(scenes) if task == "pose" else ()
     for images, targets in track(loader, f"measuring {task}", len(loader)):
-        yield answer(images), [_place(target) for target in targets]
+        yield answer(images), [_place(int(target["index"]), scenes, objects, size) for target in targets]
 
 
-def _place(target: dict[str, Any]) -> Place:
-    return Place(target["scene"], target.get("placement"), target.get("region"), target.get("instance", 0))
+def _place(index: int, scenes: SceneSet, objects: tuple[tuple[int, int], ...], size: tuple[int, int]) -> Place:
+    if not objects:
+        return Place(index, place(scenes.scenes[index].size, size))
+    scene, instance = objects[index]
+    box = scenes.scenes[scene].instances[instance].box
+    return Place(scene, region=pose_region(box, size[1] / size[0]), instance=instance)
 
 
 def measure_network(

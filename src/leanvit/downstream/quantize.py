@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import MPTQConfig, QuantizeConfig, to_dict
+from leanvit.config import MPTQConfig, QuantizeConfig, Task, to_dict
 from leanvit.data import to_input
 from leanvit.downstream.answers import METRICS
 from leanvit.downstream.measure import measure_network
@@ -95,10 +95,11 @@ def _sizes(parts: dict[str, QuantizedModel], config: MPTQConfig) -> dict[str, An
 
 def calibration_inputs(info: CheckpointInfo, scenes: SceneSet, count: int, seed: int) -> Tensor:
     """Prepared training pictures (or crops, for pose) without augmentation: (count, 3, H, W) float32 normalised."""
-    loader = SceneLoader(
-        scenes, info.task, info.preprocess.input_size, 16, train=False, augmentation=None, seed=seed, workers=0,
-        on_bad="skip", chosen=chosen(scenes, info.task, count, seed),
-    )  # fmt: skip
+    if count < 1:
+        raise ConfigError(f"calibration_images is {count}, expected at least 1")
+    picks = np.sort(np.random.default_rng(seed).permutation(len(scenes.scenes))[:count])
+    chosen = replace(scenes, scenes=tuple(scenes.scenes[i] for i in picks))
+    loader = SceneLoader(chosen, cast(Task, info.task), info.preprocess.input_size, 16, train=False, on_bad="skip")
     batches = [to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in loader]
     return torch.cat(batches)[:count]
 
@@ -110,7 +111,7 @@ def quantize_and_measure(
 
     The report holds both, under float_metrics and metrics. Raises DataError, ConfigError, CalibrationError.
     """
-    train, val = (load_scenes(config.data, split, task=info.task) for split in ("train", "val"))
+    train, val = (load_scenes(config.data, split, task=cast(Task, info.task)) for split in ("train", "val"))
     x = calibration_inputs(info, train, config.calibration_images, config.seed)
     plan = dict(load_plan(config.plan)) if config.plan else None
     quantized = quantize_network(network, info, x, scheme, plan=plan, folder=config.output)
@@ -160,13 +161,3 @@ def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, Checkp
     if missing:
         raise CheckpointError(f"{folder}: the parts {', '.join(sorted(missing))} are missing. Quantize again.")
     return QuantizedNetwork(networks[-1], found, read_json(folder / REPORT_NAME)), info
-
-
-def chosen(scenes: SceneSet, task: str, count: int, seed: int) -> list[int]:
-    """Indices of `count` samples of a split, drawn by the seed."""
-    from leanvit.tasks.samples import pose_objects
-
-    total = len(pose_objects(scenes)) if task == "pose" else len(scenes.scenes)
-    if count < 1:
-        raise ConfigError(f"calibration_images is {count}, expected at least 1")
-    return [int(i) for i in np.sort(np.random.default_rng(seed).permutation(total)[:count])]

@@ -150,8 +150,8 @@ class TaskTrainer:
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not total.isfinite():
             raise NumericalError(
-                f"the loss is {total.item()} at step {step} ({ {k: float(v) for k, v in losses.items()} }); checkpoints "
-                f"up to the epoch before are in {self.folder}. Lower --lr, or go on with --resume."
+                f"the loss is {total.item()} at step {step} ({_named(losses)}); checkpoints up to the epoch before are "
+                f"in {self.folder}. Lower --lr, or go on with --resume."
             )
         set_learning_rate(self.optimizer, learning_rate(config, step, len(self.loader)))
         self.optimizer.zero_grad(set_to_none=True)
@@ -224,6 +224,10 @@ class TaskTrainer:
         }
 
 
+def _named(losses: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+
+
 def task_info(config: TaskTrainConfig, scenes: SceneSet) -> CheckpointInfo:
     """What checkpoints of this run will say of themselves."""
     return CheckpointInfo(
@@ -255,9 +259,8 @@ def task_preprocess(config: TaskTrainConfig) -> Preprocess:
 
 def augmentation_of(config: TaskTrainConfig) -> Augmentation:
     """The random changes that a configuration asks for."""
-    return Augmentation(
-        hflip=config.hflip, scale=config.scale, color_jitter=config.color_jitter, degrees=config.degrees
-    )  # fmt: skip
+    jitter = (config.color_jitter,) * 3
+    return Augmentation(config.hflip, config.scale, jitter, config.degrees)
 
 
 def report_problems(scenes: SceneSet, shown: int = 20) -> None:

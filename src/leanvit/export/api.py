@@ -175,14 +175,19 @@ def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
 
 def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> LoweredProfile:
     if isinstance(model, QuantizedModel):
-        if profile == "fp32":
-            raise ConfigError("profile fp32 does not fit a quantized model. Export the checkpoint itself.")
-        return _fitting_profile(model) if profile == "auto" else profile
+        return profile_for(model, profile)
     if profile not in ("auto", "fp32"):
         raise ConfigError(
             f"profile {profile} does not fit a float model. Quantize it first: leanvit quantize CHECKPOINT"
         )
     return "fp32"
+
+
+def profile_for(model: QuantizedModel, profile: Profile) -> LoweredProfile:
+    """The profile that runs a quantized model: the given one, or for "auto" what fits its bits. Raises ConfigError."""
+    if profile == "fp32":
+        raise ConfigError("profile fp32 does not fit a quantized model. Export the checkpoint itself.")
+    return _fitting_profile(model) if profile == "auto" else profile
 
 
 def _fitting_profile(model: QuantizedModel) -> LoweredProfile:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,11 +81,11 @@ def verify_bundle(
     checks: list[Check] = []
     try:
         manifest = read_manifest(folder)
-        checks.append(_check_listed(folder, manifest))
+        checks.append(check_listed(folder, manifest))
         predictor = Predictor(folder, check=False)
     except LeanvitError as error:
         name, expected = ("load", "the runtime opens it") if checks else ("integrity", "every file as it was written")
-        return _result([*checks, Check(name, False, str(error), expected, "Export again.")])
+        return gate_result([*checks, Check(name, False, str(error), expected, "Export again.")])
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_file(folder, manifest),
         lambda: check_golden_file(folder, manifest),
@@ -102,10 +102,10 @@ def verify_bundle(
         except Exception as error:  # a damaged file makes the runtime and NumPy raise what they like
             found = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check("run", False, found, "the bundle runs", "Export the model again."))
-    return _result(checks)
+    return gate_result(checks)
 
 
-def _check_listed(folder: Path, manifest: Manifest) -> Check:
+def check_listed(folder: Path, manifest: Manifest) -> Check:
     """Every file that counts has a hash: one that bundle.json forgot could be any file."""
     files = {p.name for p in folder.iterdir() if p.suffix in COUNTED}
     unlisted = sorted(files - set(manifest.files))
@@ -113,7 +113,8 @@ def _check_listed(folder: Path, manifest: Manifest) -> Check:
     return Check("integrity", not unlisted, found, "SHA-256 of every file in bundle.json", "Export again.")
 
 
-def _result(checks: list[Check]) -> dict[str, Any]:
+def gate_result(checks: list[Check]) -> dict[str, Any]:
+    """The gate's verdict as JSON values."""
     # NumPy's booleans are no JSON, and `is False` is not true of them.
     return _summary([asdict(c) | {"passed": c.passed if c.passed is None else bool(c.passed)} for c in checks])
 
@@ -166,7 +167,7 @@ def check_preprocessing(predictor: Predictor, origin: Origin) -> list[Check]:
     written = json.loads(str(records["preprocess"]))
     checks = [
         Check(name, to_dict(found) == written, _differences(to_dict(found), written), "as in golden.npz", hint),
-        _check_pixels(predictor, records["pixels"]),
+        check_pixels(predictor, records["pixels"]),
     ]
     if origin.preprocess is not None:
         own = to_dict(origin.preprocess) | {"input_size": list(found.input_size)}
@@ -187,7 +188,16 @@ def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return "; ".join(different) or "equal"
 
 
-def _check_pixels(predictor: Predictor, expected: NDArray[np.uint8]) -> Check:
+class Preparing(Protocol):
+    """A predictor of any task, as far as its preprocessing is checked."""
+
+    folder: Path
+
+    def prepare(self, source: bytes, name: str | None = None) -> NDArray[np.uint8]:
+        """Decode one image and bring it to the input size."""
+
+
+def check_pixels(predictor: Preparing, expected: NDArray[np.uint8]) -> Check:
     """Pixels are compared too, because a network may hardly mind a wrong filter that costs accuracy elsewhere."""
     images = load_golden(predictor.folder)[0][: len(expected)]
     worst = 0.0

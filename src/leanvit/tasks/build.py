@@ -78,17 +78,6 @@ def keypoints_of(scheme: KeypointScheme | None) -> dict[str, Any] | None:
     return asdict(scheme) if scheme else None
 
 
-def task_of(path: str | Path) -> str | None:
-    """The task of a checkpoint file or run folder; None where it is no checkpoint of a task."""
-    try:
-        tensors, metadata = read_tensors(find_checkpoint(path))
-        del tensors
-        info = info_from_metadata(metadata["leanvit"], path)
-    except (CheckpointError, KeyError):
-        return None
-    return None if info.task == "classify" else info.task
-
-
 def load_network(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
     """Network (eval mode, CPU) and info of a task's checkpoint or run folder.
 

@@ -50,7 +50,8 @@ class Features(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = create_backbone(config)
-        reductions, widths = self.backbone.feature_info.reduction(), self.backbone.feature_info.channels()
+        levels: Any = self.backbone.feature_info
+        reductions, widths = levels.reduction(), levels.channels()
         self.channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
         self.sources = [_source(stride, reductions) for stride in STRIDES]
         self.widths = [widths[source] for source in self.sources]

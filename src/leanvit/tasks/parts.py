@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def part_inputs(network: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tenso
             hook.remove()
     generator = torch.Generator().manual_seed(seed)
     inputs = {"pyramid": x}
-    for name in cast(dict[str, nn.Module], network.parts()):
+    for name in network.parts():
         if name in seen:
             cells = torch.cat(seen[name])
             picks = torch.randperm(len(cells), generator=generator)[:CELLS_KEPT].sort().values

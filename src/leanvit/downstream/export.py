@@ -1,0 +1,240 @@
+"""Export of a task's network as a bundle: one graph with its post-processing, proven in the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanvit import imaging
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import Profile, Runtime, Task
+from leanvit.data import to_input
+from leanvit.downstream.answers import METRICS, measure
+from leanvit.downstream.golden import golden_records, golden_values
+from leanvit.downstream.measure import batches_of
+from leanvit.downstream.predictor import TaskPredictor
+from leanvit.downstream.quantize import QuantizedNetwork
+from leanvit.downstream.verify import verify_task_bundle
+from leanvit.errors import ConfigError, require
+from leanvit.export.api import profile_for
+from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
+from leanvit.export.golden import CHARTS, charts, records, synthetic_images
+from leanvit.export.lower import LoweredProfile, executed_form, lower
+from leanvit.export.operators import OPSET
+from leanvit.export.verify import FLOAT_SQNR_DB, LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB, require_passed
+from leanvit.progress import Bar
+from leanvit.quant.graph import QuantGraph, trace
+from leanvit.runtime import Manifest
+from leanvit.scenes import SceneSet
+from leanvit.tasks.build import Outputs, raw_answers
+from leanvit.tasks.detect import Detector
+from leanvit.tasks.parts import WHOLE, example_of, output_names, parts_of, with_parts
+
+GOLDEN_PICTURES = 8
+FLOAT_MAX_DROP = 0.1
+
+
+def export_network(
+    model: nn.Module | QuantizedNetwork,
+    info: CheckpointInfo,
+    output: str | Path,
+    *,
+    profile: Profile = "auto",
+    scenes: SceneSet | None = None,
+    float_metric: float | None = None,
+    max_drop: float = 1.0,
+    runtimes: Sequence[Runtime] = ("onnxruntime",),
+) -> Path:
+    """Write a task's network as a bundle folder that passes the gate (leanvit.downstream.verify).
+
+    model: float network or QuantizedNetwork. profile: as in leanvit.export. scenes: annotated pictures; with them the
+    task's metric is measured in the runtime, and float_metric (0 to 1) allows a drop of max_drop points, 0.1 for a
+    float network. runtimes: that must pass.
+    Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
+    MissingDependencyError.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module)
+    output = Path(output)
+    staging = staging_folder(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with Bar(f"exporting {info.task}", 3) as bar:
+            manifest = _write(model, info, profile, staging, scenes, runtimes)
+            bar.advance(detail="written")
+            manifest = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)
+            bar.advance(detail="measured")
+            checks = verify_task_bundle(staging, scenes)
+            bar.advance(detail="verified")
+        target = finish(staging, output, manifest, checks)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    require_passed(checks, target)
+    return target
+
+
+def _write(
+    model: nn.Module | QuantizedNetwork,
+    info: CheckpointInfo,
+    profile: Profile,
+    staging: Path,
+    scenes: SceneSet | None,
+    runtimes: Sequence[Runtime],
+) -> Manifest:
+    """The draft: graph, manifest and golden pictures with the answers of the torch network in the executed form."""
+    graphs, profiles = _graphs(model, info, profile)
+    network = model.network if isinstance(model, QuantizedNetwork) else model
+    executed = network
+    if isinstance(model, QuantizedNetwork):
+        executed = with_parts(network, {name: executed_form(graphs[name], profiles[name]) for name in graphs})
+    proto = lower_network(network, graphs, info, profiles)
+    golden = golden_pictures(scenes, info)
+    pixels = np.stack([imaging.load(image, info.preprocess, "golden picture") for image in golden])
+    answers = network_outputs(executed, info, pixels)
+    manifest = _manifest(model, info, profiles, runtimes)
+    kept = records(pixels, info.labels, info.preprocess) | golden_records(answers)
+    return write_bundle(staging, proto.SerializeToString(), golden, golden_values(answers, info.task), manifest, **kept)
+
+
+def _graphs(
+    model: nn.Module | QuantizedNetwork, info: CheckpointInfo, profile: Profile
+) -> tuple[dict[str, QuantGraph], dict[str, LoweredProfile]]:
+    """Every part as a graph, and the profile that runs it."""
+    if isinstance(model, QuantizedNetwork):
+        if profile == "fp32":
+            raise ConfigError("profile fp32 does not fit a quantized network. Export the checkpoint itself.")
+        graphs = {name: part.graph for name, part in model.parts.items()}
+        return graphs, {name: profile_for(part, profile) for name, part in model.parts.items()}
+    if profile not in ("auto", "fp32"):
+        raise ConfigError(f"profile {profile} does not fit a float network. Quantize it first: leanvit quantize")
+    graphs = {name: trace(part.eval().cpu(), example_of(name, info)) for name, part in parts_of(model).items()}
+    return graphs, dict.fromkeys(graphs, "fp32")
+
+
+def lower_network(
+    network: nn.Module, graphs: dict[str, QuantGraph], info: CheckpointInfo, profiles: dict[str, LoweredProfile]
+) -> Any:
+    """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch."""
+    lowered = {
+        name: lower(
+            graph,
+            info.preprocess if name in (WHOLE, "pyramid") else None,
+            profiles[name],
+            outputs=output_names(name, info),
+        )
+        for name, graph in graphs.items()
+    }
+    if not isinstance(network, Detector):
+        return lowered[WHOLE]
+    from leanvit.export.detection import assemble
+
+    return assemble(lowered, network, info.preprocess.input_size)
+
+
+def network_outputs(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> Outputs:
+    """Outputs of a torch network for prepared pictures (N, H, W, 3) uint8, as a bundle gives them."""
+    x = to_input(torch.from_numpy(pixels), info.preprocess)
+    outputs = raw_answers(network, cast(Task, info.task), x)
+    if isinstance(network, Detector):
+        outputs["objectness"] = _objectness(network, x)
+    return outputs
+
+
+@torch.inference_mode()
+def _objectness(network: Detector, x: Tensor) -> Any:
+    """Objectness logits (B, N) of every anchor, levels one after another, as torchvision orders them."""
+    levels, _ = network.network.rpn.head(list(network.network.backbone(x).values()))
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels], 1).numpy()
+
+
+def golden_pictures(scenes: SceneSet | None, info: CheckpointInfo) -> list[bytes]:
+    """Encoded pictures, spread over the split or synthetic, with coloured charts between them."""
+    count = GOLDEN_PICTURES - CHARTS
+    size = info.preprocess.input_size
+    if scenes is None or not scenes.scenes:
+        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, size)]
+    else:
+        picks = np.linspace(0, len(scenes.scenes) - 1, min(count, len(scenes.scenes))).astype(int)
+        plain = [scenes.scenes[int(i)].path.read_bytes() for i in dict.fromkeys(picks.tolist())]
+    for i, chart in enumerate(charts(CHARTS, size)):
+        plain.insert(2 * i + 1, imaging.encode_png(chart))
+    return plain
+
+
+def _manifest(
+    model: nn.Module | QuantizedNetwork,
+    info: CheckpointInfo,
+    profiles: dict[str, LoweredProfile],
+    runtimes: Sequence[Runtime],
+) -> Manifest:
+    plan: dict[str, tuple[int, int]] = {}
+    minimum, quantization = FLOAT_SQNR_DB, dict[str, Any]()
+    if isinstance(model, QuantizedNetwork):
+        plan = model.plan
+        low = any(part.plan[site][1] < 8 for part in model.parts.values() for site in part.plan)
+        minimum = LOW_BIT_SQNR_DB if low else QUANTIZED_SQNR_DB
+        first = next(iter(model.parts.values()))
+        quantization = {
+            "config": first.report["config"],
+            "calibration": first.report["calibration"],
+            "site_sqnr_db": _site_ratios(model),
+        }
+    return Manifest(
+        architecture=info.architecture,
+        profile=next(iter(profiles.values())),
+        labels=info.labels,
+        preprocess=info.preprocess,
+        minimum_sqnr_db=minimum,
+        plan=plan,
+        quantization=quantization,
+        data={"name": info.data, "seed": info.seed},
+        input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},
+        opset=OPSET,
+        versions=versions(),
+        simulated="accelerator" in profiles.values(),
+        runtimes=dict.fromkeys(runtimes, minimum),
+        task=info.task,
+        answers={"keypoints": info.keypoints} if info.keypoints else {},
+    )
+
+
+def _site_ratios(model: QuantizedNetwork) -> dict[str, float]:
+    """SQNR in dB of every site when it was quantized; JSON has no infinity."""
+    return {
+        f"{name}.{site['name']}": round(max(-200.0, min(200.0, site["sqnr_db"])), 2)
+        for name, part in model.parts.items()
+        for site in part.report.get("sites", [])
+    }
+
+
+def _with_accuracy(
+    staging: Path, manifest: Manifest, scenes: SceneSet | None, float_metric: float | None, max_drop: float
+) -> Manifest:
+    if scenes is None:
+        return manifest
+    predictor = TaskPredictor(staging, check=False)
+    metrics = measure_bundle(predictor, scenes)
+    name = METRICS[cast(Task, manifest.task)]
+    accuracy: dict[str, Any] = {"data": scenes.name, "metric": name, "value": metrics[name], "metrics": metrics}
+    accuracy["runtime"] = "onnxruntime"
+    if float_metric is not None:
+        accuracy |= {"float": float_metric, "max_drop": max_drop if manifest.plan else FLOAT_MAX_DROP}
+    return sign(staging, dataclasses.replace(manifest, accuracy=accuracy))
+
+
+def measure_bundle(predictor: TaskPredictor, scenes: SceneSet, batch_size: int = 8) -> dict[str, Any]:
+    """The task's metrics of a bundle, executed."""
+
+    def answer(images: Tensor) -> Outputs:
+        return predictor.outputs(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
+
+    task = cast(Task, predictor.manifest.task)
+    return measure(task, scenes, batches_of(task, scenes, predictor.size, batch_size, answer))

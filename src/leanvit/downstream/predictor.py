@@ -1,0 +1,155 @@
+"""TaskPredictor: detect, segment or estimate poses with a bundle. Needs onnxruntime, NumPy and Pillow; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanvit import imaging
+from leanvit.config import Runtime, from_dict
+from leanvit.downstream.answers import Outputs, decode_map, decode_objects, decode_pose
+from leanvit.downstream.golden import golden_values, matched_share
+from leanvit.engines import open_engine
+from leanvit.errors import BundleError, ConfigError, VerificationError
+from leanvit.runtime import MODEL_NAME, load_golden, load_golden_records, read_manifest, sqnr_db
+from leanvit.scenes import ClassMap, Found, KeypointScheme
+from leanvit.scenes.decode import Box, crop_region, pose_region
+from leanvit.scenes.letterbox import Placement, place
+
+SCORE_THRESHOLD = 0.5
+MATCHED_SHARE = 0.95
+"""Share of golden objects that must be found again: near a score's threshold or an overlap's, rounding decides."""
+
+
+class TaskPredictor:
+    """A bundle of a task, loaded and checked.
+
+    manifest: what bundle.json says. labels: class names. keypoints: of a pose network, else None.
+    """
+
+    def __init__(
+        self, bundle: str | Path, *, threads: int = 0, runtime: Runtime = "onnxruntime", check: bool = True
+    ) -> None:
+        """Load a bundle folder; threads 0: all cores. check: also run two golden pictures and compare.
+
+        Raises BundleError, VerificationError, ConfigError, MissingDependencyError.
+        """
+        self.folder = Path(bundle)
+        self.manifest = read_manifest(self.folder)
+        if self.manifest.task == "classify":
+            raise BundleError(f"{self.folder} is a classifier, expected another task. Use leanvit.Predictor.")
+        self.labels, self.runtime = self.manifest.labels, runtime
+        scheme = self.manifest.answers.get("keypoints")
+        self.keypoints = from_dict(KeypointScheme, scheme, str(self.folder)) if scheme else None
+        self._engine = open_engine(self.folder / MODEL_NAME, runtime, threads)
+        if check:
+            self._check_golden(2)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return self.manifest.preprocess.input_size
+
+    def _check_golden(self, count: int) -> None:
+        images, expected = load_golden(self.folder)
+        outputs = self.outputs(np.stack([self.prepare(image, "golden picture") for image in images[:count]]))
+        found = sqnr_db(expected[:count], golden_values(outputs, self.manifest.task))
+        if found < self.manifest.minimum_sqnr_db:
+            raise VerificationError(
+                f"{self.folder}: golden pictures give {found:.1f} dB in {self.runtime} on this machine, expected at "
+                f"least {self.manifest.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
+            )
+        share = matched_share(outputs, load_golden_records(self.folder), count)
+        if share < MATCHED_SHARE:
+            raise VerificationError(
+                f"{self.folder}: {share:.0%} of the objects in golden pictures are found again in {self.runtime}, "
+                f"expected {MATCHED_SHARE:.0%}. Run: leanvit verify {self.folder}"
+            )
+
+    def prepare(self, source: str | Path | bytes, name: str | None = None) -> imaging.Pixels:
+        """Decode one picture and bring it to the input size as in training: (H, W, 3) uint8. Raises ImageError."""
+        return imaging.load(source, self.manifest.preprocess, name)
+
+    def outputs(self, images: imaging.Pixels) -> Outputs:
+        """Raw outputs by name for prepared pictures (N, H, W, 3) uint8; leanvit.tasks.build names their shapes.
+
+        Raises ConfigError for another shape or dtype, BundleError where the graph does not run.
+        """
+        expected = (*self.size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise ConfigError(
+                f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
+                "Use TaskPredictor.prepare on each picture."
+            )
+        try:
+            return self._engine.outputs(images)
+        except Exception as error:  # the runtimes have no public type for what they raise
+            reason = " ".join(str(error).split())[:200]
+            raise BundleError(f"{self.folder}: can't be run ({reason}). Export the model again.") from error
+
+    def objects(
+        self, pixels: imaging.Pixels, score_threshold: float = SCORE_THRESHOLD, boxes: Sequence[Box] | None = None
+    ) -> list[Found]:
+        """Objects in one decoded picture (height, width, 3) uint8, best first; tasks detect, segment and pose.
+
+        boxes: (x1, y1, x2, y2) of the objects whose keypoints are wanted (pose); None: the whole picture is one.
+        Raises ConfigError for a network of class maps.
+        """
+        if self.manifest.task == "semantic":
+            raise ConfigError(f"{self.folder} gives class maps, expected objects. Use TaskPredictor.class_map.")
+        if self.manifest.task == "pose":
+            return self._poses(pixels, boxes)
+        size = pixels.shape[0], pixels.shape[1]
+        outputs = self.outputs(self._whole(pixels)[None])
+        return decode_objects(outputs, 0, place(size, self.size), size, score_threshold)
+
+    def class_map(self, pixels: imaging.Pixels) -> ClassMap:
+        """Class of every pixel of one decoded picture: (height, width) uint8; task semantic."""
+        if self.manifest.task != "semantic":
+            raise ConfigError(f"{self.folder} gives objects, expected class maps. Use TaskPredictor.objects.")
+        size = pixels.shape[0], pixels.shape[1]
+        return decode_map(self.outputs(self._whole(pixels)[None]), 0, self.placement(size), size)
+
+    def placement(self, picture_size: tuple[int, int]) -> Placement:
+        """Where a picture of (height, width) lies in the input."""
+        return place(picture_size, self.size)
+
+    def _whole(self, pixels: imaging.Pixels) -> imaging.Pixels:
+        return imaging.resize(pixels, self.manifest.preprocess)
+
+    def _poses(self, pixels: imaging.Pixels, boxes: Sequence[Box] | None) -> list[Found]:
+        height, width = pixels.shape[:2]
+        given: Sequence[Box] = [(0.0, 0.0, float(width), float(height))] if boxes is None else boxes
+        if not given:
+            return []
+        regions = [pose_region(box, self.size[1] / self.size[0]) for box in given]
+        outputs = self.outputs(np.stack([crop_region(pixels, region, self.size) for region in regions]))
+        found = []
+        for row, (box, region) in enumerate(zip(given, regions, strict=True)):
+            keypoints = decode_pose(outputs, row, region)
+            found.append(Found(0, float(keypoints[:, 2].mean()), box, keypoints=keypoints))
+        return found
+
+
+def plain(found: Found, labels: tuple[str, ...], task: str) -> dict[str, Any]:
+    """One object as JSON values: label, score, box, and what else the task gives."""
+    values: dict[str, Any] = {"label": labels[found.label], "score": round(found.score, 5)}
+    values["box"] = [round(value, 2) for value in found.box]
+    if found.mask is not None:
+        from leanvit.scenes.masks import encode_mask
+
+        values["segmentation"] = encode_mask(found.mask)
+    if found.keypoints is not None:
+        values["keypoints"] = np.round(found.keypoints.astype(np.float64), 3).tolist()
+        if task == "pose":
+            del values["label"]
+    return values
+
+
+def keypoint_array(values: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    """Keypoints from JSON values: (K, 3) float32."""
+    return np.asarray(values, np.float32).reshape(-1, 3)

@@ -1,0 +1,139 @@
+"""The gate for bundles of the tasks: hashes, file, preprocessing, golden answers at several batch sizes, metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from leanvit.config import Runtime, Task
+from leanvit.downstream.answers import METRICS
+from leanvit.downstream.golden import golden_values, matched_share
+from leanvit.downstream.predictor import MATCHED_SHARE, TaskPredictor
+from leanvit.engines import RUNTIMES, available
+from leanvit.errors import LeanvitError
+from leanvit.export.facts import Check, check_facts, with_worst_sites
+from leanvit.export.graph import check_file
+from leanvit.export.verify import check_listed, check_pixels, gate_result
+from leanvit.runtime import load_golden, load_golden_records, read_manifest, sqnr_db
+from leanvit.scenes import SceneSet
+
+BATCH_SIZES = (1, 3, 8)
+SAME_METRIC = 0.005
+"""How far the metric may be from the one measured at export, on the same pictures."""
+
+
+def verify_task_bundle(folder: str | Path, scenes: SceneSet | None = None) -> dict[str, Any]:
+    """Run every check; never raises for a bad bundle, the result says which failed.
+
+    scenes: annotated pictures, on which the metric is measured again. Returns {"passed": bool, "checks": [...]}.
+    """
+    folder = Path(folder)
+    checks: list[Check] = []
+    try:
+        manifest = read_manifest(folder)
+        checks.append(check_listed(folder, manifest))
+        predictor = TaskPredictor(folder, check=False)
+    except LeanvitError as error:
+        return gate_result([*checks, Check("load", False, str(error), "every file as written, and it opens", "")])
+    steps: list[Callable[[], list[Check]]] = [
+        lambda: check_file(folder, manifest),
+        lambda: [check_pixels(predictor, load_golden_records(folder)["pixels"])],
+        lambda: check_golden(predictor),
+        lambda: [_check_answers(folder)],
+        lambda: check_facts(manifest)[:-1] if manifest.plan else [],
+        lambda: _check_metric(predictor, scenes),
+        *(
+            _in_runtime(folder, runtime)
+            for runtime in RUNTIMES
+            if runtime in manifest.runtimes and runtime != "onnxruntime"
+        ),
+    ]
+    for step in steps:
+        try:
+            checks += step()
+        except Exception as error:  # a damaged file makes the runtime and NumPy raise what they like
+            found = " ".join(str(error).split())[:300] or type(error).__name__
+            checks.append(Check("run", False, found, "the bundle runs", "Export the model again."))
+    return gate_result(checks)
+
+
+def check_golden(predictor: TaskPredictor) -> list[Check]:
+    """Golden pictures give the recorded values and objects, at batch 1, 3 and 8 alike."""
+    manifest = predictor.manifest
+    images, expected = load_golden(predictor.folder)
+    records = load_golden_records(predictor.folder)
+    pixels = np.stack([predictor.prepare(image, f"golden picture {i}") for i, image in enumerate(images)])
+    hint = with_worst_sites("The file computes something else than the network: export again.", manifest)
+    checks = []
+    for size in BATCH_SIZES:
+        parts = [predictor.outputs(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        ratio = sqnr_db(expected, golden_values(outputs, manifest.task))
+        share = matched_share(outputs, records, len(images))
+        checks += [
+            Check(
+                f"golden pictures at batch {size}", ratio >= manifest.minimum_sqnr_db, f"{ratio:.1f} dB",
+                f"at least {manifest.minimum_sqnr_db:.0f} dB against the network before export", hint,
+            ),
+            Check(
+                f"golden objects at batch {size}", share >= MATCHED_SHARE, f"{share:.1%} of the clear ones found again",
+                f"at least {MATCHED_SHARE:.0%}", hint,
+            ),
+        ]  # fmt: skip
+    return checks if "found_boxes" in records else checks[::2]
+
+
+def _check_answers(folder: Path) -> Check:
+    """Answers depend on the picture."""
+    _, values = load_golden(folder)
+    finite = bool(np.isfinite(values).all())
+    different = finite and bool(np.ptp(values, axis=0).max() > 1e-5 * np.abs(values).max())
+    found = "they differ" if different else "all the same" if finite else "NaN or infinity"
+    return Check("golden answers", different, found, "answers that depend on the picture", "Train the network first.")
+
+
+def _check_metric(predictor: TaskPredictor, scenes: SceneSet | None) -> list[Check]:
+    recorded = predictor.manifest.accuracy
+    name = METRICS[cast(Task, predictor.manifest.task)]
+    if scenes is None:
+        found = "no annotated pictures given"
+        if recorded:
+            found += f"; at export {recorded['metric']} {recorded['value']:.4f} on {recorded['data']}"
+        return [Check(name, None, f"NOT verified: {found}", "annotated pictures", "Give --data.")]
+    from leanvit.downstream.export import measure_bundle
+
+    value = measure_bundle(predictor, scenes)[name]
+    checks = [Check(name, True, f"{value:.4f} on {len(scenes.scenes)} pictures", "measured in the runtime")]
+    if recorded and recorded["data"] == scenes.name:
+        checks[0] = Check(
+            name, abs(value - recorded["value"]) <= SAME_METRIC, f"{value:.4f}",
+            f"{recorded['value']:.4f} as at export",
+            "The runtime or the machine computes otherwise; export again here.",
+        )  # fmt: skip
+        if "float" in recorded:
+            drop = 100 * (recorded["float"] - value)
+            checks.append(
+                Check(
+                    f"{name} drop", drop <= recorded["max_drop"] + 1e-9,
+                    f"{value:.4f} in the runtime against {recorded['float']:.4f} in float, {drop:+.2f} points",
+                    f"at most {recorded['max_drop']} points",
+                    with_worst_sites("Quantize with more bits or more pictures.", predictor.manifest),
+                )
+            )  # fmt: skip
+    return checks
+
+
+def _in_runtime(folder: Path, runtime: Runtime) -> Callable[[], list[Check]]:
+    """Golden checks again in another runtime."""
+
+    def check() -> list[Check]:
+        if runtime not in available():
+            return [Check(f"runs in {runtime}", None, "NOT verified: it is not on this machine", "the same answers")]
+        predictor = TaskPredictor(folder, runtime=runtime, check=False)
+        return [replace(one, name=f"{one.name} in {runtime}") for one in check_golden(predictor)]
+
+    return check
