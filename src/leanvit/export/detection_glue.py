@@ -208,7 +208,8 @@ def candidates(glue: Glue, level: Level, logits: Value, how: Decoding, before: i
 def probability(glue: Glue, logits: Value) -> Value:
     """Sigmoid, rounded as torch rounds it: levels compete by it, and large logits become equal.
 
-    ONNX Runtime's own Sigmoid errs by up to 1.4e-7 (measured on -18 to -6), too much for the small probabilities of most anchors.
+    ONNX Runtime's own Sigmoid errs by up to 1.4e-7 (measured for logits of -18 to -6), too much for the small
+    probabilities of most anchors.
     """
     powers = glue.op("Exp", glue.op("Neg", glue.op("Max", logits, -80.0)))
     return glue.op("Reciprocal", glue.op("Add", powers, 1.0))
