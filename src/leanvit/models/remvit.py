@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
 from timm.layers.helpers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
@@ -27,11 +26,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models._attention import Alpha, AlphaMode, Grid, ResidualModel
+from leanvit.models._attention import Alpha, AlphaMode, Grid
+from leanvit.models._head import ResidualClassifier, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pooling_attention import Carried, PoolingAttention
-
-POOLS = ("", "avg", "avgmax", "max")
 
 PAPER: dict[str, PaperResult] = {
     "remvitv2_tiny": PaperResult(params=24_173_321, macs=4.68, top1=82.7),
@@ -98,7 +96,7 @@ class MultiscaleBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), new_grid, carried
 
 
-class ReMViT(ResidualModel):
+class ReMViT(ResidualClassifier):
     """ReMViTv2 image classifier.
 
     depths: blocks per stage; width and heads double and queries are pooled by 2 where a stage but the first
@@ -133,7 +131,7 @@ class ReMViT(ResidualModel):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = self._checked_pool(global_pool)
         self.depths = tuple(depths)
         self.grad_checkpointing = False
         self._set_alpha(alpha, alpha_init, sum(depths))
@@ -226,22 +224,6 @@ class ReMViT(ResidualModel):
         """Make alpha a constant; for inference only. Returns self."""
         self._freeze_alpha()
         return self
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` (0: none)."""
-        if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
 
     def _block(self, index: int, x: Tensor, grid: Grid, carried: Carried | None) -> tuple[Tensor, Grid, Carried | None]:
         block, alpha = self.blocks[index], self._alpha(index)
@@ -336,31 +318,8 @@ class ReMViT(ResidualModel):
         return self.forward_head(self._encode(x, None))
 
 
-def _checked_pool(pool: str) -> str:
-    if pool not in POOLS:
-        raise ConfigError(f"global_pool is {pool!r}, expected one of {list(POOLS)}")
-    return pool
-
-
-def _cfg(size: int = 224) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": False,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "mit",
-        "paper_ids": "arXiv:2402.11301",
-    }
-
-
 default_cfgs = generate_default_cfgs(
-    {"remvitv2_tiny.in1k": _cfg(), "remvitv2_micro.untrained": {**_cfg(32), "crop_pct": 1.0}}
+    {"remvitv2_tiny.in1k": residual_cfg(), "remvitv2_micro.untrained": {**residual_cfg(32), "crop_pct": 1.0}}
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {

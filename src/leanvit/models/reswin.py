@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
 from timm.layers.helpers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
@@ -36,18 +35,17 @@ from leanvit.models._attention import (
     Alpha,
     AlphaMode,
     Grid,
-    ResidualModel,
     Windows,
     make_windows,
     match_by_index,
     match_by_pair,
 )
+from leanvit.models._head import ResidualClassifier, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 from leanvit.models._window_attention import WindowAttention
 
 Residual = Literal["index", "aligned"]
-POOLS = ("", "avg", "avgmax", "max")
 PAPER: dict[str, PaperResult] = {
     "reswin_tiny_patch4_window7_224": PaperResult(params=28_288_354, macs=4.49, top1=81.5),
 }
@@ -182,7 +180,7 @@ class Stage(nn.Module):
         return (x[:, :rows, :columns] if down or right else x), carried
 
 
-class ReSwin(ResidualModel):
+class ReSwin(ResidualClassifier):
     """ReSwin image classifier.
 
     window_size: tokens along a side of a window; a stage whose grid at `img_size` is smaller takes its size.
@@ -219,7 +217,7 @@ class ReSwin(ResidualModel):
             raise ConfigError(f"depths {depths} and num_heads {num_heads} are of unequal length")
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = self._checked_pool(global_pool)
         self.depths = tuple(depths)
         self._set_alpha(alpha, alpha_init, sum(depths))
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
@@ -301,22 +299,6 @@ class ReSwin(ResidualModel):
         """Make alpha a constant; for inference only. Returns self."""
         self._freeze_alpha()
         return self
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` (0: none)."""
-        if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
 
     def _run(
         self, x: Tensor, stages: int, logits: list[Tensor] | None = None, taken: dict[int, Tensor] | None = None
@@ -402,33 +384,10 @@ class ReSwin(ResidualModel):
         return self.forward_head(self.norm(self._run(x, len(self.layers)).flatten(1, 2)))
 
 
-def _checked_pool(pool: str) -> str:
-    if pool not in POOLS:
-        raise ConfigError(f"global_pool is {pool!r}, expected one of {list(POOLS)}")
-    return pool
-
-
-def _cfg(size: int = 224) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": False,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "mit",
-        "paper_ids": "arXiv:2402.11301",
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "reswin_tiny_patch4_window7_224.in1k": _cfg(),
-        "reswin_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("reswin_micro")},
+        "reswin_tiny_patch4_window7_224.in1k": residual_cfg(),
+        "reswin_micro.fmnist": {**residual_cfg(32), **fashion_mnist_cfg("reswin_micro")},
     }
 )
 

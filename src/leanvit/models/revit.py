@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     Mlp,
@@ -42,11 +41,11 @@ from leanvit.models._attention import (
     AlphaMode,
     Grid,
     History,
-    ResidualModel,
     blockwise_attention,
     residual_attention_,
     residual_logits,
 )
+from leanvit.models._head import POOLS, ResidualClassifier, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 
@@ -54,8 +53,6 @@ AttentionMemory = Literal["auto", "quadratic", "linear"]
 Carried = Tensor | History | None
 LINEAR_FROM_BYTES = 512 << 20
 """Carried logits of one image above which attention_memory="auto" stops keeping them."""
-
-POOLS = ("", "avg", "avgmax", "max", "token")
 
 PAPER: dict[str, PaperResult] = {
     "revit_base_patch16_224": PaperResult(params=86_566_121, macs=17.47, top1=82.4),
@@ -157,7 +154,7 @@ class ResidualBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), carried
 
 
-class ReViT(ResidualModel):
+class ReViT(ResidualClassifier):
     """ReViT image classifier.
 
     alpha: "learned" (one scalar, the paper's), "per_layer" (one per layer above the first), "fixed"
@@ -169,6 +166,8 @@ class ReViT(ResidualModel):
     global_pool: "avg", "avgmax", "max", "token" or ""; None chooses by `class_token`.
     Raises ConfigError where an option is unknown. Source: arXiv 2402.11301.
     """
+
+    pool_hint = " (token: class_token=True)"
 
     def __init__(
         self,
@@ -200,6 +199,7 @@ class ReViT(ResidualModel):
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = int(class_token)
+        self.pools = (*POOLS, "token") if class_token else POOLS
         self.num_heads = num_heads
         self._set_alpha(alpha, alpha_init, depth)
         self.set_attention_memory(attention_memory)
@@ -243,12 +243,6 @@ class ReViT(ResidualModel):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    def _checked_pool(self, pool: str) -> str:
-        if pool not in POOLS or (pool == "token" and not self.num_prefix_tokens):
-            allowed = [p for p in POOLS if p != "token" or self.num_prefix_tokens]
-            raise ConfigError(f"global_pool is {pool!r}, expected one of {allowed} (token: class_token=True)")
-        return pool
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay must leave alone."""
@@ -298,22 +292,6 @@ class ReViT(ResidualModel):
             num_prefix_tokens=self.num_prefix_tokens,
         )
         self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` (0: none)."""
-        if global_pool is not None:
-            self.global_pool = self._checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.pos_embed
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Image (B, C, H, W) to tokens (B, N, dim) with positions, and the grid they come from."""
@@ -434,29 +412,12 @@ class ReViT(ResidualModel):
         return self.forward_head(self._encode(x, None))
 
 
-def _cfg(size: int = 224) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "fixed_input_size": False,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "mit",
-        "paper_ids": "arXiv:2402.11301",
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "revit_tiny_patch16_224.in1k": _cfg(),
-        "revit_small_patch16_224.in1k": _cfg(),
-        "revit_base_patch16_224.in1k": _cfg(),
-        "revit_micro.fmnist": {**_cfg(32), **fashion_mnist_cfg("revit_micro")},
+        "revit_tiny_patch16_224.in1k": residual_cfg(),
+        "revit_small_patch16_224.in1k": residual_cfg(),
+        "revit_base_patch16_224.in1k": residual_cfg(),
+        "revit_micro.fmnist": {**residual_cfg(32), **fashion_mnist_cfg("revit_micro")},
     }
 )
 
