@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
+from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError
 
 Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
@@ -38,7 +39,10 @@ class ExportConfig:
     runtimes: list[Runtime] = option(
         [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
     )
-    data: str | None = option(None, "Images with labels, to measure accuracy in the runtime; without: NOT verified.")
+    data: str | None = option(
+        None,
+        f"Labelled images, to measure accuracy in the runtime (without: NOT verified): {DATA_KINDS}; {OR_ANNOTATED}.",
+    )
     max_drop: float = option(
         1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
     )
@@ -56,7 +60,7 @@ class VerifyConfig:
 
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
     model: str | None = option(None, "Checkpoint or quantized model to compare with.")
-    data: str | None = option(None, "Images with labels, to measure accuracy again.")
+    data: str | None = option(None, f"Labelled images, to measure accuracy again: {DATA_KINDS}; {OR_ANNOTATED}.")
     json: bool = option(False, "Print the checks as JSON.")
     version: int = option(1, "Version of this configuration's format.")
 

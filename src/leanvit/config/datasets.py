@@ -7,16 +7,22 @@ from dataclasses import MISSING, dataclass
 from leanvit.config.base import option, require_at_least
 from leanvit.errors import ConfigError
 
+DATA_KINDS = (
+    "a folder (one folder a class, also below train/, val/, test/), FILE.csv, digits, fashion-mnist[:FOLDER], "
+    "cifar10:ROOT, cifar100:ROOT, flowers102:ROOT, oxford-iiit-pet:ROOT, imagenet:ROOT, hf:NAME_OR_FOLDER, "
+    "hf-download:NAME or wds:PATTERN"
+)
+"""What names labelled images, for help texts; docs/data.md says what each is."""
+
+OR_ANNOTATED = "for the network of a task: annotated pictures, as `train --task` takes them"
+"""What else names data where a checkpoint or bundle may be of a task."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataInspectConfig:
     """Look at every image of a data set: balance of classes, sizes, corrupt files, duplicates, a contact sheet."""
 
-    data: str = option(
-        MISSING,
-        "Image folder, FILE.csv, 'digits', cifar10:ROOT, hf:..., wds:...: all that --data takes.",
-        positional=True,
-    )
+    data: str = option(MISSING, f"Labelled images: {DATA_KINDS}.", positional=True)
     output: str = option("runs/inspect", "Folder for inspect.json and inspect.html.")
     images_per_class: int = option(8, "Pictures of each class on the contact sheet; 0: none.")
     val_fraction: float = option(0.2, "Share held out where the data has no validation part of its own.")

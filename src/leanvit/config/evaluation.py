@@ -7,6 +7,7 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.commands import RuntimeChoice
+from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError
 
 Corruption = Literal[
@@ -24,7 +25,7 @@ class ValConfig:
     model: str = option(
         MISSING, "Checkpoint, folder of a training run or quantized model, NAME.TAG, or bundle.", positional=True
     )
-    data: str = option("digits", "Image folder, 'digits', or 'fashion-mnist[:FOLDER]'.")
+    data: str = option("digits", f"Labelled images: {DATA_KINDS}; {OR_ANNOTATED}.")
     split: Literal["val", "train", "test"] = option("val", "Which part of the data.")
     limit: int | None = option(None, "Only so many images, drawn by the seed.")
     batch_size: int = option(128, "Images a step.")

@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
+from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError, did_you_mean
 
 BEST_PASSES = ("balance", "per-head", "forms", "sequential", "correct")
@@ -114,7 +115,9 @@ class QuantizeConfig(Scheme):
     latency_ms: float | None = option(None, "Greedy MP: milliseconds an image, by --latency-table.")
     latency_table: str | None = option(None, "File made by leanvit benchmark --table.")
     plan: str | None = option(None, "Apply this plan.json, perhaps edited, instead of uniform bits or a search.")
-    data: str = option("digits", "Calibration (train split) and evaluation (val split) images.")
+    data: str = option(
+        "digits", f"Images to calibrate on (train split) and to evaluate (val split): {DATA_KINDS}; {OR_ANNOTATED}."
+    )
     calibration_images: int = option(128, "How many training images calibrate the ranges.")
     output: str = option("runs/quantize", "Folder for the quantized model, its plan and its report.")
     batch_size: int = option(64, "Images a step.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
+from leanvit.config.datasets import DATA_KINDS
 from leanvit.errors import ConfigError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
@@ -15,7 +16,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 class TrainConfig:
     """Train or fine-tune a model on an image folder or an embedded data set."""
 
-    data: str = option("digits", "Image folder (one folder a class), 'digits', 'fashion-mnist[:FOLDER]', ...")
+    data: str = option("digits", f"Labelled images: {DATA_KINDS}.")
     model: str = option("revit_micro", "Any timm architecture; see: leanvit models.")
     output: str = option("runs/train", "Folder for checkpoints, log and resolved config.")
     epochs: int = option(30, "Passes over the training images.")
