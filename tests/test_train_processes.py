@@ -104,8 +104,6 @@ def test_one_process_needs_no_connection(monkeypatch: pytest.MonkeyPatch) -> Non
     value = torch.ones(2)
     with connected(alone, torch.device("cpu")), without_sync(torch.nn.Linear(1, 1), last=False):
         assert alone.sum(value)[0] is value
-        assert alone.agree("x") == "x"
-        alone.wait()
     assert not torch.distributed.is_initialized()
 
 

@@ -1,4 +1,4 @@
-"""One process or many: who this one is, what all of them agree on, and who writes.
+"""One process or many: who this one is, sums over all of them, and who writes.
 
 Started by torchrun, a run has WORLD_SIZE processes, each with a share of every batch; else it has one. Gloo connects
 CPUs, NCCL GPUs. Every function here works in a single process as well.
@@ -44,19 +44,6 @@ class Processes:
             for value in values:
                 dist.all_reduce(value)
         return list(values)
-
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.world > 1:
-            dist.barrier()
-
-    def agree(self, value: Any) -> Any:
-        """What the first process says, in all of them."""
-        if self.world == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
 
 
 def from_environment() -> Processes:
