@@ -274,11 +274,11 @@ class Trainer:
 
     def _refuse(self, loss: float, part: Part, x: Tensor, step: int) -> None:
         """Save what gave a loss that is not finite, and stop. Raises NumericalError."""
-        names = [str(self.train_loader.images.sources[i])[:200] for i in part.indices.tolist()]
+        images = self.train_loader.images
+        sources = "\n".join(images.name_of(index) for index in part.indices.tolist())
         tensors = {"images": part.images, "augmented": x.detach().cpu().contiguous(), "labels": part.labels}
         tensors["indices"] = torch.from_numpy(part.indices)
         path = self.folder / BAD_BATCH_NAME
-        sources = "\n".join(names) if isinstance(self.train_loader.images.sources[0], Path) else ""
         write_atomic(path, save(tensors, {"step": str(step), "sources": sources}))
         raise NumericalError(
             f"the loss is {loss} at step {step} (epoch {step // len(self.batches) + 1}). The batch is in {path}, "
