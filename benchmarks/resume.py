@@ -24,17 +24,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import facts
 
 import leanvit.models  # noqa: F401 - imported before the fork
 from leanvit.checkpoint import read_tensors
 from leanvit.config import TrainConfig
 from leanvit.data import load_split
-from leanvit.doctor import examine
 from leanvit.files import write_atomic, write_json
 from leanvit.train import LAST_NAME, run, state
 from leanvit.train.state import Progress
@@ -252,12 +251,7 @@ def main() -> int:
     total = {key: sum(row[key] for row in rows) for key in ("kills", "inside_a_write", "runs", "identical")}
     print(json.dumps(total))
     if options.output:
-        facts = examine()
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(
-            options.output,
-            {"rows": rows, "total": total, "machine": facts["machine"], "date": date, "seed": options.seed},
-        )
+        write_json(options.output, {**facts(), "rows": rows, "total": total, "seed": options.seed})
     return 0 if total["runs"] == total["identical"] else 1
 
 
