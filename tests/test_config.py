@@ -52,6 +52,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "first_last_bits": bits,
     "smoothing_alpha": st.floats(0, 1),
     "hflip": st.floats(0, 1),
+    "score_threshold": st.floats(0, 1),
     "drop_path": share,
     "drop": share,
     # An average and sharded weights exclude each other.

@@ -85,7 +85,8 @@ def test_smoothing_leaves_no_node_behind(demo_run: Path, calibration: torch.Tens
     for smoothing in ("none", "sq-b"):
         quantized = quantize(model, calibration, MPTQConfig(smoothing=smoothing))
         bundle = export(quantized, tmp_path / smoothing, preprocess=info.preprocess)
-        counts.append(len(onnx.load(str(bundle / "model.onnx")).graph.node))
+        nodes = onnx.load(str(bundle / "model.onnx")).graph.node
+        counts.append(sum(node.op_type != "Cast" for node in nodes))  # which constants fit float16 may differ
     assert counts[0] == counts[1]
 
 

@@ -147,16 +147,16 @@ def test_a_loaded_backbone_computes_what_the_classifier_does(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith("swin")])
-def test_a_backbone_of_another_size_computes_what_the_resized_classifier_does(name: str) -> None:
-    """Where positions belong to a size, timm's set_input_size says what is right."""
-    size = (64, 64)
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_backbone_of_another_size_computes_what_the_resized_classifier_does(name: str, size: tuple[int, int]) -> None:
+    """Where positions belong to a size, timm's set_input_size (its own code for ViT and Swin) says what is right."""
     model = classifier(name)
     features = Features(BackboneConfig(name, size)).eval()
     assert load_backbone(features, model) == []
     resize: Any = getattr(model, "set_input_size", None)
     if name in TABLES:
-        resize(img_size=size)
+        resize(img_size=size, **({"window_size": 7} if name.startswith("swin") else {}))
     x = images(*size)
     with torch.no_grad():
         for one, other in zip(features.own(x), own_maps(model, features, x), strict=True):
@@ -184,6 +184,13 @@ def test_weights_of_another_architecture_are_refused(name: str, other: str) -> N
         load_backbone(features, classifier(other))
     for key, value in features.backbone.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_weights_of_another_width_are_missing_and_not_resampled() -> None:
+    wider = timm.create_model("vit_tiny_patch16_224", num_classes=7, mlp_ratio=2)
+    missing = load_backbone(Features(BackboneConfig("vit_tiny_patch16_224", (64, 64))), wider)
+    assert len(missing) == 36  # fc1.weight, fc1.bias, fc2.weight of twelve blocks
+    assert all(".mlp.fc" in key for key in missing)
 
 
 @pytest.mark.parametrize("size", [(64, 100), (100, 64), (0, 64), (16, 32), (-32, 32)])

@@ -205,6 +205,12 @@ def test_the_loss_of_a_segmenter_is_cross_entropy_over_known_pixels(head: str) -
     torch.testing.assert_close(found["loss_semantic"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("head", "width"), [("fpn", 32), ("fpn", 96), ("upernet", 6), ("upernet", 30)])
+def test_widths_that_a_head_cannot_have_are_refused(head: Any, width: int) -> None:
+    with pytest.raises(ConfigError, match=f"width is {width}, expected a multiple of"):
+        SegmenterConfig(head, width)
+
+
 def test_pictures_without_a_known_pixel_teach_nothing() -> None:
     segmenter = make_segmenter().train()
     loss = segmenter.losses(images(2, 64, 96), [{"class_map": torch.full((64, 96), 255)}] * 2)["loss_semantic"]

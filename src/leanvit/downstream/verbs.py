@@ -153,9 +153,7 @@ def verify(config: configs.VerifyConfig) -> int:
     from leanvit.route import task_of
 
     if config.model:
-        raise errors.ConfigError(
-            "model is for classifiers: a task's bundle is checked on golden pictures and --data"
-        )
+        raise errors.ConfigError("model is for classifiers: a task's bundle is checked on golden pictures and --data")
     scenes = _scenes(config.data, "val", task_of(config.bundle)) if config.data else None
     result = verify_task_bundle(config.bundle, scenes)
     if config.json:

@@ -31,7 +31,7 @@ from leanvit.export.operators import (
     OnnxWeight,
     branches_of,
 )
-from leanvit.export.packing import pack_four_bits, without_metadata
+from leanvit.export.packing import compute_at_load, half_constants, number_constants, pack_four_bits, without_metadata
 from leanvit.quant.graph import (
     CONVOLUTIONS,
     LINEAR,
@@ -47,6 +47,13 @@ from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
 FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
+
+SMALL = ("w8a8", "w4a8", "w4a16", "mixed")
+"""Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
+round alike) and lose their names."""
+
+HALF_ROUNDING = 2.0**-11
+"""Largest relative error of rounding to float16."""
 
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
@@ -123,7 +130,9 @@ def lower(
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    return pack_four_bits(without_metadata(program.model_proto), cast=profile != "accelerator")
+    proto = compute_at_load(without_metadata(program.model_proto))
+    proto = pack_four_bits(proto, cast=profile != "accelerator")
+    return number_constants(half_constants(proto)) if profile in SMALL else proto
 
 
 def _keep_small_terms(module: GraphModule) -> None:
@@ -157,9 +166,27 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
                     node.replace_input_with(source, node_argument(source, 0))
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    if profile in SMALL:
+        _round_constants(module)
     module.recompile()
     _require_runnable(module, profile)
     return module
+
+
+@torch.no_grad()
+def _round_constants(module: GraphModule) -> None:
+    """Round biases, gains and tables to float16 where that loses no more than its rounding, in place.
+
+    Values far below the largest of their tensor may lose more: nothing depends on their last bits.
+    """
+    for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
+        value = get_tensor(module, name)
+        if value.dtype != torch.float32 or not value.numel():
+            continue
+        rounded = value.half().float()
+        allowed = HALF_ROUNDING * value.abs().clamp(min=float(value.abs().max()) / 256)
+        if ((rounded - value).abs() <= allowed).all():
+            value.data = rounded
 
 
 def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile) -> bool:

@@ -257,22 +257,18 @@ class OnnxPatchEmbedding(nn.Module):
 class OnnxWeight(nn.Module):
     """Any other quantized weight: int8 codes and one scale per output channel.
 
-    folded: for products that run in float; a Cast and a Mul of constants, which runtimes compute once at load, where
-    a DequantizeLinear would be computed at every run.
+    folded: for products that run in float; the scale's name makes packing.compute_at_load write a Cast and a Mul of
+    constants, which runtimes compute once, where a DequantizeLinear would be computed at every run.
     """
-
-    scale: Tensor
 
     def __init__(self, quantizer: WeightQuantizer, *, four_bit: bool, folded: bool) -> None:
         """Copy codes and scales."""
         super().__init__()
         self.name = "codes4" if four_bit else "codes"
-        self.folded = folded
+        self.scale_name = "load_scale" if folded else "scale"
         self.register_buffer(self.name, quantizer.codes.clone())
-        shape = (-1, *[1] * (quantizer.codes.dim() - 1)) if folded else (-1,)
-        self.register_buffer("scale", quantizer.scale.clone().view(shape))
+        self.register_buffer(self.scale_name, quantizer.scale.clone().view(-1))
 
     def forward(self) -> Tensor:
         """The dequantized weight."""
-        codes = self.get_buffer(self.name)
-        return codes.float() * self.scale if self.folded else _dequantize(codes, self.scale, 0)
+        return _dequantize(self.get_buffer(self.name), self.get_buffer(self.scale_name), 0)

@@ -8,6 +8,8 @@ import numpy as np
 
 CODES_SUFFIX = ".codes4"
 ZERO_POINT_SUFFIX = ".zero_point4"
+LOAD_SCALE_SUFFIX = ".load_scale"
+SHORTEST_HALF = 32
 
 
 def pack_four_bits(proto: Any, *, cast: bool = True) -> Any:
@@ -40,6 +42,77 @@ def _nibbles(codes: np.ndarray[Any, Any]) -> bytes:
     padded = np.append(codes, 0) if codes.size % 2 else codes
     halves = padded.astype(np.int8).view(np.uint8) & 0x0F
     return bytes((halves[0::2] | (halves[1::2] << 4)).astype(np.uint8))
+
+
+def compute_at_load(proto: Any) -> Any:
+    """Write DequantizeLinear of a weight whose scale is called *.load_scale as Cast and Mul of constants.
+
+    torch.onnx itself would compute those, and store the weight in float again.
+    """
+    from onnx import TensorProto, helper
+
+    scales = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name.endswith(LOAD_SCALE_SUFFIX)}
+    shapes = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
+    nodes = []
+    for node in proto.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[1] not in scales:
+            nodes.append(node)
+            continue
+        codes, scale = node.input[:2]
+        tensor = scales[scale]
+        channels = tensor.dims[0]
+        del tensor.dims[:]
+        tensor.dims.extend([channels, *[1] * (shapes[codes] - 1)])
+        values = f"{codes}_values"
+        nodes += [
+            helper.make_node("Cast", [codes], [values], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [values, scale], list(node.output)),
+        ]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def half_constants(proto: Any) -> Any:
+    """Store constants that float16 holds exactly as such, with a Cast behind, which runtimes compute at load.
+
+    Scales of quantizers stay: runtimes look for constants there. So do short ones, where the Cast costs more bytes than
+    it saves.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    scales = {name for node in proto.graph.node if node.op_type in quantizers for name in node.input[1:]}
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in scales:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if values.size < SHORTEST_HALF or not np.array_equal(halves.astype(np.float32), values):
+            continue
+        stored = f"{tensor.name}_half"
+        casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(halves, stored))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def number_constants(proto: Any) -> Any:
+    """Call all constants but the weights c0, c1, ... : their names are a twentieth of a small model's file."""
+    kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    weights = (".codes", CODES_SUFFIX, f"{CODES_SUFFIX}_int4")
+    constants = [t.name for t in proto.graph.initializer if t.name not in kept and not t.name.endswith(weights)]
+    short = {name: f"c{i}" for i, name in enumerate(constants)}
+    for tensor in proto.graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [short.get(name, name) for name in names]
+    return proto
 
 
 def without_metadata(proto: Any) -> Any:

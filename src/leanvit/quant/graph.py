@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from leanvit.errors import ExportError
+from leanvit.quant.simplify import fold_batch_norm, without_in_place
 
 aten = torch.ops.aten
 
@@ -27,8 +28,8 @@ CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
 LAYER_NORM = aten.layer_norm.default
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
-GELU = (aten.gelu.default, aten.silu.default, aten.silu_.default)
-ADD = (aten.add.Tensor, aten.add_.Tensor)
+GELU = (aten.gelu.default, aten.silu.default)
+ADD = (aten.add.Tensor,)
 _OTHER_PRODUCTS = (aten.einsum.default, aten.addmm.default, aten.mm.default, aten.conv1d.default)
 _IDENTITIES = (aten.dropout.default, aten.alias.default, aten.detach.default, aten.feature_dropout.default)
 
@@ -129,6 +130,8 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
     if not isinstance(module, GraphModule):
         raise ExportError(f"torch.export gave {type(module).__name__}, expected a GraphModule.")
     _remove_identities(module)
+    without_in_place(module)
+    fold_batch_norm(module)
     for node in list(module.graph.nodes):
         if node.target is aten.scaled_dot_product_attention.default:
             _write_attention_out(module, node)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
@@ -19,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from leanvit.errors import ConfigError, UnknownModelError, did_you_mean
 
 STRIDES = (4, 8, 16, 32)
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -147,15 +149,16 @@ def load_backbone(features: Features, classifier: nn.Module) -> list[str]:
     classifier: the same architecture as timm.create_model gives it. Returns the names of the backbone's tensors that
     the classifier does not have; they keep their random values. Raises ConfigError where most of them are missing.
     """
-    own = features.backbone.state_dict()
+    backbone = features.backbone
+    own = backbone.state_dict()
     given = classifier.state_dict()
     renamed = {key: _counterpart(key, given) for key in own}
     missing = []
     for key, tensor in own.items():
         source = renamed[key]
         value = given[source] if source else None
-        if value is not None and value.shape != tensor.shape:
-            value = _resampled(value, tensor)
+        if source and value is not None and value.shape != tensor.shape:
+            value = _resampled(key, value, tensor, _grid_of(classifier, source), _grid_of(backbone, key))
         if value is None:
             missing.append(key)
         else:
@@ -183,37 +186,33 @@ def _unflattened(key: str) -> str:
     return f"{name}.{index}.{rest}" if name and index.isdigit() else key
 
 
-def _resampled(value: Tensor, wanted: Tensor) -> Tensor | None:
-    """A position embedding (1, N, C) or (1, C, H, W) at another size; None for anything else."""
-    from timm.layers import resample_abs_pos_embed
+def _grid_of(network: nn.Module, key: str) -> Grid | None:
+    """(rows, columns) of the patches or the window that a tensor of positions is for; None where no module says."""
+    owner = network.get_submodule(key.rpartition(".")[0])
+    grid = getattr(owner, "window_size", None) or getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+    return to_2tuple(grid) if grid else None
 
-    if value.dim() == 3 and wanted.dim() == 3 and value.shape[-1] == wanted.shape[-1]:
-        return _resample_tokens(value, wanted, resample_abs_pos_embed)
-    if value.dim() == 2 and wanted.dim() == 2 and value.shape[1] == wanted.shape[1]:
-        return _resample_offsets(value, wanted)
-    if value.dim() == 4 and value.shape[:2] == wanted.shape[:2] and value.shape[0] == 1:
+
+def _resampled(key: str, value: Tensor, wanted: Tensor, old: Grid | None, new: Grid | None) -> Tensor | None:
+    """Positions at another size, by name: embeddings (1, N, C) or (1, C, H, W), relative tables (offsets, C).
+
+    Tables over both axes (Swin) go by timm's rule, those over one (MViTv2) by linear interpolation. None for anything
+    else: another width or depth is no matter of size.
+    """
+    name = key.rpartition(".")[2]
+    if name == "pos_embed" and value.dim() == wanted.dim() == 3 and value.shape[-1] == wanted.shape[-1] and old and new:
+        prefix = wanted.shape[1] - new[0] * new[1]
+        embedding: Tensor = resample_abs_pos_embed(value, list(new), list(old), num_prefix_tokens=prefix)
+        return embedding if embedding.shape == wanted.shape else None
+    if name == "pos_embed" and value.dim() == 4 and value.shape[:2] == wanted.shape[:2] and value.shape[0] == 1:
         return F.interpolate(value.float(), wanted.shape[-2:], mode="bicubic", align_corners=False)
-    return None
-
-
-def _resample_offsets(value: Tensor, wanted: Tensor) -> Tensor:
-    """A table of relative positions (offsets, C): over both axes where it is square (Swin), else over one (MViTv2)."""
-    side, new_side = round(value.shape[0] ** 0.5), round(wanted.shape[0] ** 0.5)
-    if side * side == value.shape[0] and new_side * new_side == wanted.shape[0]:
-        square = value.T.reshape(1, -1, side, side).float()
-        resized = F.interpolate(square, (new_side, new_side), mode="bicubic", align_corners=False)
-        return resized.reshape(value.shape[1], -1).T
-    line = F.interpolate(value.T[None].float(), wanted.shape[0], mode="linear", align_corners=False)
-    return line[0].T
-
-
-def _resample_tokens(value: Tensor, wanted: Tensor, resample: Any) -> Tensor | None:
-    for prefix in (1, 0, 2):
-        old, new = value.shape[1] - prefix, wanted.shape[1] - prefix
-        side, new_side = int(old**0.5), int(new**0.5)
-        if side * side == old and new_side * new_side == new:
-            resized: Tensor = resample(value, [new_side, new_side], [side, side], num_prefix_tokens=prefix)
-            return resized
+    if value.dim() != 2 or wanted.dim() != 2 or value.shape[1] != wanted.shape[1]:
+        return None
+    if name == "relative_position_bias_table" and old and new:
+        table: Tensor = resize_rel_pos_bias_table(value, new, tuple(wanted.shape), old)
+        return table
+    if name.startswith("rel_pos"):
+        return F.interpolate(value.T[None].float(), wanted.shape[0], mode="linear", align_corners=False)[0].T
     return None
 
 

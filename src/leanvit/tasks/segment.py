@@ -21,7 +21,8 @@ from leanvit.tasks.features import BackboneConfig, Features
 class SegmenterConfig:
     """What stands on the backbone.
 
-    head: "upernet" (the papers'), "fpn" (light). width: channels of the head. dropout: before the classifier.
+    head: "upernet" (the papers'), "fpn" (light). width: channels of the head, for "fpn" a multiple of 64, as its
+    normalisation has 32 groups of half the channels. dropout: before the classifier.
     """
 
     head: Literal["upernet", "fpn"] = "upernet"
@@ -31,6 +32,8 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 4:
             raise ConfigError(f"width is {self.width}, expected a multiple of 4, at least 8")
+        if self.head == "fpn" and self.width % 64:
+            raise ConfigError(f"width is {self.width}, expected a multiple of 64 for the head fpn")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}, expected 0 up to 1")
 

@@ -1,0 +1,74 @@
+"""Simplified graphs compute what the module does, and nothing that was recorded changes afterwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.quant.graph import Recorder, trace
+
+
+class Convolutions(nn.Module):
+    """BatchNorm behind a convolution with and without bias, behind a shared one, and behind something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding="same", bias=False)
+        self.second = nn.Conv2d(8, 8, 3, groups=4)
+        self.shared = nn.Conv2d(8, 8, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8, affine=i != 1) for i in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.norms[0](self.first(x)))
+        x = self.norms[1](self.second(x))
+        x = self.norms[2](self.shared(x)) + self.norms[3](self.shared(x).neg())
+        y = x.mul(2.0)
+        y.add_(1.0)  # the result is read under the old name
+        return self.norms[4](y) + y
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    module = Convolutions()
+    for norm in module.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.1, 3.0)
+        if norm.affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return module.eval()
+
+
+def test_a_folded_network_computes_the_same_and_the_module_stays_as_it_is() -> None:
+    module, x = network(), torch.randn(3, 3, 9, 8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    expected = module.double()(x.double())
+    module.float()
+    graph = trace(module, x)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_only_norms_behind_a_convolution_of_their_own_are_folded() -> None:
+    graph = trace(network(), torch.randn(2, 3, 9, 8))
+    targets = [str(node.target) for node in graph.module.graph.nodes]
+    assert sum("batch_norm" in target for target in targets) == 3
+    assert list(graph.sites) == ["first", "second", "shared", "shared#2"]
+
+
+def test_a_recorded_value_does_not_change_afterwards() -> None:
+    graph = trace(network(), torch.randn(2, 3, 9, 8))
+    x = torch.randn(2, 3, 9, 8)
+    seen: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
+
+    def record(name: str, value: Tensor) -> None:
+        seen[name] = value
+        copies[name] = value.clone()
+
+    wanted = {site.node for site in graph.sites.values()}
+    with torch.no_grad():
+        Recorder(graph.module, wanted, record).run(x)
+    assert all(torch.equal(seen[name], copies[name]) for name in wanted)
+    assert not any("relu_" in str(node.target) or "add_" in str(node.target) for node in graph.module.graph.nodes)
