@@ -153,7 +153,7 @@ def _verbs_for(verb: str, config: Any) -> Any:
     from leanvit.route import CLASSIFY, task_of
 
     path = getattr(config, _TASK_FILES[verb], None) if verb in _TASK_FILES else None
-    if hasattr(config, "task") or (path and task_of(path) != CLASSIFY):
+    if getattr(config, "task", CLASSIFY) != CLASSIFY or (path and task_of(path) != CLASSIFY):
         from leanvit.downstream import verbs as task_verbs
 
         return task_verbs

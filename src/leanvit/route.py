@@ -1,10 +1,11 @@
-"""Which task a checkpoint, a quantized network or a bundle is for, read without torch."""
+"""What a checkpoint, a quantized network or a bundle says of itself, and which task it is for; without torch."""
 
 from __future__ import annotations
 
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 CLASSIFY = "classify"
 _CHECKPOINT = "model.safetensors"
@@ -14,28 +15,32 @@ _LARGEST_HEADER = 100 << 20
 
 
 def task_of(path: str | Path) -> str:
-    """The task of a checkpoint file, run folder, folder of quantized parts or bundle; "classify" for all else.
+    """The task of a checkpoint file, run folder, folder of quantized parts or bundle; "classify" for all else."""
+    return str(description_of(path).get("task", CLASSIFY))
 
-    Nothing is judged here: what opens the files says what is wrong with them.
+
+def description_of(path: str | Path) -> dict[str, Any]:
+    """What bundle.json says, or the metadata of a checkpoint file, run folder or folder of quantized parts.
+
+    Empty for all else. Nothing is judged here: what opens the files says what is wrong with them.
     """
     path = Path(path)
     try:
         if (path / _BUNDLE).is_file():
-            return str(json.loads((path / _BUNDLE).read_bytes()).get("task", CLASSIFY))
+            return dict(json.loads((path / _BUNDLE).read_bytes()))
         for candidate in (path / _CHECKPOINT, *(path / part / _QUANTIZED for part in ("network", "pyramid")), path):
             if candidate.is_file():
-                return _task_of_tensors(candidate)
-    except (OSError, ValueError, AttributeError, struct.error):
+                return _metadata_of_tensors(candidate)
+    except (OSError, ValueError, TypeError, AttributeError, struct.error):
         pass
-    return CLASSIFY
+    return {}
 
 
-def _task_of_tensors(path: Path) -> str:
+def _metadata_of_tensors(path: Path) -> dict[str, Any]:
     """From the header of a safetensors file: eight bytes of length, then JSON."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _LARGEST_HEADER:
-            return CLASSIFY
+            return {}
         header = json.loads(file.read(length))
-    info = json.loads(header.get("__metadata__", {}).get("leanvit", "{}"))
-    return str(info.get("task", CLASSIFY))
+    return dict(json.loads(header.get("__metadata__", {}).get("leanvit", "{}")))

@@ -362,7 +362,7 @@ _SIDES = ("width", "height")
 
 def data_inspect(config: configs.DataInspectConfig) -> int:
     """Look at every image of a data set."""
-    from leanvit.inspection import PAGE_NAME, run
+    from leanvit.inspection import PAGE_NAME, require_readable, run
 
     result = run(config)
     if config.json:
@@ -370,14 +370,7 @@ def data_inspect(config: configs.DataInspectConfig) -> int:
     else:
         _print_inspection(result)
         print(f"page {Path(config.output) / PAGE_NAME}")
-    corrupt = [one["image"] for part in result["parts"].values() for one in part["corrupt"]]
-    if corrupt:
-        named = ", ".join(corrupt[:3]) + (f" and {len(corrupt) - 3} more" if len(corrupt) > 3 else "")
-        total = sum(part["images"] for part in result["parts"].values())
-        raise errors.PartialError(
-            f"{len(corrupt)} of {total} images can't be read: {named}; all others were looked at. "
-            "Replace or remove them, or train with --bad-images skip."
-        )
+    require_readable(result)
     return errors.EXIT_OK
 
 
@@ -408,9 +401,10 @@ def _print_inspection(result: dict[str, Any]) -> None:
 
 def report(config: configs.ReportConfig) -> int:
     """Draw a run."""
+    from leanvit.downstream.pictures import golden_findings
     from leanvit.report import write_report
 
-    print(f"report {write_report(config.run, config.output)}")
+    print(f"report {write_report(config.run, config.output, golden_findings(config.run))}")
     return errors.EXIT_OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.errors import ConfigError
@@ -22,9 +23,14 @@ OR_ANNOTATED = "for the network of a task: annotated pictures, as `train --task`
 class DataInspectConfig:
     """Look at every image of a data set: balance of classes, sizes, corrupt files, duplicates, a contact sheet."""
 
-    data: str = option(MISSING, f"Labelled images: {DATA_KINDS}.", positional=True)
+    data: str = option(MISSING, f"Labelled images: {DATA_KINDS}; {OR_ANNOTATED}.", positional=True)
+    task: Literal["classify", "detect", "segment", "semantic", "pose"] = option(
+        "classify", "What the data is for; all but classify look at annotated pictures and their annotations."
+    )
     output: str = option("runs/inspect", "Folder for inspect.json and inspect.html.")
-    images_per_class: int = option(8, "Pictures of each class on the contact sheet; 0: none.")
+    images_per_class: int = option(
+        8, "Pictures of each class on the contact sheet (of each part, for another task); 0: none."
+    )
     val_fraction: float = option(0.2, "Share held out where the data has no validation part of its own.")
     seed: int = option(0, "Seed of that split, and of the pictures that are shown.")
     json: bool = option(False, "Print the result as JSON instead of tables.")

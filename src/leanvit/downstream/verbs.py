@@ -36,6 +36,7 @@ def _scenes(data: str, split: Any, task: str) -> SceneSet:
 
 def val(config: configs.ValConfig) -> int:
     """The task's metrics of a checkpoint, a quantized network or a bundle."""
+    from leanvit.downstream.answers import METRICS
     from leanvit.files import write_json
     from leanvit.route import task_of
 
@@ -44,7 +45,9 @@ def val(config: configs.ValConfig) -> int:
     scenes = _scenes(config.data, config.split, task_of(config.model))
     metrics = _metrics(config, scenes)
     if config.output:
-        write_json(Path(config.output) / "val.json", {"task": task_of(config.model), "metrics": metrics})
+        told = {"task": task_of(config.model), "model": config.model, "data": scenes.name}
+        told["metric"] = METRICS[told["task"]]
+        write_json(Path(config.output) / "val.json", told | {"metrics": metrics})
     if config.json:
         import json
 
@@ -174,3 +177,59 @@ def predict(config: configs.PredictConfig) -> int:
 
     run(config)
     return errors.EXIT_OK
+
+
+def data_inspect(config: configs.DataInspectConfig) -> int:
+    """Look at every annotated picture of a data set."""
+    import json
+
+    from leanvit.inspection import PAGE_NAME, require_readable, run
+
+    result = run(config)
+    if config.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_inspection(result)
+        print(f"page {Path(config.output) / PAGE_NAME}")
+    require_readable(result)
+    return errors.EXIT_OK
+
+
+def _print_inspection(result: dict[str, Any]) -> None:
+    from leanvit.inspection import PROBLEMS_SHOWN
+
+    rows = []
+    for split, part in result["parts"].items():
+        sides = [
+            " / ".join(f"{v:g}" for v in part[side].values()) if part[side] else "" for side in ("width", "height")
+        ]
+        counts = [str(part[key]) for key in ("images", "objects", "crowds")]
+        rows.append([split, *counts, *sides, str(len(part["problems"])), str(len(part["corrupt"]))])
+    columns = [
+        "part",
+        "pictures",
+        "objects",
+        "crowds",
+        "width: min / median / max",
+        "height",
+        "problems",
+        "can't be read",
+    ]
+    print_table(f"{result['data']}, {result['task']}", columns, rows)
+    shares = result["task"] == "semantic"
+    rows = [[name, *(_of_class(part, name, shares) for part in result["parts"].values())] for name in result["classes"]]
+    kind = "share of pixels" if shares else "objects"
+    print_table(f"{kind} of each class", ["class", *result["parts"]], rows)
+    copies = result["duplicates"]
+    print(f"{copies['extra']} duplicates, in {len(copies['groups'])} groups: {copies['leaks']} are in both parts")
+    problems = [problem for part in result["parts"].values() for problem in part["problems"]]
+    for problem in problems[:PROBLEMS_SHOWN]:
+        print(f"problem: {problem}")
+    if len(problems) > PROBLEMS_SHOWN:
+        print(f"{len(problems) - PROBLEMS_SHOWN} more problems: inspect.json names them all")
+
+
+def _of_class(part: dict[str, Any], name: str, shares: bool) -> str:
+    if not shares:
+        return str(part["per_class"][name])
+    return f"{part['pixels']['shares'][name]:.2%}"

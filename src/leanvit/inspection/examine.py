@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from leanvit.errors import ImageError
 from leanvit.progress import Bar
 
 _AT_ONCE = 4096
+Part = TypeVar("Part", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,16 @@ class Seen:
 
 def examine(images: ImageSet) -> list[Seen]:
     """Look at every image, in order."""
+    return look_at_all(images.name, len(images), lambda i: look(images, i))
+
+
+def look_at_all(name: str, count: int, look: Callable[[int], Seen]) -> list[Seen]:
+    """Look at `count` images, several at once, in order. name: of the set, for the bar."""
     seen: list[Seen] = []
-    with Bar(f"looking at {images.name}", len(images)) as bar, ThreadPoolExecutor() as pool:
+    with Bar(f"looking at {name}", count) as bar, ThreadPoolExecutor() as pool:
         # In portions: a million waiting tasks would be larger than what they find.
-        for start in range(0, len(images), _AT_ONCE):
-            for one in pool.map(lambda i: look(images, i), range(start, min(start + _AT_ONCE, len(images)))):
+        for start in range(0, count, _AT_ONCE):
+            for one in pool.map(look, range(start, min(start + _AT_ONCE, count))):
                 seen.append(one)
                 bar.advance()
     return seen
@@ -51,15 +57,21 @@ def examine(images: ImageSet) -> list[Seen]:
 def look(images: ImageSet, index: int) -> Seen:
     """Decode one image."""
     source = images.sources[index]
+    if isinstance(source, np.ndarray):
+        return _seen(imaging.Decoded(source), "array", "RGB")
+    return look_at(lambda: images.encoded(index), images.name_of(index))
+
+
+def look_at(read: Callable[[], bytes], name: str) -> Seen:
+    """Decode one encoded image. read: gives its bytes or raises ImageError. name: what problems call it."""
     try:
-        if isinstance(source, np.ndarray):
-            format_, mode, decoded = "array", "RGB", imaging.Decoded(source)
-        else:
-            data = images.encoded(index)
-            decoded = imaging.decode(data, images.name_of(index))
-            format_, mode = imaging.read_header(data)
+        data = read()
+        return _seen(imaging.decode(data, name), *imaging.read_header(data))
     except ImageError as error:
         return Seen(problem=str(error))
+
+
+def _seen(decoded: imaging.Decoded, format_: str, mode: str) -> Seen:
     pixels = decoded.pixels
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.tobytes())
@@ -68,17 +80,24 @@ def look(images: ImageSet, index: int) -> Seen:
 
 def summarize(images: ImageSet, seen: list[Seen]) -> dict[str, Any]:
     """Counts, sizes, kinds and unreadable images of one part, as JSON values."""
-    good = [one for one in seen if not one.problem]
     counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
     return {
         "images": len(images),
         "per_class": dict(zip(images.classes, counts, strict=True)),
+        **describe(seen, images.name_of),
+    }
+
+
+def describe(seen: list[Seen], name_of: Callable[[int], str]) -> dict[str, Any]:
+    """Sizes, kinds and unreadable images of one part, as JSON values. name_of: gives the name of an image."""
+    good = [one for one in seen if not one.problem]
+    return {
         "width": _spread([one.size[0] for one in good]),
         "height": _spread([one.size[1] for one in good]),
         "formats": dict(Counter(one.format for one in good).most_common()),
         "modes": dict(Counter(one.mode for one in good).most_common()),
         "converted": dict(Counter(note for one in good for note in one.notes).most_common()),
-        "corrupt": [{"image": images.name_of(i), "problem": one.problem} for i, one in enumerate(seen) if one.problem],
+        "corrupt": [{"image": name_of(i), "problem": one.problem} for i, one in enumerate(seen) if one.problem],
     }
 
 
@@ -112,12 +131,7 @@ def find_duplicates(parts: Mapping[Split, ImageSet], seen: Mapping[Split, list[S
     extra: images beyond the first of each group. leaks: groups with a training image and one of another part.
     contradictions: groups whose images have different classes.
     """
-    places: defaultdict[bytes, list[tuple[Split, int]]] = defaultdict(list)
-    for split, looks in seen.items():
-        for index, one in enumerate(looks):
-            if not one.problem:
-                places[one.digest].append((split, index))
-    groups = [_group(found, parts) for found in places.values() if len(found) > 1]
+    groups = [_group(found, parts) for found in equal_images(seen)]
     groups.sort(key=lambda group: (not group["leak"], not group["contradiction"]))
     return {
         "extra": sum(len(group["images"]) - 1 for group in groups),
@@ -125,6 +139,16 @@ def find_duplicates(parts: Mapping[Split, ImageSet], seen: Mapping[Split, list[S
         "contradictions": sum(group["contradiction"] for group in groups),
         "groups": groups,
     }
+
+
+def equal_images(seen: Mapping[Part, list[Seen]]) -> list[list[tuple[Part, int]]]:
+    """Part and index of all images with the same pixels, a list for each group of two and more."""
+    places: defaultdict[bytes, list[tuple[Part, int]]] = defaultdict(list)
+    for part, looks in seen.items():
+        for index, one in enumerate(looks):
+            if not one.problem:
+                places[one.digest].append((part, index))
+    return [found for found in places.values() if len(found) > 1]
 
 
 def _group(found: list[tuple[Split, int]], parts: Mapping[Split, ImageSet]) -> dict[str, Any]:

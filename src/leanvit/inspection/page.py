@@ -26,8 +26,8 @@ def render(result: dict[str, Any], images: ImageSet, *, count: int, seed: int) -
     """The page as text. images: readable training images, `count` of each class are shown."""
     sections = [
         ("classes", "Classes", _classes(result, images, count, seed)),
-        ("pixels", "Sizes and kinds", _kinds(result)),
-        ("corrupt", "Images that can't be read", _corrupt(result)),
+        ("pixels", "Sizes and kinds", kinds_table(result)),
+        ("corrupt", "Images that can't be read", corrupt_table(result)),
         ("duplicates", "Duplicates", _duplicates(result["duplicates"])),
     ]
     return document("leanvit data inspect", str(result["data"]), (_cards(result),), sections)
@@ -121,7 +121,9 @@ def _strip(pictures: list[NDArray[np.uint8]]) -> bytes:
     return buffer.getvalue()
 
 
-def _kinds(result: dict[str, Any]) -> Markup:
+def kinds_table(result: dict[str, Any]) -> Markup:
+    """Sizes, formats, modes and conversions of each part."""
+
     def counted(values: dict[str, int]) -> str:
         return ", ".join(f"{name} {fixed(number)}" for name, number in values.items())
 
@@ -142,7 +144,8 @@ def _kinds(result: dict[str, Any]) -> Markup:
     return join([table(caption, heads, rows, "lrrll"), facts(notes.items()) if notes else None])
 
 
-def _corrupt(result: dict[str, Any]) -> Markup:
+def corrupt_table(result: dict[str, Any]) -> Markup:
+    """The images that can't be read, and why."""
     rows = [(split, one["image"], one["problem"]) for split, part in result["parts"].items() for one in part["corrupt"]]
     if not rows:
         return tag("p", "None: every image was decoded.")

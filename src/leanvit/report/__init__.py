@@ -12,24 +12,26 @@ from leanvit._version import __version__
 from leanvit.errors import DataError
 from leanvit.files import write_atomic
 from leanvit.report.page import render
+from leanvit.report.pictures import Pictures
 from leanvit.report.run import read_run
 from leanvit.report.words import duration, interval
 
-__all__ = ["REPORT_NAME", "duration", "interval", "write_report"]
+__all__ = ["REPORT_NAME", "Pictures", "duration", "interval", "write_report"]
 
 REPORT_NAME = "report.html"
 
 
-def write_report(run: str | Path, output: str | Path | None = None) -> Path:
+def write_report(run: str | Path, output: str | Path | None = None, pictures: Pictures | None = None) -> Path:
     """Draw the page of a run folder and return its path; the default is RUN/report.html.
 
-    run: folder of `leanvit demo`, of a training, an evaluation or a quantization, or a bundle.
+    run: folder of `leanvit demo`, of a training, an evaluation or a quantization, or a bundle. pictures: of what a
+    task's bundle finds (leanvit.downstream.pictures).
     Raises DataError where the folder is missing, holds none of the known files, or a file lacks what it
     should hold; BundleError where a file isn't JSON; EnvironmentProblem where the page can't be written.
     """
     found = read_run(run)
     try:
-        page = render(found)
+        page = render(found, pictures)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{found.folder}: a file has content that can't be drawn ({type(error).__name__}: {error}), expected "

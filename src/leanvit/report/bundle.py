@@ -7,6 +7,8 @@ from pathlib import Path
 from leanvit import _svg as svg
 from leanvit._svg import Markup, fixed, join, significant, tag
 from leanvit.report.run import Json, Run
+from leanvit.report.task_evaluation import metrics_of
+from leanvit.report.task_words import is_task, metric_text, names_of
 from leanvit.report.words import accuracy_text, ratio, versions
 
 
@@ -16,7 +18,8 @@ def bundle_section(run: Run) -> Markup | None:
     if not manifest:
         return None
     accuracy = manifest.get("accuracy") or {}
-    measured = f"{accuracy_text(accuracy)} of {accuracy.get('data')}, measured in {accuracy.get('runtime')}"
+    value = metric_text(accuracy) if is_task(manifest) else f"{accuracy_text(accuracy)} of {accuracy.get('data')}"
+    measured = f"{value}, measured in {accuracy.get('runtime')}"
     simulated = tag("span", "simulated", class_="badge") if manifest.get("simulated") else None
     chips = [tag("li", label) for label in manifest.get("labels") or []]
     more = svg.details(f"{len(chips) - 60} more", tag("ol", *chips[60:], class_="chips")) if len(chips) > 60 else None
@@ -26,7 +29,7 @@ def bundle_section(run: Run) -> Markup | None:
         [
             ("Architecture", manifest.get("architecture")),
             ("Profile", join([manifest.get("profile"), " ", simulated])),
-            ("Accuracy", measured if accuracy else "not measured"),
+            ("Metric" if is_task(manifest) else "Accuracy", measured if accuracy else "not measured"),
             ("Input", ", ".join(f"{key}: {value}" for key, value in (manifest.get("input") or {}).items())),
             ("Preprocessing", _preprocessing(manifest.get("preprocess") or {})),
             ("ONNX opset", manifest.get("opset")),
@@ -35,7 +38,10 @@ def bundle_section(run: Run) -> Markup | None:
         ]
     )
     caption = "Files and their digests. Every load compares them, byte for byte."
-    return join([facts, svg.table(caption, ("File", "Size", "SHA-256"), files, "lrl") if files else None])
+    table = svg.table(caption, ("File", "Size", "SHA-256"), files, "lrl") if files else None
+    metrics = accuracy.get("metrics") if is_task(manifest) else None
+    shown = metrics_of("bundle", metrics, accuracy.get("metric"), names_of(folder)) if metrics else None
+    return join([facts, shown, table])
 
 
 def _file_size(path: Path) -> str:
@@ -49,7 +55,8 @@ def _preprocessing(values: Json) -> str | None:
     mean, std = (", ".join(significant(v) for v in values.get(key) or ()) for key in ("mean", "std"))
     size = " × ".join(fixed(side) for side in values.get("input_size") or ())
     share = ratio(values.get("crop_pct"), 0.01)
-    crop = "both sides squashed" if values.get("crop_mode") == "squash" else f"centre crop of {fixed(share, 1, '%')}"
+    kept = {"squash": "both sides squashed", "letterbox": "whole picture at the top left, the rest grey"}
+    crop = kept.get(str(values.get("crop_mode")), f"centre crop of {fixed(share, 1, '%')}")
     return (
         f"{size} pixels, {values.get('interpolation')}, {crop}; mean {mean} and standard deviation {std} of R, G, B "
         "in units where 255 is 1, applied inside the graph"

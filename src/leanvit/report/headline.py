@@ -8,6 +8,7 @@ from typing import Any
 from leanvit._svg import Markup, finite, fixed, significant, tag
 from leanvit.report.gate import count_checks
 from leanvit.report.run import Json, Run
+from leanvit.report.task_words import task_cards
 from leanvit.report.words import accuracy_text, megabytes, ratio
 
 
@@ -72,6 +73,7 @@ def _part_cards(run: Run) -> list[tuple[str, str, str, str]]:
     for name, values in measured:
         number, _, counts = accuracy_text(values or {}).partition(" (")
         cards.append((name, number, "", counts.rstrip(")")))
+    cards += task_cards(run)
     for name, report in run.quantized.items():
         share = ratio(report.get("quantized_bytes"), report.get("float_bytes"))
         why = "" if share is None else f"{100 * share:.0f}% of float32"

@@ -29,7 +29,8 @@ _QUANTIZED = ("quantize*/quantize.json", "quantize.json")
 class Run:
     """What was found in a run folder.
 
-    parts: values of each part that is there. quantized: quantization reports by name, most bits first.
+    parts: values of each part that is there. quantized: quantization reports by name, most bits first; that of a
+    task's network holds those of its parts under `part_reports`.
     files: path of every file that was read, by its name inside the folder.
     """
 
@@ -62,11 +63,22 @@ def read_run(run: str | Path) -> Run:
         )
     parts = {part: _read_object(path) for part, path in places.items() if path is not None}
     quantized: dict[str, Json] = {}
-    for report, path in sorted(((_read_object(path), path) for path in reports), key=lambda pair: -_bits(pair[0])[0]):
+    read = [(_with_parts(_read_object(path), path, folder, files), path) for path in reports]
+    for report, path in sorted(read, key=lambda pair: -_bits(pair[0])[0]):
         weight, activation = _bits(report)
         name = f"W{weight}A{activation}" if weight and activation else path.parent.resolve().name
         quantized[name if name not in quantized else f"{name} ({path.parent.name})"] = report
     return Run(folder, parts, quantized, files)
+
+
+def _with_parts(report: Json, path: Path, folder: Path, files: dict[str, Path]) -> Json:
+    """The report of a task's network with those of its parts, which lie in folders of their own; others as they are."""
+    if not isinstance(report.get("parts"), dict):
+        return report
+    found = {name: path.parent / name / path.name for name in report["parts"]}
+    found = {name: part for name, part in found.items() if part.is_file()}
+    files |= {str(part.relative_to(folder)): part for part in found.values()}
+    return report | {"part_reports": {name: _read_object(part) for name, part in found.items()}}
 
 
 def _read_object(path: Path) -> Json:

@@ -41,7 +41,7 @@ caption{padding:0 0 .55rem}caption>span{display:block;max-width:100ch}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:20px 40px;align-items:start}
 .panels>*{max-width:620px}
 h4{font-size:.95rem;margin:0 0 .6rem}
-svg{display:block;width:100%;height:auto;font-size:11px;fill:var(--ink)}
+svg{display:block;width:100%;height:auto;overflow:visible;font-size:11px;fill:var(--ink)}
 .tick,.label,.site .mute{fill:var(--mute)}.tick,.note{font-size:10px;font-variant-numeric:tabular-nums}
 .site{font-size:10px}.note,.strong{font-weight:650}.note{font-size:9px}
 .halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}
@@ -93,6 +93,9 @@ border:1px dashed var(--mute);border-radius:4px;color:var(--mute);white-space:no
 .map{margin:0;font-size:.78rem;line-height:1.3;color:var(--mute);text-align:center;overflow-wrap:anywhere}
 .map img{display:block;width:100%;height:auto;image-rendering:pixelated;border-radius:4px;margin-bottom:.3rem}
 .map b{color:var(--ink)}
+.shots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:20px;margin:0 0 1rem}
+.shot{margin:0;font-size:.84rem;line-height:1.4;color:var(--mute);overflow-wrap:anywhere;break-inside:avoid}
+.shot img{display:block;width:100%;height:auto;border-radius:6px;margin-bottom:.4rem}.shot b{color:var(--ink)}
 .ramp{display:flex;align-items:center;gap:.6rem;font-size:.84rem;color:var(--mute);font-variant-numeric:tabular-nums}
 .ramp img{width:160px;height:12px;border-radius:3px}
 .facts{display:grid;grid-template-columns:minmax(8.5rem,max-content) minmax(0,1fr);

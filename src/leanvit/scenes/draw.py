@@ -87,6 +87,13 @@ def draw_map(pixels: Pixels, class_map: ClassMap, classes: Sequence[str]) -> Pix
     return np.concatenate([canvas, _legend(canvas.shape[1], [(colour(k), classes[k]) for k in present])])
 
 
+def fitted(pixels: Pixels, longest: int) -> Pixels:
+    """A picture (height, width, 3) uint8, made smaller where a side is longer than `longest` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
 def _factor(pixels: Pixels) -> int:
     height, width = pixels.shape[:2]
     # A high thin strip would grow without end.
