@@ -200,26 +200,15 @@ def _print_inspection(result: dict[str, Any]) -> None:
 
     rows = []
     for split, part in result["parts"].items():
-        sides = [
-            " / ".join(f"{v:g}" for v in part[side].values()) if part[side] else "" for side in ("width", "height")
-        ]
+        sides = [" / ".join(f"{v:g}" for v in (part[side] or {}).values()) for side in ("width", "height")]
         counts = [str(part[key]) for key in ("images", "objects", "crowds")]
         rows.append([split, *counts, *sides, str(len(part["problems"])), str(len(part["corrupt"]))])
-    columns = [
-        "part",
-        "pictures",
-        "objects",
-        "crowds",
-        "width: min / median / max",
-        "height",
-        "problems",
-        "can't be read",
-    ]
+    sizes = ["width: min / median / max", "height"]
+    columns = ["part", "pictures", "objects", "crowds", *sizes, "problems", "can't be read"]
     print_table(f"{result['data']}, {result['task']}", columns, rows)
     shares = result["task"] == "semantic"
     rows = [[name, *(_of_class(part, name, shares) for part in result["parts"].values())] for name in result["classes"]]
-    kind = "share of pixels" if shares else "objects"
-    print_table(f"{kind} of each class", ["class", *result["parts"]], rows)
+    print_table("share of pixels" if shares else "objects", ["class", *result["parts"]], rows)
     copies = result["duplicates"]
     print(f"{copies['extra']} duplicates, in {len(copies['groups'])} groups: {copies['leaks']} are in both parts")
     problems = [problem for part in result["parts"].values() for problem in part["problems"]]
@@ -230,6 +219,6 @@ def _print_inspection(result: dict[str, Any]) -> None:
 
 
 def _of_class(part: dict[str, Any], name: str, shares: bool) -> str:
-    if not shares:
-        return str(part["per_class"][name])
-    return f"{part['pixels']['shares'][name]:.2%}"
+    """A dash where this part has no such class, which stands among its problems."""
+    value = (part["pixels"]["shares"] if shares else part["per_class"]).get(name)
+    return "–" if value is None else f"{value:.2%}" if shares else str(value)

@@ -151,7 +151,7 @@ def _problems(parts: dict[str, Any]) -> Markup:
 def _classes(result: dict[str, Any]) -> Markup:
     counts = {split: part["per_class"] for split, part in result["parts"].items()}
     caption = "Objects of each class, without crowds"
-    rows = [[name, *(fixed(values.get(name, 0)) for values in counts.values())] for name in result["classes"]]
+    rows = [[name, *(fixed(values.get(name)) for values in counts.values())] for name in result["classes"]]
     bars = _class_bars(result, {split: (values, "objects") for split, values in counts.items()}, caption, 0)
     return join([bars, table(f"{caption}.", ["Class", *counts], rows, "l" + "r" * len(counts))])
 
