@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.errors import ConfigError
@@ -23,6 +24,9 @@ class DataComposeConfig:
     scale: tuple[float, float] = option((0.8, 2.5), "Smallest and largest factor on the 28 pixels of an object.")
     rotation: float = option(20.0, "Largest rotation to either side, in degrees.")
     occlusion: float = option(0.6, "Largest share of an object that others and the border may hide.")
+    classes: Literal["all", "groups"] = option(
+        "all", "Fashion-MNIST's ten classes, or five groups: top, trouser, dress, shoe, bag."
+    )
     cutouts: str | None = option(
         None, "Folder of RGBA PNG cut-outs to use for the garments, one sub-folder a class; no keypoints then."
     )

@@ -48,6 +48,7 @@ class TaskTrainConfig:
     detections: int = option(100, "Most objects in an answer (detect, segment).")
     decoder: Literal["upernet", "fpn"] = option("upernet", "Head: the papers' UPerNet or a light FPN (semantic).")
     decoder_width: int = option(256, "Channels of the head (semantic, pose).")
+    dice: float = option(0.0, "Weight of the soft Dice loss beside cross entropy (semantic).")
     hflip: float = option(0.5, "Probability of a horizontal flip.")
     scale: tuple[float, float] = option((0.5, 1.5), "Random size of the picture, low and high (all but pose).")
     color_jitter: float = option(0.2, "Strength of random brightness, contrast and saturation.")
@@ -69,7 +70,9 @@ class TaskTrainConfig:
             self, 1, "epochs", "batch_size", "val_interval", "channels", "head_width", "mask_width", "mask_layers",
             "proposals", "sampled", "detections", "decoder_width",
         )  # fmt: skip
-        require_at_least(self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed", "workers")
+        require_at_least(
+            self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed", "workers", "dice"
+        )
         for name in ("lr", "anchor_scale", "backbone_lr_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")

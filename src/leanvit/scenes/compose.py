@@ -217,7 +217,7 @@ class Source:
 
 def load_source(config: DataComposeConfig) -> Source:
     """Photographs and objects. Raises DataError, MissingDependencyError."""
-    cutouts = load_cutouts(config.cutouts) if config.cutouts else load_garments()
+    cutouts = load_cutouts(config.cutouts) if config.cutouts else load_garments(kind=config.classes)
     return Source(config, load_photos(), cutouts)
 
 

@@ -41,7 +41,7 @@ def head_options(config: TaskTrainConfig) -> dict[str, Any]:
         head = DetectorConfig(masks=config.task == "segment", **{name: getattr(config, name) for name in names})
         return {"channels": config.channels, **to_dict(head)}
     if config.task == "semantic":
-        return to_dict(SegmenterConfig(config.decoder, config.decoder_width))
+        return to_dict(SegmenterConfig(config.decoder, config.decoder_width, dice=config.dice))
     return to_dict(PoseConfig(config.decoder_width))
 
 

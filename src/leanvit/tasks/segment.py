@@ -28,6 +28,7 @@ class SegmenterConfig:
     head: Literal["upernet", "fpn"] = "upernet"
     width: int = 256
     dropout: float = 0.1
+    dice: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 4:
@@ -36,6 +37,8 @@ class SegmenterConfig:
             raise ConfigError(f"width is {self.width}, expected a multiple of 64 for the head fpn")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}, expected 0 up to 1")
+        if self.dice < 0:
+            raise ConfigError(f"dice is {self.dice}, expected 0 or more")
 
 
 class Segmenter(nn.Module):
@@ -44,12 +47,13 @@ class Segmenter(nn.Module):
     def __init__(self, backbone: BackboneConfig, num_classes: int, config: SegmenterConfig) -> None:
         """Raises UnknownModelError, ConfigError, MissingDependencyError without the tasks extra."""
         super().__init__()
-        require("segmentation_models_pytorch")
         self.config = config
         self.features = Features(backbone)
         self.decoder, width = _decoder(self.features.widths, config)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
+        smp = require("segmentation_models_pytorch")
+        self.dice = smp.losses.DiceLoss("multiclass", ignore_index=IGNORED)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, 3, H, W) float32. Returns logits (B, classes, H / 4, W / 4)."""
@@ -59,12 +63,15 @@ class Segmenter(nn.Module):
         return logits
 
     def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Mean cross entropy over the pixels that have a class; targets: class_map (H, W) int64 of each image."""
+        """Mean cross entropy over the pixels that have a class, and Dice; targets: class_map (H, W) int64 an image."""
         truth = torch.stack([target["class_map"] for target in targets])
         logits = F.interpolate(self(x).float(), truth.shape[-2:], mode="bilinear", align_corners=False)
         count = (truth != IGNORED).sum().clamp(min=1)
         total = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
-        return {"loss_semantic": total / count}
+        losses = {"loss_semantic": total / count}
+        if self.config.dice:
+            losses["loss_dice"] = self.config.dice * self.dice(logits, truth)
+        return losses
 
 
 def _decoder(widths: list[int], config: SegmenterConfig) -> tuple[nn.Module, int]:

@@ -1,0 +1,131 @@
+"""Detection, segmentation and pose on composed scenes: trained, quantized, exported, and run in ONNX Runtime.
+
+    leanvit data compose runs/scenes --train 6000 --val 500 --size 128 --seed 0 --scale 1.0 2.2 --rotation 15 \\
+        --occlusion 0.4 --max-objects 5
+    OMP_NUM_THREADS=1 python benchmarks/tasks.py                    all cases (about two hours on one core)
+    OMP_NUM_THREADS=1 python benchmarks/tasks.py --cases pose       one of them
+
+A case is a recipe in configs/tasks. What is there already (a finished run, a bundle) is not made again. The metric of
+every stage is measured on the 500 validation pictures: float, quantized in simulation, and the two bundles executed in
+ONNX Runtime. Speed: both bundles in turns, batch 1 and 8; ratio is fp32 over w8a8. CPU time is that of training and
+validation in all epochs. Results go to benchmarks/results/tasks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from measure import SEED, facts, merged
+
+from leanvit.bench import benchmark, describe
+from leanvit.config import MPTQConfig, TaskTrainConfig, from_dict, load_yaml
+from leanvit.downstream.answers import METRICS
+from leanvit.downstream.export import export_network
+from leanvit.downstream.measure import measure_network
+from leanvit.downstream.quantize import calibration_inputs, quantize_network, save_network
+from leanvit.downstream.train import run
+from leanvit.files import read_json, write_json
+from leanvit.progress import note
+from leanvit.scenes.load import load_scenes
+from leanvit.tasks.build import load_network
+
+RECIPES = Path(__file__).parents[1] / "configs" / "tasks"
+CASES = {
+    "segment": "vitaev2_micro_segment_composed",
+    "semantic": "vitaev2_micro_semantic_composed",
+    "pose": "vitaev2_micro_pose_composed",
+    "segment revit_micro": "revit_micro_segment_composed",
+    "segment exmobilevit_micro": "exmobilevit_micro_segment_composed",
+    "segment resnet18": "resnet18_segment_composed",
+}
+CALIBRATION = 128
+
+
+def train(config: TaskTrainConfig) -> dict[str, Any]:
+    """Train, or go on with what was killed; the summary of the run."""
+    summary = Path(config.output) / "train.json"
+    if not summary.is_file() or len(read_json(summary)["history"]) < config.epochs:
+        run(replace(config, resume=summary.is_file()))
+    found: dict[str, Any] = read_json(summary)
+    return found
+
+
+def measure_case(name: str, data: str, *, quantized: bool) -> dict[str, Any]:
+    """One row: what training reached, and what is left of it after quantization and export."""
+    config = from_dict(TaskTrainConfig, {**load_yaml(RECIPES / f"{CASES[name]}.yaml"), "data": data}, name)
+    summary = train(config)
+    network, info = load_network(config.output)
+    metric = METRICS[config.task]
+    reached = [row for row in summary["history"] if "metric" in row]
+    row: dict[str, Any] = {
+        "case": name, "model": config.model, "task": config.task, "metric": metric, "seed": SEED,
+        "parameters": summary["parameters"], "epochs": config.epochs, "cpu_seconds": summary["cpu_seconds"],
+        "losses": [one["train_loss"] for one in summary["history"]], "metric_by_epoch": [r["metric"] for r in reached],
+        "float": max(reached, key=lambda one: one["metric"])["metrics"],
+    }  # fmt: skip
+    if not quantized:
+        return row
+    val = load_scenes(data, "val", task=config.task)
+    scenes = load_scenes(data, "train", task=config.task)
+    x = calibration_inputs(info, scenes, CALIBRATION, SEED)
+    note(f"{name}: quantizing")
+    result = quantize_network(network, info, x, MPTQConfig(weight_bits=8, activation_bits=8))
+    folder = Path(config.output)
+    result.report |= {"task": info.task, "data": data, "metric": metric, "float_metrics": row["float"]}
+    row["simulated"] = result.report["metrics"] = measure_network(result.module, info, val, 16)
+    save_network(folder / "w8a8", result, info)
+    bundles = {
+        "fp32": export_network(network, info, folder / "bundle_fp32", scenes=val, float_metric=row["float"][metric]),
+        "w8a8": export_network(result, info, folder / "bundle_w8a8", scenes=val, float_metric=row["float"][metric]),
+    }
+    for profile, bundle in bundles.items():
+        accuracy = read_json(bundle / "bundle.json")["accuracy"]
+        row[profile] = {"metrics": accuracy["metrics"], "bytes": (bundle / "model.onnx").stat().st_size}
+    targets = [describe(str(bundle), "onnxruntime") for bundle in bundles.values()]
+    timed = benchmark(targets, batch_sizes=(1, 8), threads=2, rounds=15)["results"]
+    row["speed"] = timed
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| Case | Metric | Float | W8A8 in ONNX Runtime | Points lost | Speed ratio, batch 1, 8 | Size ratio | CPU min |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        for metric in ("box_AP50", "mask_AP50") if row["task"] == "segment" else (row["metric"],):
+            value, minutes = row["float"][metric], row["cpu_seconds"] / 60
+            cells = ["", "", "", ""]
+            if "w8a8" in row:
+                after = row["w8a8"]["metrics"][metric]
+                ratios = [one["ratio"] for one in row["speed"] if "w8a8" in one["name"]]
+                size = row["w8a8"]["bytes"] / row["fp32"]["bytes"]
+                cells = [f"{after:.4f}", f"{100 * (value - after):+.2f}", ", ".join(f"{r:.2f}" for r in ratios)]
+                cells.append(f"{size:.2f}")
+            lines.append(f"| {row['case']} | {metric} | {value:.4f} | {' | '.join(cells)} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the cases that were asked for, and print all that are known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--data", default="runs/scenes")
+    parser.add_argument("--train-only", action="store_true", help="leave quantization and export out")
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "tasks.json"))
+    options = parser.parse_args()
+    output = Path(options.output)
+    rows: list[dict[str, Any]] = read_json(output)["results"] if output.is_file() else []
+    for name in options.cases:
+        row = measure_case(name, options.data, quantized=not options.train_only) | {"facts": facts()}
+        rows = merged(output, [row], ("case",))
+        write_json(output, {"version": 1, "results": rows})
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
