@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leanvit.cli import parse
-from leanvit.config import TrainConfig, from_dict, load_yaml
+from leanvit.config import TaskTrainConfig, TrainConfig, from_dict, load_yaml
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -46,3 +46,21 @@ def test_recipe_opens_with_command_hardware_and_the_number_reached(
         return
     assert command[:2] == ["leanvit", "train"]
     assert parse("train", command[2:]) == from_dict(TrainConfig, load_yaml(recipe), recipe.name)
+
+
+TASK_RECIPES = sorted((ROOT / "configs" / "tasks").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", TASK_RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_a_task_is_its_command_and_says_what_it_reached(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = from_dict(TaskTrainConfig, load_yaml(recipe), recipe.name)
+    assert recipe.stem.startswith(config.model)
+    assert config.output == f"runs/{recipe.stem}"
+    found = header(recipe)
+    assert tuple(found) == HEADER
+    monkeypatch.chdir(ROOT)
+    command = shlex.split(found["Command:"])
+    assert command[:2] == ["leanvit", "train"]
+    assert parse("train", command[2:]) == config
