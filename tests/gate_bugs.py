@@ -19,8 +19,9 @@ from leanvit.runtime import Manifest
 
 
 def initializers(proto: onnx.ModelProto, *shape: int) -> list[tuple[TensorProto, np.ndarray]]:
-    """Float constants of one shape and copies of their values."""
-    arrays = [(t, numpy_helper.to_array(t).copy()) for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT]
+    """Float constants of one shape, in either precision, and copies of their values."""
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    arrays = [(t, numpy_helper.to_array(t).copy()) for t in proto.graph.initializer if t.data_type in kinds]
     return [(t, a) for t, a in arrays if a.shape == shape]
 
 

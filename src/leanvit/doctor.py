@@ -25,6 +25,7 @@ CORE = (
 OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
+    "scikit-image": "tasks",
     "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "braceexpand": "data",
     "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
     "fastapi": "serve", "uvicorn": "serve", "python-multipart": "app", "ray": "ray",

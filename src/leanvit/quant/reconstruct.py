@@ -113,6 +113,7 @@ def _factor(hessian: Tensor, share: float) -> Tensor:
 def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """GPTQ with several scales for every output channel side by side; the best is kept, channel by channel.
 
+    Nearest codes with the full range take part too: with few inputs feedback may overshoot.
     weight: (g, out, in); hessian: (g, in, in). Returns codes (g, out, in) and scale (g, out).
     """
     low, high = code_range(bits, symmetric=True)
@@ -127,7 +128,11 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
     best = cost.argmin(1)
     pick = best[:, None, :, None].expand(-1, 1, -1, ins)
     chosen = codes.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
-    return chosen, scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
+    found = scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
+    nearest = (weight / largest[..., None]).round_().clamp_(low, high)
+    error = weight - nearest * largest[..., None]
+    better = ((error @ hessian) * error).sum(-1) < cost.amin(1)
+    return torch.where(better[..., None], nearest, chosen), torch.where(better, largest, found)
 
 
 def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
