@@ -24,12 +24,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from leanvit import imaging
 from leanvit.config import Runtime
 from leanvit.engines import cpuinfo, open_engine, open_session, processor
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.export.bundle import versions
 from leanvit.progress import Bar
-from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor
+from leanvit.route import CLASSIFY, task_of
+from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor, load_golden, read_manifest
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
@@ -62,8 +64,6 @@ def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
         size = path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
         return Target(f"{path.stem}, {label}", path, runtime, path.suffix[1:], size)
     if (path / MANIFEST_NAME).is_file():
-        from leanvit.runtime import read_manifest
-
         manifest = read_manifest(path)
         size = (path / MODEL_NAME).stat().st_size
         return Target(f"{label}, {manifest.profile}", path, runtime, manifest.profile, size)
@@ -336,10 +336,20 @@ def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
         engine = open_engine(target.path, cast("Runtime", target.runtime), threads)
         images = generator.integers(0, 256, (64, *engine.input_size, 3), dtype=np.uint8)
         return lambda batch_size: engine(_take(images, batch_size))
+    if task_of(target.path) != CLASSIFY:
+        return _load_task(target, threads)
     predictor = Predictor(target.path, threads=threads, runtime=cast("Runtime", target.runtime))
     height, width = predictor.manifest.preprocess.input_size
     images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
     return lambda batch_size: predictor.logits(_take(images, batch_size))
+
+
+def _load_task(target: Target, threads: int) -> Callable[[int], Any]:
+    """A bundle of another task on its golden pictures: in noise a detector finds nothing, and is done too soon."""
+    engine = open_engine(target.path / MODEL_NAME, cast("Runtime", target.runtime), threads)
+    preprocess = read_manifest(target.path).preprocess
+    images = np.stack([imaging.load(image, preprocess, "golden picture") for image in load_golden(target.path)[0]])
+    return lambda batch_size: engine(_take(images, batch_size))
 
 
 def _take(images: Any, batch_size: int) -> Any:
