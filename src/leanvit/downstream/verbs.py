@@ -42,6 +42,9 @@ def val(config: configs.ValConfig) -> int:
 
     if config.split == "test":
         raise errors.ConfigError("split is test, expected val or train: tasks have these two")
+    for name in ("limit", "corruptions", "shifts", "detailed"):
+        if getattr(config, name):
+            raise errors.ConfigError(f"{name} is for classifiers, {config.model} has another task. Leave it out.")
     scenes = _scenes(config.data, config.split, task_of(config.model))
     metrics = _metrics(config, scenes)
     if config.output:
