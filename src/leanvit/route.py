@@ -16,7 +16,8 @@ _LARGEST_HEADER = 100 << 20
 
 def task_of(path: str | Path) -> str:
     """The task of a checkpoint file, run folder, folder of quantized parts or bundle; "classify" for all else."""
-    return str(description_of(path).get("task", CLASSIFY))
+    task = description_of(path).get("task", CLASSIFY)
+    return task if isinstance(task, str) else CLASSIFY
 
 
 def description_of(path: str | Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def description_of(path: str | Path) -> dict[str, Any]:
         for candidate in (path / _CHECKPOINT, *(path / part / _QUANTIZED for part in ("network", "pyramid")), path):
             if candidate.is_file():
                 return _metadata_of_tensors(candidate)
-    except (OSError, ValueError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, struct.error):
         pass
     return {}
 

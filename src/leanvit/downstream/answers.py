@@ -71,10 +71,17 @@ def measure(task: Task, scenes: SceneSet, batches: Iterable[Batch]) -> dict[str,
     batches: raw answers for whole pictures or crops, and where those lie. Raises DataError for a split without
     any annotation of this task.
     """
-    if task == "semantic":
-        return _measure_maps(scenes, batches)
-    if task == "pose":
-        return _measure_pose(scenes, batches)
+    ways = {"semantic": _measure_maps, "pose": _measure_pose}
+    metrics = ways[task](scenes, batches) if task in ways else _measure_objects(task, scenes, batches)
+    if metrics[METRICS[task]] is None:
+        raise DataError(
+            f"{scenes.name}: nothing is annotated that task {task} is measured on, expected some. Annotate the "
+            "pictures, or give others."
+        )
+    return metrics
+
+
+def _measure_objects(task: Task, scenes: SceneSet, batches: Iterable[Batch]) -> dict[str, Any]:
     found: dict[int, list[Found]] = {scene.image_id: [] for scene in scenes.scenes}
     for outputs, row, place in _rows(batches):
         scene = scenes.scenes[place.scene]

@@ -19,8 +19,12 @@ CONTINUOUS = {"detect": "objectness", "segment": "objectness", "semantic": "logi
 """The output of each task that has no threshold in it."""
 
 CLEAR_SCORE = 0.3
+"""Objects from this score on are looked for, or from half the best where a network is less sure of all."""
+
 MIN_OVERLAP = 0.9
 MAX_SCORE_CHANGE = 0.1
+MAX_MASK_CHANGE = 0.05
+"""Mean over a mask's cells of 0 to 1."""
 
 
 def golden_values(outputs: Outputs, task: str) -> NDArray[np.float32]:
@@ -34,28 +38,41 @@ def golden_values(outputs: Outputs, task: str) -> NDArray[np.float32]:
 
 
 def golden_records(outputs: Outputs) -> dict[str, NDArray[Any]]:
-    """Objects of the golden pictures, as arrays for golden.npz; empty where the task finds none."""
-    names = ("boxes", "scores", "labels")
-    return {f"found_{name}": outputs[name] for name in names if name in outputs}
+    """Objects of the golden pictures, as arrays for golden.npz (masks as uint8); empty where the task finds none."""
+    kept = {f"found_{name}": outputs[name] for name in ("boxes", "scores", "labels") if name in outputs}
+    if "masks" in outputs:
+        kept["found_masks"] = np.rint(255 * outputs["masks"]).astype(np.uint8)
+    return kept
 
 
-def matched_share(outputs: Outputs, records: dict[str, NDArray[Any]], count: int) -> float:
-    """Share of the clear recorded objects of the first `count` pictures that are found again, 1 where there are none.
+def matched_share(outputs: Outputs, records: dict[str, NDArray[Any]], count: int) -> float | None:
+    """Share of the clear recorded objects of the first `count` pictures that are found again, None where none is.
 
-    Found again: the same label, an overlap of at least MIN_OVERLAP and a score within MAX_SCORE_CHANGE.
+    Found again: the same label, an overlap of at least MIN_OVERLAP, a score within MAX_SCORE_CHANGE and half of it,
+    and a mask within MAX_MASK_CHANGE. Raises BundleError where an output is missing.
     """
-    if "found_boxes" not in records:
-        return 1.0
-    clear = found = 0
-    for row in range(min(count, len(records["found_boxes"]), len(outputs["boxes"]))):
-        for box, score, label in zip(*(records[f"found_{n}"][row] for n in ("boxes", "scores", "labels")), strict=True):
-            if score < CLEAR_SCORE:
-                continue
-            clear += 1
-            same = (outputs["labels"][row] == label) & (np.abs(outputs["scores"][row] - score) <= MAX_SCORE_CHANGE)
-            overlaps = _overlaps(outputs["boxes"][row], box)
-            found += bool((same & (overlaps >= MIN_OVERLAP)).any())
-    return found / clear if clear else 1.0
+    missing = [name for name in records if name.startswith("found_") and name.removeprefix("found_") not in outputs]
+    if missing:
+        raise BundleError(f"the graph gives {', '.join(outputs)}, golden.npz has {missing[0]} too. Export it again.")
+    if "found_scores" not in records:
+        return None
+    scores = records["found_scores"]
+    least = min(CLEAR_SCORE, float(scores.max(initial=0.0)) / 2)
+    clear = [(row, place) for row, place in np.argwhere(scores[:count] >= least).tolist() if scores[row, place] > 0]
+    if not clear:
+        return None
+    return sum(_found_again(outputs, records, row, place) for row, place in clear) / len(clear)
+
+
+def _found_again(outputs: Outputs, records: dict[str, NDArray[Any]], row: int, place: int) -> bool:
+    score = records["found_scores"][row, place]
+    same = outputs["labels"][row] == records["found_labels"][row, place]
+    same &= np.abs(outputs["scores"][row] - score) <= min(MAX_SCORE_CHANGE, score / 2)
+    same &= _overlaps(outputs["boxes"][row], records["found_boxes"][row, place]) >= MIN_OVERLAP
+    if "found_masks" in records:
+        apart = np.abs(outputs["masks"][row] - records["found_masks"][row, place] / np.float32(255))
+        same &= apart.mean(axis=(1, 2)) <= MAX_MASK_CHANGE
+    return bool(same.any())
 
 
 def _overlaps(boxes: NDArray[Any], box: NDArray[Any]) -> NDArray[Any]:

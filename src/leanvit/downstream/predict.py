@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from leanvit.config import PredictConfig
 from leanvit.downstream.predictor import TaskPredictor, plain
 from leanvit.errors import ConfigError, DataError, ImageError, PartialError
-from leanvit.files import read_json
 from leanvit.imaging import Pixels, decode, find_images
 from leanvit.progress import Bar, note
 from leanvit.scenes import ClassMap, Found
@@ -30,13 +32,19 @@ def run(config: PredictConfig) -> int:
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
-    if config.resume or config.format == "csv":
-        raise ConfigError(
-            f"{'resume' if config.resume else 'format csv'} is for classifiers, expected jsonl lines of a whole run."
-        )
+    for name, given in (
+        ("resume", config.resume),
+        ("format csv", config.format == "csv"),
+        ("top_k", config.top_k != 1),
+    ):
+        if given:
+            raise ConfigError(f"{name} is for classifiers, expected jsonl lines of a whole run. Leave it out.")
     runtime = "onnxruntime" if config.runtime == "auto" else config.runtime
     predictor = TaskPredictor(config.bundle, threads=config.threads, runtime=runtime)
+    if config.boxes and predictor.manifest.task != "pose":
+        raise ConfigError(f"boxes are for pose networks, {config.bundle} finds its own. Leave them out.")
     boxes = read_boxes(config.boxes) if config.boxes else None
+    drawing = Drawing(Path(config.draw)) if config.draw else None
     done, problems = 0, list[str]()
     with _lines(config.output) as lines, Bar("predicting", None) as bar:
         for path in find_images(config.images):
@@ -46,7 +54,7 @@ def run(config: PredictConfig) -> int:
                 note(f"skipped {error}")
                 problems.append(str(error))
                 continue
-            line = answer(predictor, pixels, path, config, boxes)
+            line = answer(predictor, pixels, path, config.score_threshold, boxes, drawing)
             lines.write(json.dumps(line) + "\n")
             done += 1
             bar.advance()
@@ -57,23 +65,53 @@ def run(config: PredictConfig) -> int:
     return done
 
 
+@dataclass
+class Drawing:
+    """Where drawn pictures go: by stem, numbered where pictures of other folders have the same."""
+
+    folder: Path
+    _used: set[str] = field(default_factory=set)
+
+    def name(self, path: Path) -> str:
+        """A stem that no other picture of this run has."""
+        numbered = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
+        found = next(name for name in numbered if name not in self._used)
+        self._used |= {found, f"{found}.map"}
+        return found
+
+    def write(self, name: str, pixels: NDArray[np.uint8]) -> str:
+        """Write a picture (height, width, 3) or a map (height, width); returns its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.png"
+        Image.fromarray(pixels).save(path)
+        return str(path)
+
+
 def answer(
-    predictor: TaskPredictor, pixels: Pixels, path: Path, config: PredictConfig, boxes: dict[str, list[Box]] | None
+    predictor: TaskPredictor,
+    pixels: Pixels,
+    path: Path,
+    score_threshold: float,
+    boxes: KnownBoxes | None,
+    drawing: Drawing | None,
 ) -> dict[str, Any]:
     """What one picture's line says; writes the drawn picture where it is asked for."""
     task = predictor.manifest.task
+    line: dict[str, Any] = {"path": str(path)}
     if task == "semantic":
         found_map = predictor.class_map(pixels)
-        if config.draw:
-            _write_map(Path(config.draw), path, found_map)
-            _write_picture(Path(config.draw), path, draw_map(pixels, found_map, predictor.labels))
-        return {"path": str(path), "shares": _shares(found_map, predictor.labels)}
-    given = None if boxes is None else boxes.get(path.name, [])
-    found: list[Found] = predictor.objects(pixels, config.score_threshold, given)
-    if config.draw:
+        line["shares"] = _shares(found_map, predictor.labels)
+        if drawing:
+            name = drawing.name(path)
+            line["drawn"] = drawing.write(name, draw_map(pixels, found_map, predictor.labels))
+            line["map"] = drawing.write(f"{name}.map", found_map)
+        return line
+    found: list[Found] = predictor.objects(pixels, score_threshold, boxes_of(boxes, path))
+    line["objects"] = [plain(one, predictor.labels, task) for one in found]
+    if drawing:
         drawn = draw_found(pixels, found, predictor.labels, predictor.keypoints)
-        _write_picture(Path(config.draw), path, drawn)
-    return {"path": str(path), "objects": [plain(one, predictor.labels, task) for one in found]}
+        line["drawn"] = drawing.write(drawing.name(path), drawn)
+    return line
 
 
 def _shares(found: ClassMap, labels: tuple[str, ...]) -> dict[str, float]:
@@ -81,16 +119,6 @@ def _shares(found: ClassMap, labels: tuple[str, ...]) -> dict[str, float]:
     counts = np.bincount(found.ravel(), minlength=len(labels))
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return {labels[label]: round(float(counts[label] / found.size), 5) for label in order}
-
-
-def _write_picture(folder: Path, path: Path, pixels: Pixels) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(folder / f"{path.stem}.png")
-
-
-def _write_map(folder: Path, path: Path, found: ClassMap) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(found).save(folder / f"{path.stem}.map.png")
 
 
 @contextlib.contextmanager
@@ -106,28 +134,64 @@ def _lines(output: str | None) -> Iterator[TextIO]:
     draft.replace(output)
 
 
-def read_boxes(path: str) -> dict[str, list[Box]]:
-    """Boxes (x1, y1, x2, y2) by file name: from JSON lines of a detector's predict, or from a COCO file.
+KnownBoxes = dict[str, dict[str, list[Box]]]
+"""Boxes (x1, y1, x2, y2) by file name, then by path: lists are often written with other folders before it."""
+
+
+def read_boxes(path: str) -> KnownBoxes:
+    """Boxes of pictures: from JSON lines of a detector's predict, or from a COCO file (crowds left out).
 
     Raises ConfigError where the file is neither.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
         if text.lstrip().startswith("{") and '"annotations"' in text:
-            return _coco_boxes(read_json(Path(path)))
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        return {Path(row["path"]).name: [tuple(one["box"]) for one in row["objects"]] for row in rows}
+            entries = _coco_boxes(json.loads(text))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries = {row["path"]: [_box(*one["box"]) for one in row["objects"]] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"boxes {path}: not readable ({error}), expected the JSON lines of a detector's `leanvit predict`, or a "
             "COCO file."
         ) from error
+    known: KnownBoxes = {}
+    for key, boxes in entries.items():
+        known.setdefault(Path(key).name, {})[key] = boxes
+    return known
+
+
+def boxes_of(known: KnownBoxes | None, path: Path) -> list[Box] | None:
+    """Boxes of one picture, none (with a remark) for one that is not listed; None where no list was given.
+
+    Raises ConfigError where the list has several pictures that it may be.
+    """
+    if known is None:
+        return None
+    same = known.get(path.name, {})
+    if str(path) in same:
+        return same[str(path)]
+    ends = [boxes for key, boxes in same.items() if path.parts[-len(Path(key).parts) :] == Path(key).parts]
+    fitting = ends or list(same.values())
+    if len(fitting) > 1:
+        raise ConfigError(f"boxes: {', '.join(list(same)[:3])} may all be {path}, expected one. Give it as listed.")
+    if not fitting:
+        note(f"{path}: not among the pictures of --boxes, so nothing is looked for")
+    return fitting[0] if fitting else []
 
 
 def _coco_boxes(document: dict[str, Any]) -> dict[str, list[Box]]:
-    names = {image["id"]: Path(image["file_name"]).name for image in document["images"]}
+    names = {image["id"]: str(image["file_name"]) for image in document["images"]}
     found: dict[str, list[Box]] = {name: [] for name in names.values()}
     for entry in document["annotations"]:
-        x, y, width, height = entry["bbox"]
-        found[names[entry["image_id"]]].append((x, y, x + width, y + height))
+        if not entry.get("iscrowd"):
+            x, y, width, height = entry["bbox"]
+            found[names[entry["image_id"]]].append(_box(x, y, x + width, y + height))
     return found
+
+
+def _box(x1: float, y1: float, x2: float, y2: float) -> Box:
+    box = float(x1), float(y1), float(x2), float(y2)
+    if not (np.isfinite(box).all() and x1 < x2 and y1 < y2):
+        raise ValueError(f"box {list(box)} has no area")
+    return box

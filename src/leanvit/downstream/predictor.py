@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leanvit import imaging
 from leanvit.config import Runtime, from_dict
-from leanvit.downstream.answers import Outputs, decode_map, decode_objects, decode_pose
+from leanvit.downstream.answers import METRICS, Outputs, decode_map, decode_objects, decode_pose
 from leanvit.downstream.golden import golden_values, matched_share
 from leanvit.engines import open_engine
 from leanvit.errors import BundleError, ConfigError, VerificationError
@@ -42,6 +42,10 @@ class TaskPredictor:
         self.manifest = read_manifest(self.folder)
         if self.manifest.task == "classify":
             raise BundleError(f"{self.folder} is a classifier, expected another task. Use leanvit.Predictor.")
+        if self.manifest.task not in METRICS:
+            raise BundleError(
+                f"{self.folder} is for task '{self.manifest.task}', expected {', '.join(METRICS)}. Update leanvit."
+            )
         self.labels, self.runtime = self.manifest.labels, runtime
         scheme = self.manifest.answers.get("keypoints")
         self.keypoints = from_dict(KeypointScheme, scheme, str(self.folder)) if scheme else None
@@ -64,7 +68,7 @@ class TaskPredictor:
                 f"least {self.manifest.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
             )
         share = matched_share(outputs, load_golden_records(self.folder), count)
-        if share < MATCHED_SHARE:
+        if share is not None and share < MATCHED_SHARE:
             raise VerificationError(
                 f"{self.folder}: {share:.0%} of the objects in golden pictures are found again in {self.runtime}, "
                 f"expected {MATCHED_SHARE:.0%}. Run: leanvit verify {self.folder}"

@@ -15,8 +15,8 @@ from leanvit.checkpoint import CHECKPOINT_NAME, CheckpointInfo, save_checkpoint,
 from leanvit.config import Preprocess, TaskTrainConfig, save_yaml
 from leanvit.data import to_input
 from leanvit.downstream.answers import METRICS
-from leanvit.downstream.measure import measure_network
-from leanvit.errors import CheckpointError, ConfigError, NumericalError, did_you_mean
+from leanvit.downstream.measure import measure_network, require_classes
+from leanvit.errors import CheckpointError, ConfigError, DataError, NumericalError, did_you_mean
 from leanvit.files import only_writer, write_json
 from leanvit.loading import load_model
 from leanvit.progress import Bar, note
@@ -25,7 +25,7 @@ from leanvit.scenes.load import load_scenes
 from leanvit.tasks.augment import Augmentation
 from leanvit.tasks.build import build_network, features_of, head_options, keypoints_of
 from leanvit.tasks.features import check_strides, load_backbone
-from leanvit.tasks.loader import SceneLoader
+from leanvit.tasks.loader import SceneDataset, SceneLoader
 from leanvit.train.optimizer import set_learning_rate
 from leanvit.train.setup import UnfusedAttention, autocast_dtype, pick_device
 from leanvit.train.state import LAST_NAME, Conditions, Progress, differences, load_state, read_state, save_state
@@ -65,6 +65,7 @@ class TaskTrainer:
         for scenes in (self.train_scenes, self.val_scenes):
             report_problems(scenes)
         self.info = task_info(config, self.train_scenes)
+        check_validation(self.info, self.val_scenes)
         with UnfusedAttention(self.device, self.dtype):
             self.network = build_network(self.info)
         check_strides(features_of(self.network))
@@ -99,8 +100,6 @@ class TaskTrainer:
     def fit(self) -> TaskResult:
         """Train what is left; after each epoch everything is on disk."""
         config, steps = self.config, len(self.loader)
-        if config.resume:
-            self._restore()
         with Bar(f"training {config.task}", config.epochs * steps) as bar:
             bar.done = self.progress.epoch * steps
             while self.progress.epoch < config.epochs:
@@ -148,20 +147,23 @@ class TaskTrainer:
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             losses: dict[str, Tensor] = cast(Any, self.network).losses(x, moved)
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        if not total.isfinite():
-            raise NumericalError(
-                f"the loss is {total.item()} at step {step} ({_named(losses)}); checkpoints up to the epoch before are "
-                f"in {self.folder}. Lower --lr, or go on with --resume."
-            )
+        self._require_finite("loss", total, step, losses)
         set_learning_rate(self.optimizer, learning_rate(config, step, len(self.loader)))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad:
-            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_grad)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_grad or math.inf)
+        self._require_finite("gradient's norm", norm, step, losses)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.network, step + 1)
         return losses
+
+    def _require_finite(self, name: str, value: Tensor, step: int, losses: dict[str, Tensor]) -> None:
+        if not value.isfinite():
+            raise NumericalError(
+                f"the {name} is {value.item()} at step {step} ({_named(losses)}); checkpoints up to the epoch before "
+                f"are in {self.folder}. Lower --lr, or go on with --resume."
+            )
 
     @property
     def _answering(self) -> nn.Module:
@@ -188,7 +190,8 @@ class TaskTrainer:
         save_state(self.folder, self.progress, self.network, self.optimizer, averaged)
         write_json(self.folder / SUMMARY_NAME, self._summary())
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Go on from the state in the folder, where there is one. Raises CheckpointError for that of another run."""
         found = read_state(self.folder)
         if found is None:
             note(f"{self.folder / LAST_NAME} does not exist yet: training starts at epoch 1")
@@ -263,6 +266,14 @@ def augmentation_of(config: TaskTrainConfig) -> Augmentation:
     return Augmentation(config.hflip, config.scale, jitter, config.degrees)
 
 
+def check_validation(info: CheckpointInfo, scenes: SceneSet) -> None:
+    """Raise DataError where a split can't measure the task: before the first epoch, not after it."""
+    require_classes(info.labels, scenes)
+    SceneDataset(scenes, cast(Any, info.task), info.preprocess.input_size)
+    if info.task == "detect" and all(one.crowd for scene in scenes.scenes for one in scene.instances):
+        raise DataError(f"{scenes.name}: no object is annotated, expected some to validate on. Annotate the pictures.")
+
+
 def report_problems(scenes: SceneSet, shown: int = 20) -> None:
     """Name the annotations that were left out."""
     for problem in scenes.problems[:shown]:
@@ -314,5 +325,8 @@ def run(config: TaskTrainConfig) -> TaskResult:
     """
     trainer = TaskTrainer(config)
     with only_writer(config.output):
+        if config.resume:
+            trainer.restore()
+        # Not before: a refused resume must leave the other run's settings.
         save_yaml(config, Path(config.output) / "config.yaml")
         return trainer.fit()

@@ -45,6 +45,8 @@ def val(config: configs.ValConfig) -> int:
     for name in ("limit", "corruptions", "shifts", "detailed"):
         if getattr(config, name):
             raise errors.ConfigError(f"{name} is for classifiers, {config.model} has another task. Leave it out.")
+    if config.bad_images != "fail":
+        raise errors.ConfigError("bad_images is skip, expected fail: a task's metric is of all pictures")
     scenes = _scenes(config.data, config.split, task_of(config.model))
     metrics = _metrics(config, scenes)
     if config.output:

@@ -17,7 +17,7 @@ from leanvit.engines import RUNTIMES, available
 from leanvit.errors import LeanvitError
 from leanvit.export.facts import Check, check_facts, with_worst_sites
 from leanvit.export.graph import check_file
-from leanvit.export.verify import check_listed, check_pixels, gate_result
+from leanvit.export.verify import Origin, check_listed, check_preprocessing, gate_result
 from leanvit.runtime import load_golden, load_golden_records, read_manifest, sqnr_db
 from leanvit.scenes import SceneSet
 
@@ -41,7 +41,8 @@ def verify_task_bundle(folder: str | Path, scenes: SceneSet | None = None) -> di
         return gate_result([*checks, Check("load", False, str(error), "every file as written, and it opens", "")])
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_file(folder, manifest),
-        lambda: [check_pixels(predictor, load_golden_records(folder)["pixels"])],
+        lambda: check_preprocessing(cast(Any, predictor), Origin()),
+        lambda: [_check_labels(predictor, scenes)],
         lambda: check_golden(predictor),
         lambda: [_check_answers(folder)],
         lambda: check_facts(manifest)[:-1] if manifest.plan else [],
@@ -80,11 +81,25 @@ def check_golden(predictor: TaskPredictor) -> list[Check]:
                 f"at least {manifest.minimum_sqnr_db:.0f} dB against the network before export", hint,
             ),
             Check(
-                f"golden objects at batch {size}", share >= MATCHED_SHARE, f"{share:.1%} of the clear ones found again",
+                f"golden objects at batch {size}", None if share is None else share >= MATCHED_SHARE,
+                "NOT verified: no object" if share is None else f"{share:.1%} of the clear ones found again",
                 f"at least {MATCHED_SHARE:.0%}", hint,
             ),
         ]  # fmt: skip
     return checks if "found_boxes" in records else checks[::2]
+
+
+def _check_labels(predictor: TaskPredictor, scenes: SceneSet | None) -> Check:
+    """Class names are those of export, in their order, and those of the annotated pictures."""
+    labels = predictor.manifest.labels
+    known = {"golden.npz": tuple(load_golden_records(predictor.folder)["labels"].tolist())}
+    if scenes is not None:
+        known[scenes.name] = scenes.classes
+    others = [where for where, names in known.items() if names != labels]
+    found = f"{', '.join(labels[:4])}... ({len(labels)})" + (
+        f", another order or others in {others[0]}" if others else ""
+    )
+    return Check("label order", not others, found, f"as in {' and '.join(known)}", "Give the data it was trained on.")
 
 
 def _check_answers(folder: Path) -> Check:
