@@ -25,6 +25,7 @@ from leanvit.downstream.answers import METRICS
 from leanvit.downstream.export import export_network, network_outputs
 from leanvit.downstream.predictor import TaskPredictor
 from leanvit.downstream.verify import verify_task_bundle
+from leanvit.engines import available
 from leanvit.errors import BundleError, CheckpointError, ConfigError, LeanvitError, VerificationError
 from leanvit.export.bundle import sign
 from leanvit.runtime import Manifest, load_golden, load_golden_records, read_manifest, save_golden
@@ -64,6 +65,19 @@ def test_bundles_pass_the_gate_again_and_nothing_is_left_unjudged(task: str, pre
     assert {"integrity", "preprocessing", "prepared pixels", "label order", "golden answers"} <= set(names)
     assert f"{METRICS[task]} drop" in names
     assert ("calibration images" in names) == (precision == "w8a8")
+
+
+@pytest.mark.skipif("openvino-bf16" not in available(), reason="needs openvino and a chip with bfloat16")
+def test_other_runtimes_are_judged_by_what_they_can_reach(toys: ToyTasks, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toys.bundle("semantic", "fp32"), tmp_path / "bundle"))
+    manifest = read_manifest(folder)
+    sign(folder, replace(manifest, runtimes={"onnxruntime": 80, "openvino": 80, "openvino-bf16": 25}))
+    assert failed(folder) == []
+    TaskPredictor(folder, runtime="openvino-bf16")
+    sign(folder, replace(manifest, runtimes={"onnxruntime": 80, "openvino-bf16": 80}))
+    assert failed(folder) == [f"golden pictures at batch {size} in openvino-bf16" for size in (1, 3, 8)]
+    with pytest.raises(VerificationError, match="in openvino-bf16 on this machine, expected at least 80 dB"):
+        TaskPredictor(folder, runtime="openvino-bf16")
 
 
 @pytest.mark.parametrize("task", FLOAT_TASKS)
@@ -196,8 +210,9 @@ def test_a_network_whose_answers_are_always_the_same_is_rejected(toys: ToyTasks,
     with torch.no_grad():
         network.classifier.weight.zero_()
     with pytest.raises(VerificationError, match="'golden answers' failed: all the same"):
-        export_network(network, info, tmp_path / "bundle")
+        export_network(network, info, tmp_path / "bundle", runtimes=("onnxruntime", "openvino-bf16"))
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.rejected"]
+    assert read_manifest(tmp_path / "bundle.rejected").runtimes == {"onnxruntime": 80, "openvino-bf16": 25}
     assert failed(tmp_path / "bundle.rejected") == ["golden answers"]
 
 

@@ -28,7 +28,7 @@ from leanvit.export.bundle import finish, sign, staging_folder, versions, write_
 from leanvit.export.golden import CHARTS, charts, records, synthetic_images
 from leanvit.export.lower import LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
-from leanvit.export.verify import FLOAT_SQNR_DB, LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB, require_passed
+from leanvit.export.verify import BF16_SQNR_DB, FLOAT_SQNR_DB, LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB, require_passed
 from leanvit.progress import Bar
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.runtime import Manifest
@@ -200,7 +200,7 @@ def _manifest(
         opset=OPSET,
         versions=versions(),
         simulated="accelerator" in profiles.values(),
-        runtimes=dict.fromkeys(runtimes, minimum),
+        runtimes={name: min(minimum, BF16_SQNR_DB) if name == "openvino-bf16" else minimum for name in runtimes},
         task=info.task,
         answers={"keypoints": info.keypoints} if info.keypoints else {},
     )

@@ -77,8 +77,8 @@ def check_golden(predictor: TaskPredictor) -> list[Check]:
         share = matched_share(outputs, records, len(images))
         checks += [
             Check(
-                f"golden pictures at batch {size}", ratio >= manifest.minimum_sqnr_db, f"{ratio:.1f} dB",
-                f"at least {manifest.minimum_sqnr_db:.0f} dB against the network before export", hint,
+                f"golden pictures at batch {size}", ratio >= predictor.minimum_sqnr_db, f"{ratio:.1f} dB",
+                f"at least {predictor.minimum_sqnr_db:.0f} dB against the network before export", hint,
             ),
             Check(
                 f"golden objects at batch {size}", None if share is None else share >= MATCHED_SHARE,
