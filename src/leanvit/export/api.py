@@ -149,8 +149,9 @@ def _worst_first(job: _Job) -> list[str]:
     if not isinstance(job.model, QuantizedModel) or job.profile not in FAST or job.float_top1 is None:
         return []
     ratios = {site["name"]: site["sqnr_db"] for site in job.model.report.get("sites", [])}
-    linear = [name for name in job.model.plan if job.model.graph.sites[name].kind == "linear"]
-    return sorted(linear, key=lambda name: ratios.get(name, 0.0))
+    graph = job.model.graph
+    integer = [name for name in job.model.plan if graph.sites[name].kind == "linear" or name in graph.outputs]
+    return sorted(integer, key=lambda name: ratios.get(name, 0.0))
 
 
 def _with_runtimes(manifest: Manifest, runtimes: Sequence[Runtime]) -> Manifest:

@@ -42,6 +42,7 @@ from leanvit.quant.graph import (
     node_argument,
     quantizer_of,
 )
+from leanvit.quant.outputs import gives_codes, quantize_outputs, reads_bytes
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
@@ -59,9 +60,8 @@ REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
 
 FAST = ("w8a8", "w4a8", "mixed")
-"""Profiles for speed. Convolutions and products of two activations stay in float there: neither runtime has an int8
-convolution with float output that is faster, and attention gains no time from int8 and loses accuracy
-(benchmarks/deploy.py, cases w8a8 and exact-w8a8)."""
+"""Profiles for speed. Products of two activations stay in float there: attention gains no time from int8 and loses
+accuracy (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their output."""
 
 
 class ImageInput(nn.Module):
@@ -159,12 +159,16 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
     """
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
     raised = {graph.sites[name].node for name in lifted}
+    with_codes = {graph.sites[name].node for name in graph.outputs}
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and (node.name in raised or _runs_in_float(module, node, profile)):
+        in_float = node.name in raised or _runs_in_float(module, node, profile, with_codes)
+        if node.op == "call_function" and in_float:
             for source in list(node.all_input_nodes):
                 if isinstance(quantizer_of(module, source), ActivationQuantizer):
                     node.replace_input_with(source, node_argument(source, 0))
     module.graph.eliminate_dead_code()
+    if profile in FAST:
+        quantize_outputs(graph, module)
     module.delete_all_unused_submodules()
     if profile in SMALL:
         _round_constants(module)
@@ -189,15 +193,20 @@ def _round_constants(module: GraphModule) -> None:
             value.data = rounded
 
 
-def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile) -> bool:
-    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only."""
+def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, with_codes: Collection[str]) -> bool:
+    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
+
+    with_codes: nodes of convolutions whose output has codes.
+    """
     if profile == "w4a16":
         return True
     if profile not in FAST:
         return False
     if node.target in CONVOLUTIONS:
         weight = quantizer_of(module, node_argument(node, 1))
-        return isinstance(weight, WeightQuantizer) and not _is_patch_embedding(node, weight)
+        if not isinstance(weight, WeightQuantizer) or _is_patch_embedding(node, weight):
+            return False
+        return node.name not in with_codes or not reads_bytes(module, node)
     return node.target in PRODUCTS
 
 
@@ -259,7 +268,9 @@ class _Lowering:
             if node.target is LINEAR and (reads_codes or self.profile == "w4a16"):
                 self._linear(node, weight)
             elif not self._patch_embedding(node, weight):
-                self._weight_only_or_convolution(node, weight, folded=not reads_codes)
+                # A float convolution may read the codes of the one before it: its weight is still computed at load.
+                integer = reads_codes and (self.profile not in FAST or gives_codes(self.module, node))
+                self._weight_only_or_convolution(node, weight, folded=not integer)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
                 left, right = (self._branches(node_argument(node, i)) for i in (0, 1))

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node, map_arg
 from leanvit.progress import Bar
 from leanvit.quant.attach import Forms
 from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, get_tensor, node_argument, quantizer_of
+from leanvit.quant.outputs import fit_output, sites_with_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, Pair, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
@@ -45,10 +46,11 @@ class Choices:
 
 @dataclass
 class Calibrated:
-    """What the walk found: the form of every quantizer, and notes for the report by site."""
+    """What the walk found: the form of every quantizer, notes for the report by site, and codes of outputs by site."""
 
     forms: Forms = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def forms_of(sample: SiteSample, operand: int, bits: int, choices: Choices) -> list[Form]:
@@ -82,6 +84,7 @@ class _Walk:
         self.result = Calibrated()
         self.sites = {site.node: site for site in graph.sites.values()}
         self.inputs = images
+        self.outputs = sites_with_outputs(graph)
 
     def step(self, node: Node) -> None:
         """Compute one node in both networks, setting the quantizer that it may be."""
@@ -103,6 +106,8 @@ class _Walk:
         elif node.op == "call_function":
             self.truth[node] = call_node(node, self.truth)
             self.values[node] = call_node(node, self.values)
+            if node.name in self.outputs:
+                self.result.outputs[self.outputs[node.name]] = fit_output(self.values[node])
 
     def _site(self, node: Node) -> Site:
         return self.sites[next(user.name for user in node.users if user.name in self.sites)]

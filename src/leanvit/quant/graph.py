@@ -64,11 +64,13 @@ class QuantGraph:
     """A traced model and its sites in execution order.
 
     unquantized: products that no quantizer supports, by operation and module path.
+    outputs: {convolution: (scale, zero point)} of 8-bit codes for what it gives, see `outputs`.
     """
 
     module: GraphModule
     sites: dict[str, Site]
     unquantized: list[str] = field(default_factory=list)
+    outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def node(self, name: str) -> Node:
         """The node called `name`."""

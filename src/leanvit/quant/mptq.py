@@ -202,4 +202,5 @@ def finish(prepared: Prepared, plan: Plan, config: MPTQConfig) -> tuple[QuantGra
     graph = copy.deepcopy(prepared.graph)
     attach(graph, plan)
     found = calibrate(graph, prepared.graph.module, prepared.images, choices_of(config))
+    graph.outputs = found.outputs
     return graph, found

@@ -141,6 +141,13 @@ def some_rows(value: Tensor, count: int = ROWS) -> Tensor:
     return rows[_picks(len(rows), count).to(rows.device)].float()
 
 
+def some_values(value: Tensor) -> Tensor:
+    """Up to ELEMENTS values of a tensor with its least and its largest, (N,) float32; the same ones at every call."""
+    flat = value.reshape(-1)
+    picked = flat[_picks(len(flat), ELEMENTS).to(flat.device)]
+    return torch.cat([picked, flat.amin()[None], flat.amax()[None]]).float()
+
+
 def _some_images(value: Tensor) -> Tensor:
     if value.dim() < 2:
         return value.float()

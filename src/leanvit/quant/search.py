@@ -22,7 +22,7 @@ from leanvit.quant.quantizers import (
     make_quantizer,
     symmetric_scale,
 )
-from leanvit.quant.samples import SiteSample
+from leanvit.quant.samples import SiteSample, some_values
 
 Error = Callable[[Tensor], Tensor]
 """Squared error of a site's output where one operand is replaced: () or (heads, 1, 1)."""
@@ -81,6 +81,14 @@ def fit_activation(
     else:
         least = _best(quantizer, x, error, _log_tops(high))
     return quantizer, least
+
+
+def fit_tensor(x: Tensor, bits: int) -> ActivationQuantizer:
+    """A uniform quantizer with the least squared error of x itself, a tensor of any shape."""
+    x = some_values(x)
+    quantizer = make_quantizer("uniform", bits).to(x.device)
+    _best(quantizer, x, lambda rounded: (rounded - x).square().sum(), _uniform_ranges(x.amin(), x.amax(), bits))
+    return quantizer
 
 
 def choose_form(

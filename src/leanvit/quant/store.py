@@ -34,6 +34,7 @@ def save_quantized(folder: str | Path, quantized: QuantizedModel, info: Checkpoi
         "config": json.dumps(to_dict(quantized.config)),
         "plan": json.dumps(quantized.plan),
         "forms": json.dumps(quantized.forms),
+        "outputs": json.dumps(quantized.graph.outputs),
         "report": json.dumps(quantized.report),
     }
     write_atomic(folder / QUANTIZED_NAME, save(tensors, metadata))
@@ -85,6 +86,7 @@ def load_quantized(path: str | Path, make: Build = build_classifier) -> tuple[Qu
             "It was written by another version of leanvit or timm: quantize again."
         )
     report: dict[str, Any] = json.loads(metadata["report"])
+    graph.outputs = {site: (scale, zero) for site, (scale, zero) in json.loads(metadata.get("outputs", "{}")).items()}
     return QuantizedModel(graph, plan, report, config, example[:1], info.preprocess, forms), info
 
 
