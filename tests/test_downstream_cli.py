@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +288,60 @@ def test_a_corrupt_picture_is_left_out_and_the_others_are_answered(
     assert leanvit("predict", toys.bundle(task, "fp32"), broken).code == 3
 
 
+KILLED = """
+import os, signal, sys
+from leanvit import results
+from leanvit.cli import main
+from leanvit.downstream import predict
+
+def killing(path, decode=predict.decode, calls=iter(range(int(sys.argv[1])))):
+    if next(calls, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(path)
+
+results.SAVE_SECONDS = 0.0
+predict.decode = killing
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_killed_run_goes_on_to_the_lines_and_drawings_of_a_whole_one(
+    toys: ToyTasks, pictures: Path, tmp_path: Path, leanvit: Run
+) -> None:
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            shutil.copy(pictures / f"{number:05}.png", tmp_path / folder)
+    broken = tmp_path / "a" / "00001.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    sources, drawings = [tmp_path / folder for folder in "abc"], tmp_path / "drawn"
+    given = ["predict", toys.bundle("semantic", "fp32"), *sources, "--draw", drawings]
+    assert leanvit(*given, "--output", tmp_path / "whole.jsonl").code == 6
+    expected = {path.name: path.read_bytes() for path in drawings.iterdir()}
+    shutil.rmtree(drawings)
+    output = tmp_path / "killed.jsonl"
+    given += ["--output", output, "--resume"]
+    for taken in (4, 3):
+        command = [sys.executable, "-c", KILLED, taken, *given]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not output.exists()
+    drawn_before = set(drawings.iterdir())
+    for path in drawn_before:
+        path.unlink()
+    found = leanvit(*given)
+    assert found.code == 6
+    assert "going on after 7 images" in found.err
+    assert "1 of 9 images could not be read" in found.error
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    again = {path.name: path.read_bytes() for path in drawings.iterdir()}
+    # What was drawn before the kill is not drawn again.
+    assert again == {name: data for name, data in expected.items() if drawings / name not in drawn_before}
+    assert len(again) == 4
+    assert leanvit(*given).code == 0
+    assert leanvit(*given[:-3], "--resume").code == 2
+
+
 # --- what is refused ---
 
 
@@ -309,9 +366,21 @@ def test_an_unknown_task_is_answered_with_the_choices(toys: ToyTasks, leanvit: R
         found = leanvit("train", *flags, "--data", toys.scenes)
         assert found.code == 2
         assert all(task in found.error for task in ("detect", "segment", "semantic", "pose"))
-    found = leanvit("train", "--task", "pose")
-    assert found.code == 2
-    assert "data" in found.error
+
+
+@pytest.mark.parametrize("parser", ["jsonargparse", "argparse"])
+def test_a_required_flag_that_is_absent_is_named(
+    parser: str, tmp_path: Path, leanvit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parser == "argparse":
+        monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    path = tmp_path / "c.yaml"
+    path.write_text("task: pose\nepochs: 1\n")
+    for flags in (("--task", "pose"), ("--config", path)):
+        found = leanvit("train", *flags)
+        assert (found.code, found.error) == (2, "leanvit: no --data given, expected one. Run: leanvit train --help")
+    path.write_text("task: pose\ndata: from_file\n")
+    assert parse("train", ["--config", str(path)]).data == "from_file"
 
 
 def test_damage_is_an_exit_code_of_its_own(toys: ToyTasks, pictures: Path, tmp_path: Path, leanvit: Run) -> None:

@@ -22,9 +22,9 @@ from sklearn.metrics import jaccard_score
 from leanvit import Predictor
 from leanvit.bench import benchmark, describe
 from leanvit.downstream.answers import METRICS
-from leanvit.downstream.export import export_network, network_outputs
+from leanvit.downstream.export import export_network, measure_bundle, network_outputs
 from leanvit.downstream.predictor import TaskPredictor
-from leanvit.downstream.verify import verify_task_bundle
+from leanvit.downstream.verify import Measured, verify_task_bundle
 from leanvit.engines import available
 from leanvit.errors import BundleError, CheckpointError, ConfigError, LeanvitError, VerificationError
 from leanvit.export.bundle import sign
@@ -258,6 +258,14 @@ def changed_golden_value(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def one_golden_picture_off(folder: Path, manifest: Manifest) -> Manifest:
+    """By 76 dB in one of eight, which is 85 dB over all of them."""
+    images, values = load_golden(folder)
+    values[2] *= 1.00015
+    save_golden(folder, images, values, **load_golden_records(folder))
+    return manifest
+
+
 def scaled_golden_values(folder: Path, manifest: Manifest) -> Manifest:
     """One value among thousands is within what 8 bits may change; 5% of all are not."""
     images, values = load_golden(folder)
@@ -321,6 +329,7 @@ FAULTS: list[tuple[str, str, Fault, str]] = [
     ("segment", "fp32", squashed, "prepared pixels"),
     ("segment", "w8a8", swapped_labels, "label order"),
     ("semantic", "fp32", changed_golden_value, PICTURES),
+    ("semantic", "fp32", one_golden_picture_off, PICTURES),
     ("pose", "w8a8", scaled_golden_values, PICTURES),
     ("segment", "fp32", changed_golden_value, PICTURES),
     ("segment", "fp32", other_records(found_labels=lambda labels: labels + 1), OBJECTS),
@@ -361,6 +370,28 @@ def test_pictures_with_other_classes_are_noticed(toys: ToyTasks) -> None:
     scenes = toys.split("pose", "val")
     other = replace(scenes, classes=scenes.classes[::-1])
     assert "label order" in failed(toys.bundle("pose", "fp32"), other)
+
+
+def test_export_measures_once_and_the_gate_believes_that_of_no_other_file(
+    toys: ToyTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[SceneSet] = []
+
+    def measure(predictor: TaskPredictor, scenes: SceneSet) -> dict[str, Any]:
+        measured.append(scenes)
+        return measure_bundle(predictor, scenes)
+
+    monkeypatch.setattr("leanvit.downstream.export.measure_bundle", measure)
+    network, info = toys.load("pose", "fp32")
+    scenes = toys.split("pose", "val")
+    folder = export_network(network, info, tmp_path / "bundle", scenes=scenes, float_metric=0.0)
+    assert measured == [scenes]
+    worse = Measured({"pck@0.1": -0.5}, read_manifest(folder).files["model.onnx"])
+    rows = verify_task_bundle(folder, scenes, worse)["checks"]
+    assert [row["name"] for row in rows if row["passed"] is False] == ["pck@0.1 drop"]
+    assert len(measured) == 1
+    assert verify_task_bundle(folder, scenes, replace(worse, sha256="of another file"))["passed"]
+    assert len(measured) == 2
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "model.onnx", "golden.npz", "verify.json"])

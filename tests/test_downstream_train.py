@@ -24,17 +24,19 @@ from leanvit.downstream.quantize import (
     is_quantized_network,
     load_quantized_network,
     quantize_network,
+    save_network,
 )
-from leanvit.downstream.train import TaskTrainer, learning_rate, make_optimizer, run, task_info
+from leanvit.downstream.train import TaskTrainer, make_optimizer, run, task_info
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataError, NumericalError, RunLockedError
 from leanvit.files import only_writer
 from leanvit.loading import load_model
-from leanvit.quant.store import load_quantized
+from leanvit.quant.store import load_quantized, save_quantized
 from leanvit.scenes import SceneSet
 from leanvit.tasks.build import load_network, raw_answers
 from leanvit.tasks.detect import Detector
 from leanvit.tasks.parts import parts_of
 from leanvit.tasks.segment import Segmenter
+from leanvit.train import learning_rate
 from toy_tasks import HEADS, TASKS, TRAIN, VAL, ToyTasks, stop_after
 
 pytest_plugins = ("toy_tasks",)
@@ -301,6 +303,15 @@ def test_a_missing_part_is_named(toys: ToyTasks, tmp_path: Path) -> None:
         load_quantized_network(tmp_path)
     with pytest.raises(CheckpointError, match="no quantized parts"):
         load_quantized_network(toys.run("segment"))
+
+
+def test_parts_of_two_networks_are_not_mixed(toys: ToyTasks, tmp_path: Path) -> None:
+    _, info = load_network(toys.run("segment"))
+    folder = save_network(tmp_path, toys.quantize("segment"), info)
+    other = replace(info, labels=info.labels[::-1])
+    save_quantized(folder / "box", toys.quantize("segment").parts["box"], other)
+    with pytest.raises(CheckpointError, match="part box is of another network than pyramid"):
+        load_quantized_network(folder)
 
 
 def test_a_network_that_finds_nothing_cannot_be_calibrated(toys: ToyTasks) -> None:

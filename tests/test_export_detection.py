@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms
 from leanvit.config import Preprocess
 from leanvit.engines import openvino_core
 from leanvit.errors import ExportError, is_installed
-from leanvit.export.detection import PART_OUTPUTS, assemble
+from leanvit.export.detection import assemble
 from leanvit.export.detection_glue import (
     EMPTY,
     Boxes,
@@ -47,6 +47,7 @@ from leanvit.export.packing import pack_four_bits
 from leanvit.tasks.build import raw_answers
 from leanvit.tasks.detect import LEVELS, Detector, DetectorConfig
 from leanvit.tasks.features import STRIDES, BackboneConfig
+from leanvit.tasks.parts import PART_OUTPUTS
 
 SIZE = (96, 128)
 CHANNELS = 8

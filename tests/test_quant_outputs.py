@@ -22,33 +22,35 @@ from leanvit.quant.outputs import fit_output
 from leanvit.quant.store import load_quantized, save_quantized
 from leanvit.runtime import sqnr_db
 
-PREPROCESS = Preprocess(input_size=(16, 16))
+SIDE = 32
+PREPROCESS = Preprocess(input_size=(SIDE, SIDE))
 INNER = {"second", "third", "fourth"}
 
 
 class Convolutions(nn.Module):
-    """What stands behind convolutions in our networks: a ReLU, SiLU, two readers, groups, a map as an answer."""
+    """What stands behind convolutions in our networks: a ReLU, SiLU, two readers; three gain, the others do not."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 24, 3, stride=2, padding=2, dilation=2)
-        self.third = nn.Conv2d(24, 32, 1)
-        self.fourth = nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-        self.narrow = nn.Conv2d(32, 8, 1)
-        self.last = nn.Conv2d(8, 16, 1)
+        self.first = nn.Conv2d(3, 64, 3, padding=1)
+        self.second = nn.Conv2d(64, 96, 3, stride=2, padding=2, dilation=2)
+        self.third = nn.Conv2d(96, 256, 1)
+        self.fourth = nn.Conv2d(256, 64, 3, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.thin = nn.Conv2d(64, 64, 1)
+        self.narrow = nn.Conv2d(64, 8, 3)
+        self.last = nn.Conv2d(8, 64, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         second = torch.relu(self.second(torch.relu(self.first(x))))
         third = torch.nn.functional.silu(self.third(second))
         fourth = self.fourth(third)
-        return self.last(torch.relu(self.narrow(self.depthwise(fourth) + fourth)))
+        return self.last(torch.relu(self.narrow(self.thin(self.depthwise(fourth) + fourth))))
 
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    return np.stack(synthetic_images(24, (16, 16)))
+    return np.stack(synthetic_images(24, (SIDE, SIDE)))
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +113,9 @@ def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:
     """One convolution between codes, in int64, with ONNX Runtime's rounding of the bias to the product's step."""
     torch.manual_seed(1)
     network = nn.Sequential(
-        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 256, 4)
+        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 48, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48 * SIDE**2, 4)
     )
-    pixels = np.stack(synthetic_images(4, (16, 16), seed=3))
+    pixels = np.stack(synthetic_images(4, (SIDE, SIDE), seed=3))
     x = to_input(torch.from_numpy(pixels), PREPROCESS)
     found = quantize(network, x, MPTQConfig())
     graph, state = found.graph, found.module.state_dict()
@@ -123,10 +125,10 @@ def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:
     step = state["quantizer_1_input.scale"].double().numpy() * state["quantizer_1_weight.scale"].double().numpy()
     bias = np.rint(network[1].bias.detach().double().numpy() / step)
     padded = np.pad(codes, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    total = np.zeros((4, 32, 16, 16), np.int64)
+    total = np.zeros((4, 48, SIDE, SIDE), np.int64)
     for row in range(3):
         for column in range(3):
-            window = padded[:, :, row : row + 16, column : column + 16]
+            window = padded[:, :, row : row + SIDE, column : column + SIDE]
             total += np.einsum("oc,bchw->bohw", weight[:, :, row, column].astype(np.int64), window)
     scale, zero = graph.outputs["1"]
     value = (total + bias[:, None, None]) * step[:, None, None]
@@ -134,6 +136,16 @@ def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:
     apart = np.abs(expected - ran["output"])
     assert apart.max() <= 1
     assert (apart == 0).mean() > 0.999
+
+
+def test_products_of_matrices_run_on_integers(pixels: np.ndarray, tmp_path: Path) -> None:
+    """The head of a detector's boxes: rows and no images, so a product and a bias that ONNX Runtime takes for a Gemm."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(3 * SIDE**2, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 5)]
+    found = quantize(nn.Sequential(*layers), to_input(torch.from_numpy(pixels), PREPROCESS), MPTQConfig())
+    model = optimized(lower(found.graph, PREPROCESS, "w8a8"), tmp_path)
+    assert counts(model, "MatMulIntegerToFloat") == 3
+    assert counts(model, "Gemm") + counts(model, "FusedGemm") == 0
 
 
 def onnx_values(model: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> dict[str, np.ndarray]:
@@ -153,7 +165,7 @@ def onnx_values(model: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> dic
 def test_codes_of_outputs_survive_a_file(result: QuantizedModel, tmp_path: Path) -> None:
     info = CheckpointInfo("none", labels=tuple("abcd"), preprocess=PREPROCESS)
     save_quantized(tmp_path, result, info)
-    loaded, _ = load_quantized(tmp_path, lambda _info: (Convolutions(), torch.zeros(2, 3, 16, 16)))
+    loaded, _ = load_quantized(tmp_path, lambda _info: (Convolutions(), torch.zeros(2, 3, SIDE, SIDE)))
     assert loaded.graph.outputs == result.graph.outputs
 
 

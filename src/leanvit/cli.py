@@ -188,7 +188,8 @@ def parse(verb: str, arguments: list[str]) -> Any:
         values = _parse_with_argparse(verb, cls, arguments)
     for field in fields(cls):
         if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
-            raise errors.ConfigError(f"no {field.name} given, expected one. Run: leanvit {verb} --help")
+            name = field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
+            raise errors.ConfigError(f"no {name} given, expected one. Run: leanvit {verb} --help")
     return configs.from_dict(cls, values, f"leanvit {verb}")
 
 
@@ -310,6 +311,9 @@ def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
     flags = []
     for field in fields(cls):
         default: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is MISSING:
+            # Absent, so that `parse` names what is required once flags and file are read.
+            default = None
         if field.name == "version":
             # A key of the files that leanvit writes beside its results; nobody types it.
             parser.add_argument("--version", type=int, default=default, help=SUPPRESS)

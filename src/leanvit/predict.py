@@ -14,16 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from leanvit._version import __version__
-from leanvit.config import PredictConfig, to_dict
-from leanvit.errors import ConfigError, DataError, ImageError, PartialError
+from leanvit.config import PredictConfig
+from leanvit.errors import ConfigError, ImageError
 from leanvit.imaging import Pixels, decode, find_images, resize
 from leanvit.progress import Bar, note
-from leanvit.results import is_finished, open_results
+from leanvit.results import nothing_left, open_results, settings_of
 from leanvit.runtime import Predictor
 
 DECODERS = min(4, os.cpu_count() or 1)
@@ -43,14 +42,12 @@ def run(config: PredictConfig) -> int:
     if config.draw or config.boxes:
         name = "draw" if config.draw else "boxes"
         raise ConfigError(f"{name} is for bundles of other tasks (docs/tasks.md), {config.bundle} is a classifier")
-    if config.resume and not config.output:
-        raise ConfigError("resume without output, expected the file of the run to go on with. Give --output FILE.")
-    if config.resume and is_finished(str(config.output)):
-        note(f"{config.output}: already there and whole, nothing to go on with; without --resume it is made again")
+    if nothing_left(config):
         return 0
     paths = find_images(config.images)
     predictor = Predictor(config.bundle, threads=config.threads, runtime=config.runtime)
-    with open_results(config, _settings(config, predictor), paths) as results, Bar("predicting", None) as bar:
+    settings = settings_of(config, predictor.manifest.sha256)
+    with open_results(config, settings, paths) as results, Bar("predicting", None) as bar:
         bar.advance(results.images)
         with contextlib.closing(classify(predictor, paths, config.batch_size, config.top_k)) as batches:
             for batch in batches:
@@ -61,24 +58,9 @@ def run(config: PredictConfig) -> int:
                         results.write(path, answer)
                 results.flush()
                 bar.advance(len(batch))
-        if results.skipped == results.images:
-            raise DataError(_none_read(results.images, results.problem))
-    if results.skipped:
-        raise PartialError(
-            f"{results.skipped} of {results.images} images could not be read and were skipped (see above)."
-        )
+        results.require_one()
+    results.require_all()
     return results.images
-
-
-def _none_read(count: int, problem: str) -> str:
-    return problem if count == 1 else f"none of {count} images could be read: {problem}"
-
-
-def _settings(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
-    """All that the bytes of the results depend on, but for the images' contents."""
-    given = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "version")}
-    # The bundle may have moved; rounding may differ between versions, batch sizes and threads.
-    return given | {"bundle": predictor.manifest.sha256, "leanvit": __version__}
 
 
 def classify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -104,6 +105,11 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
         for item in items:
             yield item
             bar.advance()
+
+
+def print_json(values: Any) -> None:
+    """Indented JSON on standard output."""
+    print(json.dumps(values, indent=2))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

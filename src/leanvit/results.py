@@ -21,8 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from leanvit.config import PredictConfig
-from leanvit.errors import ConfigError, DataError, RunLockedError
+from leanvit._version import __version__
+from leanvit.config import PredictConfig, to_dict
+from leanvit.errors import ConfigError, DataError, PartialError, RunLockedError
 from leanvit.files import explain_os_error
 from leanvit.progress import note
 
@@ -47,7 +48,7 @@ class Checkpoint:
 
 
 class Results:
-    """One line an image in the order of the inputs, as text, jsonl or csv, and the count of all images."""
+    """Lines about images in the order of the inputs, labels as text, jsonl or csv, and the count of all images."""
 
     def __init__(self, file: TextIO, format: str) -> None:
         """Write to `file` from its start."""
@@ -75,6 +76,11 @@ class Results:
         else:
             self._file.write(f"{path}: " + ", ".join(f"{label} {p:.1%}" for label, p in best) + "\n")
 
+    def write_line(self, image: Path, line: str) -> None:
+        """Count an image and write what a task's network found in it."""
+        self._take(image)
+        self._file.write(f"{line}\n")
+
     def skip(self, image: Path, problem: str) -> None:
         """Count an image that could not be read."""
         self._take(image)
@@ -88,6 +94,19 @@ class Results:
     def flush(self) -> None:
         """Let a reader see what was written; to be called where a batch ends."""
         self._file.flush()
+
+    def require_one(self) -> None:
+        """Raise DataError where none of the images could be read."""
+        if self.skipped == self.images:
+            alone = self.images == 1
+            raise DataError(self.problem if alone else f"none of {self.images} images could be read: {self.problem}")
+
+    def require_all(self) -> None:
+        """Raise PartialError where some of the images could not be read."""
+        if self.skipped:
+            raise PartialError(
+                f"{self.skipped} of {self.images} images could not be read and were skipped (see above)."
+            )
 
 
 class _Draft(Results):
@@ -197,14 +216,29 @@ def _draft_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-def is_finished(output: str) -> bool:
-    """Whether the results are whole already, and no newer run has begun."""
-    draft = _draft_of(Path(output))
-    if not Path(output).is_file() or draft.exists():
+def nothing_left(config: PredictConfig) -> bool:
+    """Whether `config.resume` finds whole results and no newer run, and says so.
+
+    Raises ConfigError where there is no file to go on with.
+    """
+    if not config.resume:
+        return False
+    if not config.output:
+        raise ConfigError("resume without output, expected the file of the run to go on with. Give --output FILE.")
+    draft = _draft_of(Path(config.output))
+    if not Path(config.output).is_file() or draft.exists():
         return False
     # A kill after the last rename leaves it.
     _journal_of(draft).unlink(missing_ok=True)
+    note(f"{config.output}: already there and whole, nothing to go on with; without --resume it is made again")
     return True
+
+
+def settings_of(config: PredictConfig, bundle: str) -> dict[str, Any]:
+    """All that the bytes of the results depend on, but for what the files hold. bundle: SHA-256 of its manifest."""
+    given = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "version")}
+    # The bundle may have moved; rounding may differ between versions, batch sizes and threads.
+    return given | {"bundle": bundle, "leanvit": __version__}
 
 
 def _journal_of(draft: Path) -> Path:

@@ -10,10 +10,10 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ AUTO_BATCH = 8
 """Images a step when runtimes are compared."""
 
 Logits = NDArray[np.float32]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,27 @@ def sqnr_db(truth: NDArray[Any], value: NDArray[Any]) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -200.0, 200.0))
 
 
+def run_prepared(
+    run: Callable[[imaging.Pixels], Answer], images: imaging.Pixels, folder: Path, size: tuple[int, int]
+) -> Answer:
+    """What `run`, the engine of the bundle in `folder`, gives for prepared images (N, H, W, 3) uint8.
+
+    size: (height, width) of its input. Raises ConfigError for another shape or dtype, BundleError where the graph
+    does not run.
+    """
+    expected = (*size, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+        raise ConfigError(
+            f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
+            "Use the predictor's prepare() on each image."
+        )
+    try:
+        return run(images)
+    except Exception as error:  # the runtimes have no public type for what they raise
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(f"{folder}: can't be run ({reason}). Export the model again.") from error
+
+
 class Predictor:
     """A bundle, loaded and checked.
 
@@ -234,17 +256,7 @@ class Predictor:
 
         Raises ConfigError for another shape or dtype, BundleError where the graph does not run.
         """
-        expected = (*self.manifest.preprocess.input_size, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
-            raise ConfigError(
-                f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
-                "Use Predictor.prepare on each image."
-            )
-        try:
-            logits = self._run(images)
-        except Exception as error:  # the runtimes have no public type for what they raise
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{self.folder}: can't be run ({reason}). Export the model again.") from error
+        logits = run_prepared(self._run, images, self.folder, self.manifest.preprocess.input_size)
         return np.asarray(logits, np.float32)
 
     def probabilities(self, images: imaging.Pixels) -> Logits:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
-from leanvit.progress import note, print_table
+from leanvit.progress import note, print_json, print_table
 
 if TYPE_CHECKING:
     from leanvit import config as configs
-
-
-def print_json(values: Any) -> None:
-    """Indented JSON on standard output."""
-    print(json.dumps(values, indent=2))
 
 
 def models(config: configs.ModelsConfig) -> int:
@@ -237,7 +231,7 @@ def verify(config: configs.VerifyConfig) -> int:
     from dataclasses import replace
 
     from leanvit.data import load_split
-    from leanvit.export.verify import require_passed, verify_bundle
+    from leanvit.export.verify import print_verdict, require_passed, verify_bundle
     from leanvit.runtime import read_manifest
 
     manifest = read_manifest(config.bundle)
@@ -258,12 +252,7 @@ def verify(config: configs.VerifyConfig) -> int:
         expected = torch_logits(network, evaluation.pixels, manifest.preprocess)
         evaluation = replace(evaluation, expected=expected)
     result = verify_bundle(config.bundle, evaluation)
-    if config.json:
-        print_json(result)
-    else:
-        words = {True: "passed", False: "FAILED", None: "not verified"}
-        rows = [[c["name"], words[c["passed"]], c["found"], c["expected"]] for c in result["checks"]]
-        print_table(f"verify {config.bundle}", ["check", "result", "found", "expected"], rows)
+    print_verdict(result, config.bundle, as_json=config.json)
     require_passed(result, config.bundle)
     return errors.EXIT_OK
 

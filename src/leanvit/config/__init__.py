@@ -23,7 +23,7 @@ from leanvit.config.commands import (
 from leanvit.config.compose import DataComposeConfig
 from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
-from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.tasks import Task, TaskTrainConfig
 from leanvit.config.training import TrainConfig
@@ -43,6 +43,7 @@ __all__ = [
     "DemoConfig",
     "DoctorConfig",
     "ExportConfig",
+    "Interpolation",
     "MPTQConfig",
     "ModelsConfig",
     "Padding",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
+from leanvit.config.datasets import DATA_KINDS
 from leanvit.errors import ConfigError
 
 Part = Literal["attention", "rollout", "distance", "diversity", "alpha", "shortcut", "field", "cost"]
@@ -16,7 +17,7 @@ class AnalyzeConfig:
     """Look into one model, or into two side by side: attention, tokens, receptive field, cost."""
 
     models: list[str] = option([], "One or two checkpoints, folders of runs, or NAME.TAG.", positional=True)
-    data: str = option("digits", "Image folder, 'digits', or 'fashion-mnist[:FOLDER]'; its validation split is used.")
+    data: str = option("digits", f"Images, of which the validation split is used: {DATA_KINDS}.")
     images: int = option(8, "Images to look at, drawn by the seed.")
     output: str = option("runs/analyze", "Folder for analysis.json, analysis.npz and the page.")
     parts: list[Part] = option(

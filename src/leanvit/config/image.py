@@ -18,6 +18,9 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """From a decoded image to the network's input: the one description that every stage shares.
@@ -34,7 +37,7 @@ class Preprocess:
     input_size: tuple[int, int]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
     crop_mode: Literal["center", "squash", "letterbox"] = "center"
     version: int = 1

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from leanvit.config import Task
 from leanvit.errors import DataError
-from leanvit.scenes import ClassMap, Found, SceneSet
+from leanvit.scenes import ClassMap, Found, Outputs, SceneSet
 from leanvit.scenes.decode import class_map, found_objects, heatmap_keypoints
 from leanvit.scenes.letterbox import Placement
 from leanvit.scenes.maps import load_map
 from leanvit.scenes.metrics import SegmentationScores, coco_metrics, pck
-
-Outputs = dict[str, NDArray[Any]]
 
 METRICS: dict[str, str] = {"detect": "box_AP50", "segment": "mask_AP50", "semantic": "miou", "pose": "pck@0.1"}
 """The metric of each task by which the best epoch is chosen; all are shares from 0 to 1."""

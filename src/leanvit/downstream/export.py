@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leanvit import imaging
@@ -21,20 +22,21 @@ from leanvit.downstream.golden import golden_records, golden_values
 from leanvit.downstream.measure import batches_of
 from leanvit.downstream.predictor import TaskPredictor
 from leanvit.downstream.quantize import QuantizedNetwork
-from leanvit.downstream.verify import verify_task_bundle
+from leanvit.downstream.verify import Measured, verify_task_bundle
 from leanvit.errors import ConfigError, require
 from leanvit.export.api import profile_for
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
-from leanvit.export.golden import CHARTS, charts, records, synthetic_images
+from leanvit.export.golden import golden_set, records
 from leanvit.export.lower import LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
-from leanvit.export.verify import BF16_SQNR_DB, FLOAT_SQNR_DB, LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB, require_passed
+from leanvit.export.rounding import least_sqnr_db
+from leanvit.export.verify import FLOAT_SQNR_DB, least_ratios, require_passed
 from leanvit.progress import Bar
 from leanvit.quant.graph import QuantGraph, trace
-from leanvit.runtime import Manifest
-from leanvit.scenes import SceneSet
-from leanvit.tasks.build import Outputs, raw_answers
-from leanvit.tasks.detect import Detector
+from leanvit.runtime import MODEL_NAME, Manifest
+from leanvit.scenes import Outputs, SceneSet
+from leanvit.tasks.build import raw_answers
+from leanvit.tasks.detect import PYRAMID, Detector
 from leanvit.tasks.parts import WHOLE, example_of, output_names, parts_of, with_parts
 
 GOLDEN_PICTURES = 8
@@ -69,9 +71,9 @@ def export_network(
         with Bar(f"exporting {info.task}", 3) as bar:
             manifest = _write(model, info, profile, staging, scenes, runtimes)
             bar.advance(detail="written")
-            manifest = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)
+            manifest, measured = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)
             bar.advance(detail="measured")
-            checks = verify_task_bundle(staging, scenes)
+            checks = verify_task_bundle(staging, scenes, measured)
             bar.advance(detail="verified")
         target = finish(staging, output, manifest, checks)
     except BaseException:
@@ -99,9 +101,17 @@ def _write(
     golden = golden_pictures(scenes, info)
     pixels = np.stack([imaging.load(image, info.preprocess, "golden picture") for image in golden])
     answers = network_outputs(executed, info, pixels)
-    manifest = _manifest(model, info, profiles, runtimes)
+    values = golden_values(answers, info.task)
+    minimum = FLOAT_SQNR_DB
+    if isinstance(model, QuantizedNetwork):
+        minimum = least_sqnr_db(executed, values, lambda exact: _golden_values(exact, info, pixels))
+    manifest = _manifest(model, info, profiles, runtimes, minimum)
     kept = records(pixels, info.labels, info.preprocess) | golden_records(answers)
-    return write_bundle(staging, proto.SerializeToString(), golden, golden_values(answers, info.task), manifest, **kept)
+    return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)
+
+
+def _golden_values(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> NDArray[np.float32]:
+    return golden_values(network_outputs(network, info, pixels), info.task)
 
 
 def _graphs(
@@ -126,7 +136,7 @@ def lower_network(
     lowered = {
         name: lower(
             graph,
-            info.preprocess if name in (WHOLE, "pyramid") else None,
+            info.preprocess if name in (WHOLE, PYRAMID) else None,
             profiles[name],
             outputs=output_names(name, info),
         )
@@ -140,8 +150,8 @@ def lower_network(
 
 
 def network_outputs(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> Outputs:
-    """Outputs of a torch network for prepared pictures (N, H, W, 3) uint8, as a bundle gives them."""
-    x = to_input(torch.from_numpy(pixels), info.preprocess)
+    """Outputs of a torch network, of float32 or float64, for prepared pictures (N, H, W, 3) uint8, as a bundle's."""
+    x = to_input(torch.from_numpy(pixels), info.preprocess).to(next(network.parameters()).dtype)
     outputs = raw_answers(network, cast(Task, info.task), x)
     if isinstance(network, Detector):
         outputs["objectness"] = _objectness(network, x)
@@ -157,16 +167,8 @@ def _objectness(network: Detector, x: Tensor) -> Any:
 
 def golden_pictures(scenes: SceneSet | None, info: CheckpointInfo) -> list[bytes]:
     """Encoded pictures, spread over the split or synthetic, with coloured charts between them."""
-    count = GOLDEN_PICTURES - CHARTS
-    size = info.preprocess.input_size
-    if scenes is None or not scenes.scenes:
-        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, size)]
-    else:
-        picks = np.linspace(0, len(scenes.scenes) - 1, min(count, len(scenes.scenes))).astype(int)
-        plain = [scenes.scenes[int(i)].path.read_bytes() for i in dict.fromkeys(picks.tolist())]
-    for i, chart in enumerate(charts(CHARTS, size)):
-        plain.insert(2 * i + 1, imaging.encode_png(chart))
-    return plain
+    found = scenes.scenes if scenes else ()
+    return golden_set(GOLDEN_PICTURES, info.preprocess.input_size, len(found), lambda i: found[i].path.read_bytes())
 
 
 def _manifest(
@@ -174,13 +176,12 @@ def _manifest(
     info: CheckpointInfo,
     profiles: dict[str, LoweredProfile],
     runtimes: Sequence[Runtime],
+    minimum: float,
 ) -> Manifest:
     plan: dict[str, tuple[int, int]] = {}
-    minimum, quantization = FLOAT_SQNR_DB, dict[str, Any]()
+    quantization: dict[str, Any] = {}
     if isinstance(model, QuantizedNetwork):
         plan = model.plan
-        low = any(part.plan[site][1] < 8 for part in model.parts.values() for site in part.plan)
-        minimum = LOW_BIT_SQNR_DB if low else QUANTIZED_SQNR_DB
         first = next(iter(model.parts.values()))
         quantization = {
             "config": first.report["config"],
@@ -200,7 +201,7 @@ def _manifest(
         opset=OPSET,
         versions=versions(),
         simulated="accelerator" in profiles.values(),
-        runtimes={name: min(minimum, BF16_SQNR_DB) if name == "openvino-bf16" else minimum for name in runtimes},
+        runtimes=least_ratios(runtimes, minimum),
         task=info.task,
         answers={"keypoints": info.keypoints} if info.keypoints else {},
     )
@@ -217,17 +218,17 @@ def _site_ratios(model: QuantizedNetwork) -> dict[str, float]:
 
 def _with_accuracy(
     staging: Path, manifest: Manifest, scenes: SceneSet | None, float_metric: float | None, max_drop: float
-) -> Manifest:
+) -> tuple[Manifest, Measured | None]:
+    """The manifest that says what was measured in the runtime, and the same for the gate."""
     if scenes is None:
-        return manifest
-    predictor = TaskPredictor(staging, check=False)
-    metrics = measure_bundle(predictor, scenes)
-    name = METRICS[cast(Task, manifest.task)]
+        return manifest, None
+    measured = Measured(measure_bundle(TaskPredictor(staging, check=False), scenes), manifest.files[MODEL_NAME])
+    name, metrics = METRICS[cast(Task, manifest.task)], measured.metrics
     accuracy: dict[str, Any] = {"data": scenes.name, "metric": name, "value": metrics[name], "metrics": metrics}
     accuracy["runtime"] = "onnxruntime"
     if float_metric is not None:
         accuracy |= {"float": float_metric, "max_drop": max_drop if manifest.plan else FLOAT_MAX_DROP}
-    return sign(staging, dataclasses.replace(manifest, accuracy=accuracy))
+    return sign(staging, dataclasses.replace(manifest, accuracy=accuracy)), measured
 
 
 def measure_bundle(predictor: TaskPredictor, scenes: SceneSet, batch_size: int = 8) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.errors import BundleError
-
-Outputs = dict[str, NDArray[Any]]
+from leanvit.runtime import sqnr_db
+from leanvit.scenes import Outputs
 
 VALUES_KEPT = 4096
 """Values of a picture's continuous output that are kept: maps of large inputs would make golden.npz larger than the
@@ -35,6 +35,11 @@ def golden_values(outputs: Outputs, task: str) -> NDArray[np.float32]:
     flat = outputs[name].reshape(len(outputs[name]), -1).astype(np.float32)
     step = -(-flat.shape[1] // VALUES_KEPT)
     return np.ascontiguousarray(flat[:, ::step])
+
+
+def worst_sqnr_db(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """SQNR in dB of the picture whose values (N, V) are furthest off; over all together a broken one might hide."""
+    return min(sqnr_db(*pair) for pair in zip(expected, found, strict=True))
 
 
 def golden_records(outputs: Outputs) -> dict[str, NDArray[Any]]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import Task
 from leanvit.data import to_input
-from leanvit.downstream.answers import Batch, Outputs, Place, measure
+from leanvit.downstream.answers import Batch, Place, measure
 from leanvit.errors import DataError
 from leanvit.progress import track
-from leanvit.scenes import SceneSet
+from leanvit.scenes import Outputs, SceneSet
 from leanvit.scenes.decode import pose_region
 from leanvit.scenes.letterbox import place
 from leanvit.tasks.build import raw_answers

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +15,10 @@ from PIL import Image
 
 from leanvit.config import PredictConfig
 from leanvit.downstream.predictor import TaskPredictor, plain
-from leanvit.errors import ConfigError, DataError, ImageError, PartialError
+from leanvit.errors import ConfigError, ImageError
 from leanvit.imaging import Pixels, decode, find_images
 from leanvit.progress import Bar, note
+from leanvit.results import nothing_left, open_results, settings_of
 from leanvit.scenes import ClassMap, Found
 from leanvit.scenes.decode import Box
 from leanvit.scenes.draw import draw_found, draw_map
@@ -32,57 +31,62 @@ def run(config: PredictConfig) -> int:
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
-    for name, given in (
-        ("resume", config.resume),
-        ("format csv", config.format == "csv"),
-        ("top_k", config.top_k != 1),
-    ):
+    for name, given in (("format csv", config.format == "csv"), ("top_k", config.top_k != 1)):
         if given:
-            raise ConfigError(f"{name} is for classifiers, expected jsonl lines of a whole run. Leave it out.")
+            raise ConfigError(f"{name} is for classifiers, expected jsonl lines. Leave it out.")
+    if nothing_left(config):
+        return 0
     runtime = "onnxruntime" if config.runtime == "auto" else config.runtime
     predictor = TaskPredictor(config.bundle, threads=config.threads, runtime=runtime)
     if config.boxes and predictor.manifest.task != "pose":
         raise ConfigError(f"boxes are for pose networks, {config.bundle} finds its own. Leave them out.")
     boxes = read_boxes(config.boxes) if config.boxes else None
     drawing = Drawing(Path(config.draw)) if config.draw else None
-    done, problems = 0, list[str]()
-    with _lines(config.output) as lines, Bar("predicting", None) as bar:
-        for path in find_images(config.images):
+    paths = find_images(config.images)
+    if drawing:
+        paths = drawing.follow(paths)
+    settings = settings_of(config, predictor.manifest.sha256)
+    with open_results(config, settings, paths) as results, Bar("predicting", None) as bar:
+        bar.advance(results.images)
+        for path in paths:
             try:
                 pixels = decode(path).pixels
             except ImageError as error:
                 note(f"skipped {error}")
-                problems.append(str(error))
-                continue
-            line = answer(predictor, pixels, path, config.score_threshold, boxes, drawing)
-            lines.write(json.dumps(line) + "\n")
-            done += 1
+                results.skip(path, str(error))
+            else:
+                line = answer(predictor, pixels, path, config.score_threshold, boxes, drawing)
+                results.write_line(path, json.dumps(line))
+            results.flush()
             bar.advance()
-    if problems and not done:
-        raise DataError(problems[0] if len(problems) == 1 else f"none of {len(problems)} images could be read")
-    if problems:
-        raise PartialError(f"{len(problems)} of {done + len(problems)} images could not be read and were skipped.")
-    return done
+        results.require_one()
+    results.require_all()
+    return results.images
 
 
 @dataclass
 class Drawing:
-    """Where drawn pictures go: by stem, numbered where pictures of other folders have the same."""
+    """Where drawn pictures go: by stem, numbered where pictures of other folders have the same.
+
+    name: of the drawn picture of the path that was taken last.
+    """
 
     folder: Path
+    name: str = ""
     _used: set[str] = field(default_factory=set)
 
-    def name(self, path: Path) -> str:
-        """A stem that no other picture of this run has."""
-        numbered = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
-        found = next(name for name in numbered if name not in self._used)
-        self._used |= {found, f"{found}.map"}
-        return found
+    def follow(self, paths: Iterator[Path]) -> Iterator[Path]:
+        """The same paths, each with its name from when it is taken: also where a run that goes on passes it over."""
+        for path in paths:
+            numbered = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
+            self.name = next(name for name in numbered if name not in self._used)
+            self._used |= {self.name, f"{self.name}.map"}
+            yield path
 
-    def write(self, name: str, pixels: NDArray[np.uint8]) -> str:
+    def write(self, pixels: NDArray[np.uint8], ending: str = ".png") -> str:
         """Write a picture (height, width, 3) or a map (height, width); returns its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.png"
+        path = self.folder / f"{self.name}{ending}"
         Image.fromarray(pixels).save(path)
         return str(path)
 
@@ -102,15 +106,13 @@ def answer(
         found_map = predictor.class_map(pixels)
         line["shares"] = _shares(found_map, predictor.labels)
         if drawing:
-            name = drawing.name(path)
-            line["drawn"] = drawing.write(name, draw_map(pixels, found_map, predictor.labels))
-            line["map"] = drawing.write(f"{name}.map", found_map)
+            line["drawn"] = drawing.write(draw_map(pixels, found_map, predictor.labels))
+            line["map"] = drawing.write(found_map, ".map.png")
         return line
     found: list[Found] = predictor.objects(pixels, score_threshold, boxes_of(boxes, path))
     line["objects"] = [plain(one, predictor.labels, task) for one in found]
     if drawing:
-        drawn = draw_found(pixels, found, predictor.labels, predictor.keypoints)
-        line["drawn"] = drawing.write(drawing.name(path), drawn)
+        line["drawn"] = drawing.write(draw_found(pixels, found, predictor.labels, predictor.keypoints))
     return line
 
 
@@ -119,19 +121,6 @@ def _shares(found: ClassMap, labels: tuple[str, ...]) -> dict[str, float]:
     counts = np.bincount(found.ravel(), minlength=len(labels))
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return {labels[label]: round(float(counts[label] / found.size), 5) for label in order}
-
-
-@contextlib.contextmanager
-def _lines(output: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that is there only when it is whole."""
-    if output is None:
-        yield sys.stdout
-        return
-    draft = Path(f"{output}.partial")
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    with draft.open("w", encoding="utf-8") as file:
-        yield file
-    draft.replace(output)
 
 
 KnownBoxes = dict[str, dict[str, list[Box]]]

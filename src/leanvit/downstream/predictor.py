@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanvit import imaging
 from leanvit.config import Runtime, from_dict
-from leanvit.downstream.answers import METRICS, Outputs, decode_map, decode_objects, decode_pose
-from leanvit.downstream.golden import golden_values, matched_share
+from leanvit.downstream.answers import METRICS, decode_map, decode_objects, decode_pose
+from leanvit.downstream.golden import golden_values, matched_share, worst_sqnr_db
 from leanvit.engines import open_engine
 from leanvit.errors import BundleError, ConfigError, VerificationError
-from leanvit.runtime import MODEL_NAME, load_golden, load_golden_records, read_manifest, sqnr_db
-from leanvit.scenes import ClassMap, Found, KeypointScheme
+from leanvit.runtime import MODEL_NAME, load_golden, load_golden_records, read_manifest, run_prepared
+from leanvit.scenes import ClassMap, Found, KeypointScheme, Outputs
 from leanvit.scenes.decode import Box, crop_region, pose_region
-from leanvit.scenes.letterbox import Placement, place
+from leanvit.scenes.letterbox import place
 
 SCORE_THRESHOLD = 0.5
 MATCHED_SHARE = 0.95
@@ -66,10 +65,10 @@ class TaskPredictor:
     def _check_golden(self, count: int) -> None:
         images, expected = load_golden(self.folder)
         outputs = self.outputs(np.stack([self.prepare(image, "golden picture") for image in images[:count]]))
-        found = sqnr_db(expected[:count], golden_values(outputs, self.manifest.task))
+        found = worst_sqnr_db(expected[:count], golden_values(outputs, self.manifest.task))
         if found < self.minimum_sqnr_db:
             raise VerificationError(
-                f"{self.folder}: golden pictures give {found:.1f} dB in {self.runtime} on this machine, expected at "
+                f"{self.folder}: a golden picture gives {found:.1f} dB in {self.runtime} on this machine, expected at "
                 f"least {self.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
             )
         share = matched_share(outputs, load_golden_records(self.folder), count)
@@ -84,21 +83,11 @@ class TaskPredictor:
         return imaging.load(source, self.manifest.preprocess, name)
 
     def outputs(self, images: imaging.Pixels) -> Outputs:
-        """Raw outputs by name for prepared pictures (N, H, W, 3) uint8; leanvit.tasks.build names their shapes.
+        """Raw outputs by name for prepared pictures (N, H, W, 3) uint8; leanvit.scenes.types.Outputs has their shapes.
 
         Raises ConfigError for another shape or dtype, BundleError where the graph does not run.
         """
-        expected = (*self.size, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
-            raise ConfigError(
-                f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
-                "Use TaskPredictor.prepare on each picture."
-            )
-        try:
-            return self._engine.outputs(images)
-        except Exception as error:  # the runtimes have no public type for what they raise
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{self.folder}: can't be run ({reason}). Export the model again.") from error
+        return run_prepared(self._engine.outputs, images, self.folder, self.size)
 
     def objects(
         self, pixels: imaging.Pixels, score_threshold: float = SCORE_THRESHOLD, boxes: Sequence[Box] | None = None
@@ -121,11 +110,7 @@ class TaskPredictor:
         if self.manifest.task != "semantic":
             raise ConfigError(f"{self.folder} gives objects, expected class maps. Use TaskPredictor.objects.")
         size = pixels.shape[0], pixels.shape[1]
-        return decode_map(self.outputs(self._whole(pixels)[None]), 0, self.placement(size), size)
-
-    def placement(self, picture_size: tuple[int, int]) -> Placement:
-        """Where a picture of (height, width) lies in the input."""
-        return place(picture_size, self.size)
+        return decode_map(self.outputs(self._whole(pixels)[None]), 0, place(size, self.size), size)
 
     def _whole(self, pixels: imaging.Pixels) -> imaging.Pixels:
         return imaging.resize(pixels, self.manifest.preprocess)
@@ -157,8 +142,3 @@ def plain(found: Found, labels: tuple[str, ...], task: str) -> dict[str, Any]:
         if task == "pose":
             del values["label"]
     return values
-
-
-def keypoint_array(values: Sequence[Sequence[float]]) -> NDArray[np.float32]:
-    """Keypoints from JSON values: (K, 3) float32."""
-    return np.asarray(values, np.float32).reshape(-1, 3)

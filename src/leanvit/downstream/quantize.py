@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +25,9 @@ from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
 from leanvit.scenes import SceneSet
 from leanvit.scenes.load import load_scenes
 from leanvit.tasks.build import build_network
+from leanvit.tasks.detect import PYRAMID
 from leanvit.tasks.loader import SceneLoader
-from leanvit.tasks.parts import example_of, part_inputs, parts_of, with_parts
+from leanvit.tasks.parts import PART_OUTPUTS, WHOLE, example_of, part_inputs, parts_of, with_parts
 
 REPORT_NAME = "quantize.json"
 
@@ -136,28 +138,34 @@ def save_network(folder: str | Path, quantized: QuantizedNetwork, info: Checkpoi
 
 def is_quantized_network(folder: str | Path) -> bool:
     """Whether `folder` holds the quantized parts of a task's network."""
-    return any((Path(folder) / name / QUANTIZED_NAME).is_file() for name in ("network", "pyramid"))
+    return any((Path(folder) / name / QUANTIZED_NAME).is_file() for name in (WHOLE, PYRAMID))
 
 
 def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, CheckpointInfo]:
-    """Build a quantized network from its folder. Raises CheckpointError where a part is missing or damaged."""
+    """Build a quantized network from its folder.
+
+    Raises CheckpointError where a part is missing, damaged or of another network than the first.
+    """
     folder = Path(folder)
-    names = [name for name in ("network", "pyramid", "box", "mask") if (folder / name / QUANTIZED_NAME).is_file()]
+    names = [name for name in (WHOLE, *PART_OUTPUTS) if (folder / name / QUANTIZED_NAME).is_file()]
     if not names:
         raise CheckpointError(f"{folder}: no quantized parts inside. Quantize first: leanvit quantize CHECKPOINT")
-    found: dict[str, QuantizedModel] = {}
-    networks: list[nn.Module] = []
+    built: list[tuple[CheckpointInfo, nn.Module]] = []
 
-    def make(name: str) -> Any:
-        def build(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
-            networks.append(build_network(info).eval())
-            return parts_of(networks[-1])[name], example_of(name, info)
+    def make(name: str, info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
+        if not built:
+            built.append((info, build_network(info).eval()))
+        first, network = built[0]
+        if info != first:
+            raise CheckpointError(
+                f"{folder}: part {name} is of another network than {names[0]}, expected parts of one. "
+                "Quantize again, into an empty folder."
+            )
+        return parts_of(network)[name], example_of(name, info)
 
-        return build
-
-    for name in names:
-        found[name], info = load_quantized(folder / name, make(name))
-    missing = set(parts_of(networks[-1])) - set(found)
+    found = {name: load_quantized(folder / name, partial(make, name))[0] for name in names}
+    info, network = built[0]
+    missing = set(parts_of(network)) - set(found)
     if missing:
         raise CheckpointError(f"{folder}: the parts {', '.join(sorted(missing))} are missing. Quantize again.")
-    return QuantizedNetwork(networks[-1], found, read_json(folder / REPORT_NAME)), info
+    return QuantizedNetwork(network, found, read_json(folder / REPORT_NAME)), info

@@ -6,17 +6,17 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CHECKPOINT_NAME, CheckpointInfo, save_checkpoint, with_metrics
-from leanvit.config import Preprocess, TaskTrainConfig, save_yaml
+from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TaskTrainConfig, save_yaml
 from leanvit.data import to_input
 from leanvit.downstream.answers import METRICS
 from leanvit.downstream.measure import measure_network, require_classes
-from leanvit.errors import CheckpointError, ConfigError, DataError, NumericalError, did_you_mean
+from leanvit.errors import ConfigError, DataError, NumericalError
 from leanvit.files import only_writer, write_json
 from leanvit.loading import load_model
 from leanvit.progress import Bar, note
@@ -26,9 +26,9 @@ from leanvit.tasks.augment import Augmentation
 from leanvit.tasks.build import build_network, features_of, head_options, keypoints_of
 from leanvit.tasks.features import check_strides, load_backbone
 from leanvit.tasks.loader import SceneDataset, SceneLoader
-from leanvit.train.optimizer import set_learning_rate
+from leanvit.train.optimizer import learning_rate, optimizer_of, set_learning_rate
 from leanvit.train.setup import UnfusedAttention, autocast_dtype, pick_device
-from leanvit.train.state import LAST_NAME, Conditions, Progress, differences, load_state, read_state, save_state
+from leanvit.train.state import Conditions, Progress, restore_state, save_state
 
 SUMMARY_NAME = "train.json"
 
@@ -166,13 +166,15 @@ class TaskTrainer:
             )
 
     @property
-    def _answering(self) -> nn.Module:
-        return self.average.module if self.average else self.network
+    def _averaged(self) -> nn.Module | None:
+        """The network with the moving average of the weights."""
+        return self.average.module if self.average else None
 
     def _validate(self, finished: int) -> dict[str, Any]:
         if finished % self.config.val_interval and finished != self.config.epochs:
             return {}
-        metrics = measure_network(self._answering, self.info, self.val_scenes, self.config.batch_size, self.device)
+        answering = self._averaged or self.network
+        metrics = measure_network(answering, self.info, self.val_scenes, self.config.batch_size, self.device)
         return {"metric": metrics[METRICS[self.config.task]], "metrics": metrics}
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -180,33 +182,19 @@ class TaskTrainer:
         earlier = [old["metric"] for old in self.progress.history if "metric" in old]
         if "metric" in row and row["metric"] > max(earlier, default=-1.0):
             info = with_metrics(self.info, **row["metrics"], epoch=row["epoch"])
-            save_checkpoint(self.folder / CHECKPOINT_NAME, self._answering, info)
+            save_checkpoint(self.folder / CHECKPOINT_NAME, self._averaged or self.network, info)
         if "metric" in row:
             note(f"epoch {row['epoch']}: {METRICS[self.config.task]} {row['metric']:.4f}")
         self.progress = replace(
             self.progress, epoch=self.progress.epoch + 1, history=[*self.progress.history, row]
         )  # fmt: skip
-        averaged = self.average.module if self.average else None
-        save_state(self.folder, self.progress, self.network, self.optimizer, averaged)
+        save_state(self.folder, self.progress, self.network, self.optimizer, self._averaged)
         write_json(self.folder / SUMMARY_NAME, self._summary())
 
     def restore(self) -> None:
         """Go on from the state in the folder, where there is one. Raises CheckpointError for that of another run."""
-        found = read_state(self.folder)
-        if found is None:
-            note(f"{self.folder / LAST_NAME} does not exist yet: training starts at epoch 1")
-            return
-        tensors, progress, scalars = found
-        if progress.architecture != self.progress.architecture:
-            raise CheckpointError(
-                f"{self.folder / LAST_NAME} is of {progress.architecture}, not of {self.progress.architecture}. "
-                "Check --task and --model."
-            )
-        averaged = self.average.module if self.average else None
-        load_state(self.folder / LAST_NAME, tensors, scalars, self.network, self.optimizer, averaged)
-        for difference in differences(progress.conditions, self.progress.conditions):
-            note(f"{difference}: the weights will not be those of an uninterrupted run to the last bit")
-        self.progress = replace(progress, conditions=self.progress.conditions)
+        found = restore_state(self.folder, self.progress, self.network, self.optimizer, self._averaged)
+        self.progress = found or self.progress
 
     def _summary(self) -> dict[str, Any]:
         history = self.progress.history
@@ -253,11 +241,9 @@ def task_preprocess(config: TaskTrainConfig) -> Preprocess:
     import leanvit.models  # noqa: F401 - registers our architectures
 
     known = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
-    mode = {"crop_mode": "letterbox"} if config.task != "pose" else {"crop_mode": "squash"}
-    if known is None:
-        return Preprocess(config.img_size, interpolation="bilinear", **cast(Any, mode))
-    mean, std = tuple(known.mean), tuple(known.std)
-    return Preprocess(config.img_size, cast(Any, mean), cast(Any, std), "bilinear", **cast(Any, mode))
+    mean, std = (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
+    crop_mode: Literal["squash", "letterbox"] = "squash" if config.task == "pose" else "letterbox"
+    return Preprocess(config.img_size, tuple(mean), tuple(std), "bilinear", crop_mode=crop_mode)
 
 
 def augmentation_of(config: TaskTrainConfig) -> Augmentation:
@@ -282,25 +268,11 @@ def report_problems(scenes: SceneSet, shown: int = 20) -> None:
         note(f"left out: {len(scenes.problems) - shown} more; leanvit data inspect names them all")
 
 
-def learning_rate(config: TaskTrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to `min_lr`: a pure function of the step."""
-    warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
-    total = max(warmup + 1, config.epochs * steps_per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    share = min(1.0, (step - warmup) / (total - warmup))
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * share))
-
-
 def make_optimizer(network: nn.Module, config: TaskTrainConfig) -> torch.optim.Optimizer:
     """timm's optimizer with groups for backbone and heads, each with and without decay.
 
     Raises ConfigError for an optimizer that timm doesn't know.
     """
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if config.opt not in list_optimizers():
-        raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
     backbone = features_of(network).backbone
     exempt = set(cast(Any, backbone).no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
     own = {id(parameter): name for name, parameter in backbone.named_parameters()}
@@ -311,10 +283,7 @@ def make_optimizer(network: nn.Module, config: TaskTrainConfig) -> torch.optim.O
         scale = config.backbone_lr_scale if of_backbone else 1.0
         empty = {"params": [], "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
         groups.setdefault((of_backbone, decays), empty)["params"].append(parameter)
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        list(groups.values()), config.opt, config.lr, 0.0, config.momentum
-    )
-    return optimizer
+    return optimizer_of(list(groups.values()), config)
 
 
 def run(config: TaskTrainConfig) -> TaskResult:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from leanvit import errors
-from leanvit.progress import note, print_table
+from leanvit.progress import note, print_json, print_table
 
 if TYPE_CHECKING:
     from leanvit import config as configs
@@ -54,9 +54,7 @@ def val(config: configs.ValConfig) -> int:
         told["metric"] = METRICS[told["task"]]
         write_json(Path(config.output) / "val.json", told | {"metrics": metrics})
     if config.json:
-        import json
-
-        print(json.dumps(metrics, indent=2))
+        print_json(metrics)
         return errors.EXIT_OK
     _print_metrics(f"{config.model} on {scenes.name}", metrics)
     return errors.EXIT_OK
@@ -157,21 +155,14 @@ def _float_metric(model: Any, info: Any, config: configs.ExportConfig) -> float 
 def verify(config: configs.VerifyConfig) -> int:
     """Check a bundle."""
     from leanvit.downstream.verify import verify_task_bundle
-    from leanvit.export.verify import require_passed
+    from leanvit.export.verify import print_verdict, require_passed
     from leanvit.route import task_of
 
     if config.model:
         raise errors.ConfigError("model is for classifiers: a task's bundle is checked on golden pictures and --data")
     scenes = _scenes(config.data, "val", task_of(config.bundle)) if config.data else None
     result = verify_task_bundle(config.bundle, scenes)
-    if config.json:
-        import json
-
-        print(json.dumps(result, indent=2))
-    else:
-        words = {True: "passed", False: "FAILED", None: "not verified"}
-        rows = [[c["name"], words[c["passed"]], c["found"], c["expected"]] for c in result["checks"]]
-        print_table(f"verify {config.bundle}", ["check", "result", "found", "expected"], rows)
+    print_verdict(result, config.bundle, as_json=config.json)
     require_passed(result, config.bundle)
     return errors.EXIT_OK
 
@@ -186,13 +177,11 @@ def predict(config: configs.PredictConfig) -> int:
 
 def data_inspect(config: configs.DataInspectConfig) -> int:
     """Look at every annotated picture of a data set."""
-    import json
-
     from leanvit.inspection import PAGE_NAME, require_readable, run
 
     result = run(config)
     if config.json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
         _print_inspection(result)
         print(f"page {Path(config.output) / PAGE_NAME}")

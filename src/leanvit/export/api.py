@@ -20,15 +20,14 @@ from leanvit.engines import available
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
 from leanvit.export.golden import golden_images, records, synthetic_images
-from leanvit.export.lower import FAST, LoweredProfile, activation_quantizers, executed_form, lower
+from leanvit.export.lower import FAST, LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
+from leanvit.export.rounding import least_sqnr_db
 from leanvit.export.verify import (
-    BF16_SQNR_DB,
     FLOAT_SQNR_DB,
-    LOW_BIT_SQNR_DB,
-    QUANTIZED_SQNR_DB,
     Evaluation,
     Origin,
+    least_ratios,
     leave_out_failed,
     require_passed,
     run_logits,
@@ -83,8 +82,8 @@ def export(
         with Bar(f"exporting {chosen}", 4) as bar:
             manifest, evaluation = _write_within_drop(job, labels, architecture, data or {}, bar)
             bar.advance(detail="measured")
-            manifest = _with_runtimes(manifest, available() if runtimes is None else runtimes)
-            manifest = sign(job.staging, manifest)
+            least = least_ratios(available() if runtimes is None else runtimes, manifest.minimum_sqnr_db)
+            manifest = sign(job.staging, dataclasses.replace(manifest, runtimes=least))
             checks = verify_bundle(job.staging, evaluation, _origin(model))
             if runtimes is None:
                 manifest, checks = leave_out_failed(manifest, checks)
@@ -126,7 +125,10 @@ def _write_within_drop(
         proto = lower(graph, job.preprocess, job.profile, lifted)
         expected = torch_logits(network, pixels, job.preprocess)
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
-        manifest = dataclasses.replace(_manifest(job, network, names, architecture, lifted), data=data)
+        manifest = dataclasses.replace(_manifest(job, names, architecture, lifted), data=data)
+        if isinstance(job.model, QuantizedModel):
+            least = least_sqnr_db(network, expected, lambda exact: torch_logits(exact, pixels, job.preprocess))
+            manifest = dataclasses.replace(manifest, minimum_sqnr_db=least)
         kept = records(pixels, names, job.preprocess)
         manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)
         if not lifted:
@@ -152,14 +154,6 @@ def _worst_first(job: _Job) -> list[str]:
     graph = job.model.graph
     integer = [name for name in job.model.plan if graph.sites[name].kind == "linear" or name in graph.outputs]
     return sorted(integer, key=lambda name: ratios.get(name, 0.0))
-
-
-def _with_runtimes(manifest: Manifest, runtimes: Sequence[Runtime]) -> Manifest:
-    """The manifest with the runtimes that the gate is to prove: ONNX Runtime and these."""
-    least: dict[str, float] = dict.fromkeys(("onnxruntime", *runtimes), manifest.minimum_sqnr_db)
-    if "openvino-bf16" in least:
-        least["openvino-bf16"] = min(manifest.minimum_sqnr_db, BF16_SQNR_DB)
-    return dataclasses.replace(manifest, runtimes=least)
 
 
 def _traced(model: nn.Module, preprocess: Preprocess) -> QuantGraph:
@@ -223,13 +217,14 @@ def _labels(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def torch_logits(network: nn.Module, pixels: imaging.Pixels, preprocess: Preprocess) -> Logits:
-    """Logits (N, classes) of a torch network for prepared images (N, H, W, 3) uint8."""
-    device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    """Logits (N, classes) float32 of a torch network, of float32 or float64, for prepared images (N, H, W, 3) uint8."""
+    tensors = (t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
+    like = next(tensors, torch.zeros(()))
     parts = [
-        network(to_input(torch.from_numpy(pixels[i : i + 64]), preprocess, device)).float().cpu().numpy()
+        network(to_input(torch.from_numpy(pixels[i : i + 64]), preprocess, like.device).to(like.dtype))
         for i in range(0, len(pixels), 64)
     ]
-    return np.concatenate(parts)
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def _evaluation(images: ImageSet | None, preprocess: Preprocess, float_top1: float | None) -> Evaluation | None:
@@ -254,27 +249,22 @@ def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
     return measured | ({"float_top1": evaluation.float_top1} if evaluation.float_top1 is not None else {})
 
 
-def _manifest(
-    job: _Job, network: nn.Module, labels: tuple[str, ...], architecture: str | None, lifted: list[str]
-) -> Manifest:
+def _manifest(job: _Job, labels: tuple[str, ...], architecture: str | None, lifted: list[str]) -> Manifest:
     model, preprocess = job.model, job.preprocess
     quantization: dict[str, Any] = {}
     plan: Plan = {}
-    minimum = FLOAT_SQNR_DB
     if isinstance(model, QuantizedModel):
         kept = ("config", "calibration", "smoothing_left_out", "unquantized", "average_weight_bits")
         quantization = {key: model.report[key] for key in kept} | {"max_drop": job.max_drop} | _quality(model)
         quantization["lifted"] = lifted
         plan = model.plan
-        below_8 = any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values())
-        minimum = LOW_BIT_SQNR_DB if below_8 else QUANTIZED_SQNR_DB
     name = architecture or getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return Manifest(
         architecture=name,
         profile=job.profile,
         labels=labels,
         preprocess=preprocess,
-        minimum_sqnr_db=minimum,
+        minimum_sqnr_db=FLOAT_SQNR_DB,
         simulated=job.profile == "accelerator",
         plan=plan,
         quantization=quantization,

@@ -25,21 +25,15 @@ from leanvit.export.detection_glue import (
 )
 from leanvit.export.operators import OPSET
 from leanvit.export.packing import without_metadata
-from leanvit.tasks.detect import LEVELS, Detector
+from leanvit.tasks.detect import BOX, LEVELS, MASK, PYRAMID, Detector
 from leanvit.tasks.features import STRIDES
+from leanvit.tasks.parts import PART_OUTPUTS
 
 IMAGES = "images"
 CELLS = "cells"
 MASK_SIDE = 28
 SMALLEST_DETECTION = 1e-2
 """Side in pixels below which RoIHeads.postprocess_detections removes a box; a literal there."""
-
-PART_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "pyramid": tuple(f"{name}_{level}" for name in ("map", "objectness", "deltas") for level in LEVELS),
-    "box": ("class_logits", "box_deltas"),
-    "mask": ("mask_logits",),
-}
-"""What each part's graph gives; the pyramid takes `images`, the others `cells`."""
 
 
 def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -> Any:
@@ -59,7 +53,7 @@ def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -
     onnx = require("onnx")
     _check_parts(parts, detector, size)
     renamed = {
-        name: onnx.compose.add_prefix(part, f"{name}.", rename_inputs=name != "pyramid") for name, part in parts.items()
+        name: onnx.compose.add_prefix(part, f"{name}.", rename_inputs=name != PYRAMID) for name, part in parts.items()
     }
     joined = _Joined(Glue(), renamed)
     anchors = _anchors(detector, size)
@@ -98,7 +92,7 @@ class _Joined:
 def _fill(joined: _Joined, detector: Detector, size: tuple[int, int], anchors: list[NDArray[np.float32]]) -> None:
     """GeneralizedRCNN.forward: pyramid, proposals, box part, detections, mask part."""
     glue, rpn, heads = joined.glue, detector.network.rpn, detector.network.roi_heads
-    values = joined.run("pyramid")
+    values = joined.run(PYRAMID)
     maps, objectness, deltas = (values[i : i + len(LEVELS)] for i in range(0, len(values), len(LEVELS)))
     levels = [Level(*each) for each in zip(maps, objectness, deltas, anchors, strict=True)]
     logits = [flat_objectness(glue, level) for level in levels]
@@ -106,9 +100,9 @@ def _fill(joined: _Joined, detector: Detector, size: tuple[int, int], anchors: l
     before, after = rpn._pre_nms_top_n["testing"], rpn._post_nms_top_n["testing"]
     how = _decoding(rpn.box_coder, size, rpn.min_size, rpn.nms_thresh)
     places = propose(glue, levels, logits, how, before=before, after=after)
-    order = pool(glue, levels, places, _pooling(heads.box_roi_pool), f"box.{CELLS}")
-    classes = _classes(joined.parts["box"])
-    class_logits, box_deltas = joined.run("box")
+    order = pool(glue, levels, places, _pooling(heads.box_roi_pool), f"{BOX}.{CELLS}")
+    classes = _classes(joined.parts[BOX])
+    class_logits, box_deltas = joined.run(BOX)
     found = detect(
         glue,
         bring_back(glue, class_logits, order, places, [classes + 1]),
@@ -125,8 +119,8 @@ def _fill(joined: _Joined, detector: Detector, size: tuple[int, int], anchors: l
 
 def _masks(joined: _Joined, levels: list[Level], found: Detections, detector: Detector) -> None:
     pooling = _pooling(detector.network.roi_heads.mask_roi_pool)
-    order = pool(joined.glue, levels, found.flat(joined.glue), pooling, f"mask.{CELLS}")
-    masks(joined.glue, joined.run("mask")[0], order, found, MASK_SIDE)
+    order = pool(joined.glue, levels, found.flat(joined.glue), pooling, f"{MASK}.{CELLS}")
+    masks(joined.glue, joined.run(MASK)[0], order, found, MASK_SIDE)
 
 
 def _decoding(coder: Any, size: tuple[int, int], smallest: float, overlap: float) -> Decoding:
@@ -175,7 +169,7 @@ def _outputs(onnx: Any, detector: Detector, anchors: int) -> list[Any]:
 
 
 def _check_parts(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -> None:
-    wanted = [name for name in PART_OUTPUTS if name != "mask" or detector.config.masks]
+    wanted = [name for name in PART_OUTPUTS if name != MASK or detector.config.masks]
     if sorted(parts) != sorted(wanted):
         raise ExportError(
             f"parts are {', '.join(sorted(parts)) or 'none'}, expected {', '.join(wanted)}. "
@@ -183,7 +177,7 @@ def _check_parts(parts: dict[str, Any], detector: Detector, size: tuple[int, int
         )
     for name, part in parts.items():
         _check_part(name, part)
-    given = tuple(dim.dim_value for dim in parts["pyramid"].graph.input[0].type.tensor_type.shape.dim[1:3])
+    given = tuple(dim.dim_value for dim in parts[PYRAMID].graph.input[0].type.tensor_type.shape.dim[1:3])
     if given != tuple(size):
         raise ExportError(f"part pyramid takes images of {given}, expected {tuple(size)}. Lower it at this size.")
 
@@ -194,7 +188,7 @@ def _check_part(name: str, part: Any) -> None:
         raise ExportError(f"part {name} has opset {opset}, expected {OPSET}. Lower it with leanvit's own OPSET.")
     inputs = [each.name for each in part.graph.input]
     outputs = {each.name for each in part.graph.output}
-    wanted = IMAGES if name == "pyramid" else CELLS
+    wanted = IMAGES if name == PYRAMID else CELLS
     if inputs != [wanted] or outputs != set(PART_OUTPUTS[name]):
         raise ExportError(
             f"part {name} has inputs {inputs} and outputs {sorted(outputs)}, expected ['{wanted}'] and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,25 @@ def golden_images(images: ImageSet | None, preprocess: Preprocess) -> list[bytes
     The first image is one of the data; charts and data alternate, because a server checks only the first two.
     """
     if images is None:
-        count = GOLDEN_IMAGES - CHARTS
-        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, preprocess.input_size)]
+        return golden_set(GOLDEN_IMAGES, preprocess.input_size)
+    return golden_set(GOLDEN_IMAGES, preprocess.input_size, len(images), images.encoded)
+
+
+def golden_set(
+    total: int, size: tuple[int, int], available: int = 0, read: Callable[[int], bytes] | None = None
+) -> list[bytes]:
+    """At most `total` encoded images for an input of `size` (height, width), CHARTS charts among the first.
+
+    read: gives image i of `available`; without any, synthetic ones take their place.
+    """
+    count = total - CHARTS
+    if read is None or not available:
+        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, size)]
     else:
         # Spread over the set, because image folders are sorted by class.
-        picks = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES - CHARTS, len(images))).astype(int)
-        plain = [images.encoded(int(i)) for i in dict.fromkeys(picks.tolist())]
-    for i, chart in enumerate(charts(CHARTS, preprocess.input_size)):
+        picks = np.linspace(0, available - 1, min(count, available)).astype(int)
+        plain = [read(int(i)) for i in dict.fromkeys(picks.tolist())]
+    for i, chart in enumerate(charts(CHARTS, size)):
         plain.insert(2 * i + 1, imaging.encode_png(chart))
     return plain
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from leanvit.engines import PACKAGES, RUNTIMES, available
 from leanvit.errors import BundleError, LeanvitError, VerificationError
 from leanvit.export.facts import Check, check_disjoint, check_facts, with_worst_sites
 from leanvit.export.graph import check_file
-from leanvit.progress import note
+from leanvit.progress import note, print_json, print_table
 from leanvit.runtime import (
     Logits,
     Manifest,
@@ -41,6 +41,8 @@ MAX_PIXEL_DIFFERENCE = 0.5
 MAX_RUNTIME_DROP = 0.5
 _ONLY_ONNXRUNTIME = "Use the bundle in ONNX Runtime only: export with --runtimes onnxruntime."
 BATCH_SIZES = (1, 3, 8)
+"""At which golden answers must be the same."""
+
 COUNTED = (".onnx", ".npz", ".data", ".xml", ".bin")
 
 
@@ -96,13 +98,19 @@ def verify_bundle(
         lambda: check_evaluation(predictor, evaluation),
         *(functools.partial(check_runtime, folder, runtime, evaluation) for runtime in others(manifest)),
     ]
+    return gate_result([*checks, *run_steps(steps)])
+
+
+def run_steps(steps: Iterable[Callable[[], list[Check]]]) -> list[Check]:
+    """The checks of every step, in order; one that raises is a check that failed, and the next are still made."""
+    checks: list[Check] = []
     for step in steps:
         try:
             checks += step()
         except Exception as error:  # a damaged file makes the runtime and NumPy raise what they like
             found = " ".join(str(error).split())[:300] or type(error).__name__
             checks.append(Check("run", False, found, "the bundle runs", "Export the model again."))
-    return gate_result(checks)
+    return checks
 
 
 def check_listed(folder: Path, manifest: Manifest) -> Check:
@@ -121,6 +129,16 @@ def gate_result(checks: list[Check]) -> dict[str, Any]:
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"passed": all(row["passed"] is not False for row in rows), "checks": rows}
+
+
+def print_verdict(result: dict[str, Any], where: str | Path, *, as_json: bool = False) -> None:
+    """Every check of a gate's verdict on standard output, as a table or as JSON."""
+    if as_json:
+        print_json(result)
+        return
+    words = {True: "passed", False: "FAILED", None: "not verified"}
+    rows = [[c["name"], words[c["passed"]], c["found"], c["expected"]] for c in result["checks"]]
+    print_table(f"verify {where}", ["check", "result", "found", "expected"], rows)
 
 
 def require_passed(result: dict[str, Any], where: str | Path) -> None:
@@ -157,7 +175,7 @@ def check_golden_file(folder: Path, manifest: Manifest) -> list[Check]:
     ]  # fmt: skip
 
 
-def check_preprocessing(predictor: Predictor, origin: Origin) -> list[Check]:
+def check_preprocessing(predictor: Preparing, origin: Origin) -> list[Check]:
     """Decoding, resizing and normalising are those that the golden logits were made with, to the pixel."""
     found = predictor.manifest.preprocess
     records = load_golden_records(predictor.folder)
@@ -192,6 +210,7 @@ class Preparing(Protocol):
     """A predictor of any task, as far as its preprocessing is checked."""
 
     folder: Path
+    manifest: Manifest
 
     def prepare(self, source: bytes, name: str | None = None) -> NDArray[np.uint8]:
         """Decode one image and bring it to the input size."""
@@ -293,6 +312,17 @@ def check_evaluation(predictor: Predictor, evaluation: Evaluation | None) -> lis
     checks += check_disjoint(manifest, evaluation.pixels)
     checks += _check_predicted_labels(manifest, logits, evaluation.labels)
     return checks or [Check("accuracy", True, f"{top1:.2f}% of {len(evaluation.labels)} images", "labelled images")]
+
+
+def least_ratios(runtimes: Iterable[Runtime], minimum: float) -> dict[str, float]:
+    """Least SQNR of golden answers in dB by runtime: `minimum`, or what bfloat16 leaves of it.
+
+    ONNX Runtime, in which all checks are made, is always among them.
+    """
+    least: dict[str, float] = dict.fromkeys(("onnxruntime", *runtimes), minimum)
+    if "openvino-bf16" in least:
+        least["openvino-bf16"] = min(minimum, BF16_SQNR_DB)
+    return least
 
 
 def others(manifest: Manifest) -> list[Runtime]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._cells import Cell, Grid, ParallelConv, as_map, as_tokens
+from leanvit.models._head import LinearHead
 
 DropPathRule = Literal["linear", "official"]
 
@@ -43,7 +44,7 @@ def check_lengths(**by_stage: Sequence[Any]) -> None:
             raise ConfigError(f"{name} has {len(values)} entries, expected {len(reference)}, as {first} has")
 
 
-class CellNet(nn.Module):
+class CellNet(LinearHead):
     """What ViTAE and ViTAEv2 share: a list of stages, pooling, a classifier, timm's contract.
 
     A subclass sets `stages` and `feature_info` and then calls `_finish`. `forward_intermediates` counts
@@ -52,7 +53,6 @@ class CellNet(nn.Module):
 
     stages: nn.ModuleList
     feature_info: list[dict[str, Any]]
-    pools: tuple[str, ...] = ("", "avg", "avgmax", "max")
     num_prefix_tokens = 0
 
     def _finish(self, num_classes: int, num_features: int, in_chans: int, global_pool: str, drop: float) -> None:
@@ -63,17 +63,12 @@ class CellNet(nn.Module):
         self.global_pool = self._checked_pool(global_pool)
         self.fc_norm: nn.Module = nn.Identity()
         self.head_drop = nn.Dropout(drop)
-        self.head: nn.Module = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = nn.Linear(num_features, num_classes) if num_classes > 0 else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    def _checked_pool(self, pool: str) -> str:
-        if pool not in self.pools:
-            raise ConfigError(f"global_pool is {pool!r}, expected one of {list(self.pools)}")
-        return pool
 
     def no_weight_decay(self) -> set[str]:
         """Full names of the parameters that weight decay must leave alone."""
@@ -93,22 +88,6 @@ class CellNet(nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Accepted for timm's contract: no weight depends on the image size."""
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` (0: none)."""
-        if global_pool is not None:
-            self.global_pool = self._checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = next(self.parameters())
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes > 0
-            else nn.Identity()
-        )
 
     def fuse_(self) -> Self:
         """Inference form, in place: BatchNorm folded into convolutions, their weights channels-last.

@@ -1,4 +1,4 @@
-"""What ReViT, ReMViTv2 and ReSwin share behind their last block: the choice of pooling, and one linear layer."""
+"""What five architectures share behind their last block: a choice of pooling, and one linear layer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from leanvit.errors import ConfigError
-from leanvit.models._attention import ResidualModel
 
 POOLS = ("", "avg", "avgmax", "max")
 
 
-class ResidualClassifier(ResidualModel):
-    """A network with attention residuals whose pooled tokens go through one linear layer, `head`."""
+class LinearHead(nn.Module):
+    """A network whose pooled tokens go through one linear layer, `head`."""
 
     head: nn.Module
     num_features: int

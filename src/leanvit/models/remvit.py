@@ -26,8 +26,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models._attention import Alpha, AlphaMode, Grid
-from leanvit.models._head import ResidualClassifier, residual_cfg
+from leanvit.models._attention import Alpha, AlphaMode, Grid, ResidualModel
+from leanvit.models._head import LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pooling_attention import Carried, PoolingAttention
 
@@ -96,7 +96,7 @@ class MultiscaleBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), new_grid, carried
 
 
-class ReMViT(ResidualClassifier):
+class ReMViT(ResidualModel, LinearHead):
     """ReMViTv2 image classifier.
 
     depths: blocks per stage; width and heads double and queries are pooled by 2 where a stage but the first

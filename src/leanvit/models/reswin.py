@@ -35,12 +35,13 @@ from leanvit.models._attention import (
     Alpha,
     AlphaMode,
     Grid,
+    ResidualModel,
     Windows,
     make_windows,
     match_by_index,
     match_by_pair,
 )
-from leanvit.models._head import ResidualClassifier, residual_cfg
+from leanvit.models._head import LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 from leanvit.models._window_attention import WindowAttention
@@ -180,7 +181,7 @@ class Stage(nn.Module):
         return (x[:, :rows, :columns] if down or right else x), carried
 
 
-class ReSwin(ResidualClassifier):
+class ReSwin(ResidualModel, LinearHead):
     """ReSwin image classifier.
 
     window_size: tokens along a side of a window; a stage whose grid at `img_size` is smaller takes its size.

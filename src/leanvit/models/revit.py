@@ -41,11 +41,12 @@ from leanvit.models._attention import (
     AlphaMode,
     Grid,
     History,
+    ResidualModel,
     blockwise_attention,
     residual_attention_,
     residual_logits,
 )
-from leanvit.models._head import POOLS, ResidualClassifier, residual_cfg
+from leanvit.models._head import POOLS, LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 
@@ -154,7 +155,7 @@ class ResidualBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), carried
 
 
-class ReViT(ResidualClassifier):
+class ReViT(ResidualModel, LinearHead):
     """ReViT image classifier.
 
     alpha: "learned" (one scalar, the paper's), "per_layer" (one per layer above the first), "fixed"

@@ -7,17 +7,22 @@ grid of its output is set with the others; a profile that runs the convolution i
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from leanvit.quant.graph import QuantGraph, Site, aten, end_sites, node_argument, quantizer_of
+from leanvit.quant.graph import QuantGraph, Site, aten, last_sites, node_argument, quantizer_of
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.search import fit_tensor
 
 OUTPUT_BITS = 8
 MIN_CHANNELS = 16
-"""Channels in and out below which codes cost more than an integer convolution gains."""
+MIN_MACS = 2**20
+MIN_INTENSITY = 64
+"""Channels in and out, multiply-adds for an image, and those for each value read or written, below which turning values
+into codes and back costs about what an integer convolution gains; every grid costs accuracy, too."""
 
 RELU = aten.relu.default
 
@@ -28,23 +33,26 @@ def output_node(convolution: Node) -> Node:
     return users[0] if len(users) == 1 and users[0].target is RELU else convolution
 
 
-def wants_output_codes(graph: QuantGraph, site: Site, ends: set[str]) -> bool:
-    """Whether a site is a dense convolution inside the network, one that gains from integers.
+def wants_output_codes(graph: QuantGraph, site: Site, last: set[str]) -> bool:
+    """Whether a site is a dense and large convolution inside the network, one that gains from integers.
 
-    Not those in groups, whose float kernels are faster (depthwise ones too), and not those at the network's ends:
-    logits would become coarse.
+    Not those in groups, whose float kernels are faster (depthwise ones too), and not the last ones: logits would
+    become coarse.
     """
-    if site.kind != "conv2d" or site.name in ends:
+    if site.kind != "conv2d" or site.name in last:
         return False
     node = graph.node(site.node)
     in_groups = len(node.args) > 6 and node.args[6] != 1
-    return not in_groups and min(site.weight_shape[:2]) >= MIN_CHANNELS
+    small = min(site.weight_shape[:2]) < MIN_CHANNELS or site.macs < MIN_MACS
+    # What it gives has as many values as the multiply-adds have weights' fan-in.
+    values = sum(site.elements) + site.macs // math.prod(site.weight_shape[1:])
+    return not in_groups and not small and site.macs >= MIN_INTENSITY * values
 
 
 def sites_with_outputs(graph: QuantGraph) -> dict[str, str]:
     """Names of the nodes whose grid is wanted, and of the convolution behind each."""
-    ends = end_sites(graph)
-    sites = [site for site in graph.sites.values() if wants_output_codes(graph, site, ends)]
+    last = last_sites(graph)
+    sites = [site for site in graph.sites.values() if wants_output_codes(graph, site, last)]
     return {output_node(graph.node(site.node)).name: site.name for site in sites}
 
 

@@ -7,8 +7,9 @@ from leanvit.scenes.types import (
     Found,
     Instance,
     KeypointScheme,
+    Outputs,
     Scene,
     SceneSet,
 )
 
-__all__ = ["IGNORED", "BoolMask", "ClassMap", "Found", "Instance", "KeypointScheme", "Scene", "SceneSet"]
+__all__ = ["IGNORED", "BoolMask", "ClassMap", "Found", "Instance", "KeypointScheme", "Outputs", "Scene", "SceneSet"]

@@ -262,7 +262,7 @@ def write_coco(scene_set: SceneSet, json_path: str | Path, images_folder: str | 
     and mirrored pairs that the names of the keypoints don't tell stand in the category as 'sigmas' and 'swapped'.
     Raises DataError where a picture is elsewhere, EnvironmentProblem where the file can't be written.
     """
-    ids = _category_ids(scene_set)
+    ids = scene_set.coco_ids
     found = [(scene, instance) for scene in scene_set.scenes for instance in scene.instances]
     document = {
         "images": [_image_entry(scene, Path(images_folder)) for scene in scene_set.scenes],
@@ -276,10 +276,6 @@ def write_coco(scene_set: SceneSet, json_path: str | Path, images_folder: str | 
         ],
     }
     write_atomic(Path(json_path), json.dumps(document, allow_nan=False).encode())
-
-
-def _category_ids(scene_set: SceneSet) -> tuple[int, ...]:
-    return scene_set.category_ids or tuple(range(1, len(scene_set.classes) + 1))
 
 
 def _image_entry(scene: Scene, folder: Path) -> dict[str, Any]:
@@ -326,7 +322,7 @@ def results_to_coco(scene_set: SceneSet, found: Mapping[int, Sequence[Found]]) -
     bbox is x, y, width, height in pixels; masks become compressed run lengths; keypoints a flat list of x, y, score.
     Raises DataError for an image id or a label that `scene_set` does not have.
     """
-    ids = _category_ids(scene_set)
+    ids = scene_set.coco_ids
     known = {scene.image_id for scene in scene_set.scenes}
     unknown = [number for number in found if number not in known]
     if unknown:

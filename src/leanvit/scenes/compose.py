@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leanvit.config import DataComposeConfig, from_dict, load_yaml, save_yaml
-from leanvit.errors import ConfigError, DataError, require
+from leanvit.errors import ConfigError, DataError
 from leanvit.files import explain_os_error, write_atomic
 from leanvit.imaging import Pixels
 from leanvit.progress import Bar
 from leanvit.scenes.garments import UNIT, Cutout, CutoutSet, load_cutouts, load_garments
+from leanvit.scenes.masks import encode_mask
 from leanvit.scenes.photos import PHOTOS, SPLITS, Split, crop_background, load_photos
 from leanvit.scenes.types import BoolMask, ClassMap, KeypointScheme
 
@@ -90,12 +91,6 @@ class Composed:
             result["keypoints"] = [value for point in points for value in point]
             result["num_keypoints"] = sum(point[2] > 0 for point in points)
         return result
-
-
-def encode_mask(mask: BoolMask) -> dict[str, Any]:
-    """COCO's run lengths of a (height, width) bool mask, as JSON takes them."""
-    encoded = require("pycocotools.mask").encode(np.asfortranarray(mask, np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
 
 
 def keypoint_entry(

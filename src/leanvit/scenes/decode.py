@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from leanvit.scenes.letterbox import GREY, Pixels, Placement, to_picture
+from leanvit.imaging import GREY, Pixels
+from leanvit.scenes.letterbox import Placement, to_picture
 from leanvit.scenes.types import ClassMap, Found
 
 Box = tuple[float, float, float, float]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from leanvit.scenes.letterbox import Pixels
+from leanvit.imaging import Pixels
 from leanvit.scenes.types import BoolMask, ClassMap, Found, KeypointScheme
 
 MIN_WIDTH = 480

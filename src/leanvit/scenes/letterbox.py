@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from leanvit.config import Interpolation, Preprocess
+from leanvit.imaging import Pixels, letterboxed_size, resize
 from leanvit.scenes.types import IGNORED, ClassMap
 
-GREY = 114
-"""Level of the padding in all three channels."""
-
-Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 
@@ -39,24 +37,21 @@ class Placement:
 def place(picture_size: tuple[int, int], size: tuple[int, int]) -> Placement:
     """Where `letterbox` puts a picture; both sizes are (height, width) in pixels."""
     height, width = picture_size
-    scale = min(size[0] / height, size[1] / width)
     # Rounding makes the two axes differ a little, so coordinates follow the size that the picture really got.
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    tall, wide = letterboxed_size(picture_size, size)
     return Placement((wide / width, tall / height), (tall, wide), size)
 
 
-def letterbox(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear") -> tuple[Pixels, Placement]:
+def letterbox(
+    pixels: Pixels, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> tuple[Pixels, Placement]:
     """Resize a picture into `size` with its aspect ratio kept, the rest grey.
 
     pixels: (height, width, 3) uint8. size: (height, width) of the result. interpolation: a filter of Pillow; it is
     widened where the picture shrinks. Returns (*size, 3) uint8 and where the picture lies in it.
     """
-    placement = place(pixels.shape[:2], size)
-    tall, wide = placement.size
-    resized = Image.fromarray(pixels).resize((wide, tall), Image.Resampling[interpolation.upper()])
-    padded = np.full((*size, 3), GREY, np.uint8)
-    padded[:tall, :wide] = np.asarray(resized)
-    return padded, placement
+    preprocess = Preprocess(size, interpolation=interpolation, crop_mode="letterbox")
+    return resize(pixels, preprocess), place(pixels.shape[:2], size)
 
 
 def letterbox_map(class_map: ClassMap, size: tuple[int, int]) -> ClassMap:

@@ -79,18 +79,18 @@ class CocoScores:
             truth, truth.loadRes(self._answers), self.kind, kpt_oks_sigmas=list(scheme.sigmas) if scheme else None
         )
         # The package leaves out classes without objects for keypoints only; here the place of a class is fixed.
-        categories = sorted(_category_ids(self.scene_set))
+        categories = sorted(self.scene_set.coco_ids)
         evaluation.params.catIds = categories
         evaluation.run()
         return {**_summary(evaluation.stats, self.kind), "per_class": self._per_class(evaluation, categories)}
 
     def _per_class(self, evaluation: Any, categories: list[int]) -> dict[str, float | None]:
         precision = evaluation.eval["precision"][0, :, :, 0, -1].mean(axis=0)
-        place = [categories.index(category) for category in _category_ids(self.scene_set)]
+        place = [categories.index(category) for category in self.scene_set.coco_ids]
         return {name: _known(precision[k]) for name, k in zip(self.scene_set.classes, place, strict=True)}
 
     def _truth(self) -> dict[str, Any]:
-        categories = _category_ids(self.scene_set)
+        categories = self.scene_set.coco_ids
         pairs = [(scene, instance) for scene in self.scene_set.scenes for instance in scene.instances]
         return {
             "images": [{"id": s.image_id, "height": s.size[0], "width": s.size[1]} for s in self.scene_set.scenes],
@@ -128,7 +128,7 @@ class CocoScores:
         _check_found(scene, one, len(self.scene_set.classes))
         entry: dict[str, Any] = {
             "image_id": scene.image_id,
-            "category_id": _category_ids(self.scene_set)[one.label],
+            "category_id": self.scene_set.coco_ids[one.label],
             "score": one.score,
         }
         if self.kind == "bbox":
@@ -136,10 +136,6 @@ class CocoScores:
         if self.kind == "segm":
             return {**entry, "segmentation": _run_lengths(scene, one)}
         return {**entry, "keypoints": _flat_keypoints(scene, one, self.scene_set.keypoints)}
-
-
-def _category_ids(scene_set: SceneSet) -> tuple[int, ...]:
-    return scene_set.category_ids or tuple(range(1, len(scene_set.classes) + 1))
 
 
 def _corner_and_sides(box: tuple[float, float, float, float]) -> list[float]:

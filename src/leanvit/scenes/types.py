@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 BoolMask = NDArray[np.bool_]
 ClassMap = NDArray[np.uint8]
+Outputs = dict[str, NDArray[Any]]
+"""A network's raw answers for B pictures by name. detect: boxes (B, D, 4), scores (B, D), labels (B, D) from 0, and
+with task "segment" masks (B, D, 28, 28), score 0 where there is no more; semantic: logits (B, classes, h, w); pose:
+heatmaps (B, keypoints, h, w)."""
+
 IGNORED = 255
 """Value of a class map where no class is known; such pixels take no part in loss or metric."""
 
@@ -83,6 +88,11 @@ class SceneSet:
     keypoints: KeypointScheme | None = None
     map_values: dict[int, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    @property
+    def coco_ids(self) -> tuple[int, ...]:
+        """Category ids for a COCO file, in the order of the classes; from 1 where the annotations had none."""
+        return self.category_ids or tuple(range(1, len(self.classes) + 1))
 
 
 @dataclass(frozen=True)

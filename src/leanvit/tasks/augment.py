@@ -19,9 +19,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from leanvit.errors import ConfigError
+from leanvit.imaging import GREY, Pixels
 from leanvit.scenes import IGNORED
 from leanvit.scenes.decode import Box, crop_region
-from leanvit.scenes.letterbox import GREY, Pixels
 
 MIN_SIDE = 2.0
 MIN_SHARE = 0.1

@@ -8,23 +8,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo, find_checkpoint, info_from_metadata, load_weights, read_tensors
 from leanvit.config import TaskTrainConfig, from_dict, to_dict
 from leanvit.config.tasks import Task
 from leanvit.errors import CheckpointError
-from leanvit.scenes import KeypointScheme
+from leanvit.scenes import KeypointScheme, Outputs
 from leanvit.tasks.detect import Detector, DetectorConfig
 from leanvit.tasks.features import BackboneConfig, Features
 from leanvit.tasks.pose import PoseConfig, PoseNetwork
 from leanvit.tasks.segment import Segmenter, SegmenterConfig
-
-Outputs = dict[str, NDArray[Any]]
-"""Raw answers for B pictures by name. detect: boxes (B, D, 4), scores (B, D), labels (B, D) from 0, and with task
-"segment" masks (B, D, 28, 28), score 0 where there is no more; semantic: logits (B, classes, h, w); pose: heatmaps
-(B, keypoints, h, w)."""
 
 OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
     "detect": ("boxes", "scores", "labels"),
@@ -66,11 +60,6 @@ def features_of(network: nn.Module) -> Features:
     """The backbone of a task's network."""
     part = network.pyramid if isinstance(network, Detector) else network
     return cast(Features, part.features)
-
-
-def scheme_of(info: CheckpointInfo) -> KeypointScheme | None:
-    """The keypoints of a pose network."""
-    return from_dict(KeypointScheme, info.keypoints, "keypoints") if info.keypoints else None
 
 
 def keypoints_of(scheme: KeypointScheme | None) -> dict[str, Any] | None:

@@ -27,6 +27,9 @@ LEVELS = [str(i) for i in range(len(STRIDES))]
 CANONICAL_SIZE = 28
 """An object of this many anchor scales belongs to the third level: 28 x 8 = 224 px, as in FPN's equation 1."""
 
+PYRAMID, BOX, MASK = "pyramid", "box", "mask"
+"""Names of a detector's parts."""
+
 BOX_CELLS = 7
 MASK_CELLS = 14
 
@@ -124,19 +127,19 @@ class Detector(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """The three networks without data-dependent shapes; they share this detector's weights."""
-        parts: dict[str, nn.Module] = {"pyramid": PyramidPart(self), "box": BoxPart(self)}
-        return parts | ({"mask": MaskPart(self)} if self.config.masks else {})
+        parts: dict[str, nn.Module] = {PYRAMID: PyramidPart(self), BOX: BoxPart(self)}
+        return parts | ({MASK: MaskPart(self)} if self.config.masks else {})
 
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         """Run `parts` (of the same interface, e.g. quantized) instead of this detector's own networks."""
         levels = len(LEVELS)
-        self.network.backbone = _Replaced(parts["pyramid"], self.pyramid.out_channels)
+        self.network.backbone = _Replaced(parts[PYRAMID], self.pyramid.out_channels)
         self.network.rpn.head = _Remembered(self.network.backbone, levels)
         self.network.roi_heads.box_head = nn.Identity()
-        self.network.roi_heads.box_predictor = parts["box"]
-        if "mask" in parts:
+        self.network.roi_heads.box_predictor = parts[BOX]
+        if MASK in parts:
             self.network.roi_heads.mask_head = nn.Identity()
-            self.network.roi_heads.mask_predictor = parts["mask"]
+            self.network.roi_heads.mask_predictor = parts[MASK]
 
 
 def _pool(cells: int, config: DetectorConfig) -> MultiScaleRoIAlign:

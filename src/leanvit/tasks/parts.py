@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.tasks.build import OUTPUT_NAMES
-from leanvit.tasks.detect import BOX_CELLS, LEVELS, MASK_CELLS, Detector
+from leanvit.tasks.detect import BOX, BOX_CELLS, LEVELS, MASK, MASK_CELLS, PYRAMID, Detector
 
 WHOLE = "network"
 """Name of the one part of a network that is not cut."""
 
 PART_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "pyramid": tuple(f"{name}_{level}" for name in ("map", "objectness", "deltas") for level in LEVELS),
-    "box": ("class_logits", "box_deltas"),
-    "mask": ("mask_logits",),
+    PYRAMID: tuple(f"{name}_{level}" for name in ("map", "objectness", "deltas") for level in LEVELS),
+    BOX: ("class_logits", "box_deltas"),
+    MASK: ("mask_logits",),
 }
+"""What the parts of a detector give; the pyramid takes images, the others cells of it."""
 
 CELLS_KEPT = 512
 """Cut-outs of the pyramid on which box and mask heads are calibrated."""
@@ -37,8 +38,8 @@ def output_names(part: str, info: CheckpointInfo) -> tuple[str, ...]:
 
 def example_of(part: str, info: CheckpointInfo) -> Tensor:
     """An input of a part: (2, 3, H, W), or (2, C, cells, cells) of the pyramid."""
-    if part in ("box", "mask"):
-        side = BOX_CELLS if part == "box" else MASK_CELLS
+    if part in (BOX, MASK):
+        side = BOX_CELLS if part == BOX else MASK_CELLS
         return torch.zeros(2, info.head["channels"], side, side)
     return torch.zeros(2, 3, *info.preprocess.input_size)
 
@@ -61,8 +62,8 @@ def part_inputs(network: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tenso
     if not isinstance(network, Detector):
         return {WHOLE: x}
     heads = network.network.roi_heads
-    seen: dict[str, list[Tensor]] = {"box": [], "mask": []}
-    pools: dict[str, Any] = {"box": heads.box_roi_pool, "mask": heads.mask_roi_pool}
+    seen: dict[str, list[Tensor]] = {BOX: [], MASK: []}
+    pools: dict[str, Any] = {BOX: heads.box_roi_pool, MASK: heads.mask_roi_pool}
     hooks = [
         pool.register_forward_hook(lambda _m, _a, output, name=name: seen[name].append(output))
         for name, pool in pools.items()
@@ -75,7 +76,7 @@ def part_inputs(network: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tenso
         for hook in hooks:
             hook.remove()
     generator = torch.Generator().manual_seed(seed)
-    inputs = {"pyramid": x}
+    inputs = {PYRAMID: x}
     for name in network.parts():
         if name in seen:
             cells = torch.cat(seen[name])

@@ -16,7 +16,7 @@ from leanvit.config.tasks import Task
 from leanvit.errors import DataError, ImageError
 from leanvit.scenes import BoolMask, Instance, Scene, SceneSet
 from leanvit.scenes.decode import Box, crop_region, pose_region
-from leanvit.scenes.letterbox import Pixels, Placement, letterbox
+from leanvit.scenes.letterbox import Placement, letterbox
 from leanvit.scenes.maps import load_map
 from leanvit.scenes.masks import decode_mask
 from leanvit.tasks.augment import (
@@ -71,7 +71,7 @@ class Pictures:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        self._pixels: dict[int, Pixels] = {}
+        self._pixels: dict[int, imaging.Pixels] = {}
         self._masks: dict[int, NDArray[np.uint8]] = {}
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
@@ -80,7 +80,7 @@ class Pictures:
         """The samples of pose."""
         return pose_objects(self.scene_set)
 
-    def pixels(self, index: int) -> Pixels:
+    def pixels(self, index: int) -> imaging.Pixels:
         """Scene `index`: (height, width, 3) uint8. Raises ImageError, also where it has not the annotated size."""
         kept = self._pixels.get(index)
         return kept if kept is not None else self._keep(self._pixels, index, _read_pixels(self._scene(index)))
@@ -107,7 +107,7 @@ class Pictures:
             return kept
         return self._keep(self._maps, index, np.array(load_map(self._scene(index), self.scene_set)))
 
-    def _keep(self, store: dict[int, Pixels], index: int, value: Pixels) -> Pixels:
+    def _keep(self, store: dict[int, imaging.Pixels], index: int, value: imaging.Pixels) -> imaging.Pixels:
         if self.keep:
             store[index] = value
         return value
@@ -116,7 +116,7 @@ class Pictures:
         return self.scene_set.scenes[index]
 
 
-def _read_pixels(scene: Scene) -> Pixels:
+def _read_pixels(scene: Scene) -> imaging.Pixels:
     # A copy, for torch wants memory that may be written to.
     pixels = np.array(imaging.decode(scene.path).pixels)
     if pixels.shape[:2] != scene.size:

@@ -16,7 +16,7 @@ from leanvit.checkpoint import CHECKPOINT_NAME, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, save_yaml
 from leanvit.data import ImageSet, Loader, load_split, to_input
 from leanvit.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
-from leanvit.errors import CheckpointError, ConfigError, NumericalError
+from leanvit.errors import ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
 from leanvit.progress import Bar, note, silence
 from leanvit.train.accuracy import Accuracy, evaluate
@@ -26,7 +26,7 @@ from leanvit.train.logs import Tracker, open_trackers, write_history
 from leanvit.train.optimizer import balanced_weights, freeze, learning_rate, make_optimizer, set_learning_rate
 from leanvit.train.processes import Processes, connected, from_environment, shard, without_sync, wrap
 from leanvit.train.setup import autocast_dtype, build_model, pick_device, some_of_each_class
-from leanvit.train.state import LAST_NAME, Conditions, Progress, differences, load_state, read_state, save_state
+from leanvit.train.state import Conditions, Progress, restore_state, save_state
 
 BAD_BATCH_NAME = "nan_batch.safetensors"
 
@@ -329,23 +329,12 @@ class Trainer:
             save_state(self.folder, progress, self.learner, self.optimizer, self._averaged, writes=writes)
 
     def _restore(self) -> None:
-        path = self.folder / LAST_NAME
-        found = read_state(self.folder)
-        if found is None:
-            note(f"{path} does not exist yet: training starts at epoch 1")
+        progress = restore_state(self.folder, self.progress, self.learner, self.optimizer, self._averaged)
+        if progress is None:
             return
-        tensors, progress, scalars = found
-        if progress.architecture != self.info.architecture:
-            raise CheckpointError(
-                f"{path} is of {progress.architecture}, not of {self.info.architecture}. Check --model."
-            )
-        load_state(path, tensors, scalars, self.learner, self.optimizer, self._averaged)
         if progress.scaler:
             self.scaler.load_state_dict(progress.scaler)
-        here = self.progress.conditions
-        for difference in differences(progress.conditions, here) if self.processes.first else ():
-            note(f"{difference}: the weights will not be those of an uninterrupted run to the last bit")
-        self.progress = replace(progress, conditions=here)
+        self.progress = progress
         if self.processes.first:
             # A kill between the state and the logs has left these one epoch behind.
             write_history(self.folder, progress.history, self._summary())

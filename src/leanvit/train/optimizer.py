@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leanvit.checkpoint import classifier_prefixes
-from leanvit.config import TrainConfig
+from leanvit.config import TaskTrainConfig, TrainConfig
 from leanvit.errors import ConfigError, did_you_mean
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: TrainConfig | TaskTrainConfig, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up, then a cosine to `min_lr`: a pure function of the step."""
     warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
     total = max(warmup + 1, config.epochs * steps_per_epoch)
@@ -38,14 +38,22 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *extra: nn.Module) -> 
     extra: modules beside the model that learn at the full rate, such as projections of feature hints.
     Raises ConfigError for an optimizer that timm doesn't know.
     """
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if config.opt not in list_optimizers():
-        raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
     groups = cast(list[dict[str, Any]], _groups(model, config))
     added = [p for module in extra for p in module.parameters()]
     if added:
         groups.append({"params": added, "weight_decay": 0.0})
+    return optimizer_of(groups, config)
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: TrainConfig | TaskTrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer `config.opt` for groups of parameters that name their own decay.
+
+    Raises ConfigError for an optimizer that timm doesn't know.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.opt not in list_optimizers():
+        raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
     optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, config.opt, config.lr, 0.0, config.momentum)
     return optimizer
 

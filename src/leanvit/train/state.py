@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from leanvit.checkpoint import digest, load_weights, read_tensors, whole
 from leanvit.config import from_dict
 from leanvit.errors import CheckpointError, ConfigError
 from leanvit.files import write_atomic
+from leanvit.progress import note
 from leanvit.train.accuracy import Accuracy
 from leanvit.train.optimizer import parameter_names
+from leanvit.train.processes import from_environment
 
 LAST_NAME = "last.safetensors"
 
@@ -128,6 +130,35 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any
             f"with --initial-checkpoint {path.with_name('model.safetensors')}."
         ) from error
     return tensors, progress, optimizer
+
+
+def restore_state(
+    folder: Path,
+    start: Progress,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
+) -> Progress | None:
+    """Put the last save in `folder` back and say what differs from then; None, with a remark, where there is none.
+
+    start: progress of the run before its first step, with its architecture and conditions. Returns the progress of
+    the save under the conditions of `start`. Raises CheckpointError where the save is damaged or of another network.
+    """
+    path = folder / LAST_NAME
+    found = read_state(folder)
+    if found is None:
+        note(f"{path} does not exist yet: training starts at epoch 1")
+        return None
+    tensors, progress, scalars = found
+    if progress.architecture != start.architecture:
+        raise CheckpointError(
+            f"{path} is of {progress.architecture}, not of {start.architecture}. Check --model and --task."
+        )
+    load_state(path, tensors, scalars, learner, optimizer, average)
+    # Every process restores, one of them says so.
+    for difference in differences(progress.conditions, start.conditions) if from_environment().first else ():
+        note(f"{difference}: the weights will not be those of an uninterrupted run to the last bit")
+    return replace(progress, conditions=start.conditions)
 
 
 def load_state(

@@ -1,0 +1,51 @@
+"""How exactly the answers of a quantized network are defined: the rest is rounding, which no file can repeat.
+
+A value near the middle between two codes falls to one or the other by the last bit of a float sum, and a deep network
+makes more of that. The same simulation in float64 shows how far answers move by it; a runtime, whose sums have another
+order, can't be asked for less.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import GraphModule
+
+from leanvit.export.lower import activation_quantizers
+from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
+from leanvit.runtime import sqnr_db
+
+MARGIN_DB = 3.0
+"""A runtime's answers and those of the simulation are each so far from the truth."""
+
+
+def in_double(network: nn.Module) -> nn.Module:
+    """A copy that computes in float64, also where its graph asks for float32 by name."""
+    copied = copy.deepcopy(network).double()
+    for module in copied.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.args = tuple(torch.float64 if value is torch.float32 else value for value in node.args)
+                node.kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in node.kwargs.items()}
+            module.recompile()
+    return copied
+
+
+def least_sqnr_db(
+    network: nn.Module, answers: NDArray[np.float32], ask: Callable[[nn.Module], NDArray[np.float32]]
+) -> float:
+    """The least SQNR in dB that the gate asks of a quantized network's golden answers in a runtime.
+
+    network: the simulation in its executed form, float32. answers: (N, ...) that it gave. ask: gives the answers of
+    a network of float64. QUANTIZED_SQNR_DB where all activations have 8 bits, less where rounding alone moves the
+    answers further; never below LOW_BIT_SQNR_DB.
+    """
+    if any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values()):
+        return LOW_BIT_SQNR_DB
+    exact = ask(in_double(network))
+    return max(LOW_BIT_SQNR_DB, min(QUANTIZED_SQNR_DB, round(sqnr_db(exact, answers) - MARGIN_DB, 1)))

@@ -1,0 +1,78 @@
+"""What the gate asks of a quantized network: less where rounding alone moves the answers, and no less than that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leanvit.config import MPTQConfig
+from leanvit.export.rounding import in_double, least_sqnr_db
+from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
+from leanvit.quant import quantize
+from leanvit.quant.quantizers import ActivationQuantizer
+from leanvit.runtime import sqnr_db
+
+
+class Casting(nn.Module):
+    """Asks for float32 by name, as softmax in half precision does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).mean(2)
+        return self.head(x.to(torch.float32).softmax(-1, dtype=torch.float32))
+
+
+def ask(network: nn.Module, x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return network(x.to(next(iter(network.buffers())).dtype)).float().numpy()
+
+
+def test_a_copy_in_double_computes_in_double() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 8, 8)
+    module = quantize(Casting(), x, MPTQConfig()).module
+    exact = in_double(module)
+    with torch.no_grad():
+        assert exact(x.double()).dtype == torch.float64
+    assert module(x).dtype == torch.float32
+    assert sqnr_db(ask(exact, x), ask(module, x)) > 60
+
+
+class Ties(nn.Module):
+    """Two codes far apart; every value lies between them, where the last bit decides."""
+
+    def __init__(self, bits: int = 8, scale: float = 1.0) -> None:
+        super().__init__()
+        self.quantizer = ActivationQuantizer(bits)
+        self.quantizer.set_parameters(torch.tensor(scale), torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.full_like(x, 0.5) if x.dtype == torch.float32 else torch.full_like(x, 0.5) * (1 + 1e-9)
+        return self.quantizer(halves) + 10 * torch.sign(x)
+
+
+def test_rounding_that_moves_the_answers_is_not_asked_of_a_runtime() -> None:
+    x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    network = Ties()
+    # In float32 0.5 rounds to 0, half to even; in float64 it is a little more and rounds to 1: noise 1 on signal 100.
+    found = least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x))
+    assert found == pytest.approx(20.04 - 3, abs=3.0)
+    assert found >= LOW_BIT_SQNR_DB
+
+
+def test_exact_answers_are_asked_for_in_full() -> None:
+    x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    network = Ties(scale=1e-3)
+    assert least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x)) == QUANTIZED_SQNR_DB
+
+
+def test_few_bits_are_asked_for_less() -> None:
+    x = torch.randn(4, 10)
+    network = Ties(bits=4, scale=0.1)
+    assert least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x)) == LOW_BIT_SQNR_DB
