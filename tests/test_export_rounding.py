@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
+from leanvit.downstream.golden import LEAST_SHARE, MATCHED_SHARE, SHARE_MARGIN, golden_records, least_share
 from leanvit.export.rounding import in_double, least_sqnr_db
 from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
 from leanvit.quant import quantize
@@ -61,7 +62,7 @@ def test_rounding_that_moves_the_answers_is_not_asked_of_a_runtime() -> None:
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     network = Ties()
     # In float32 0.5 rounds to 0, half to even; in float64 it is a little more and rounds to 1: noise 1 on signal 100.
-    found = least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x))
+    found = least_sqnr_db(network, sqnr_db(ask(in_double(network), x), ask(network, x)))
     assert found == pytest.approx(20.04 - 3, abs=3.0)
     assert found >= LOW_BIT_SQNR_DB
 
@@ -69,10 +70,29 @@ def test_rounding_that_moves_the_answers_is_not_asked_of_a_runtime() -> None:
 def test_exact_answers_are_asked_for_in_full() -> None:
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     network = Ties(scale=1e-3)
-    assert least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x)) == QUANTIZED_SQNR_DB
+    assert least_sqnr_db(network, sqnr_db(ask(in_double(network), x), ask(network, x))) == QUANTIZED_SQNR_DB
 
 
 def test_few_bits_are_asked_for_less() -> None:
     x = torch.randn(4, 10)
     network = Ties(bits=4, scale=0.1)
-    assert least_sqnr_db(network, ask(network, x), lambda exact: ask(exact, x)) == LOW_BIT_SQNR_DB
+    assert least_sqnr_db(network, sqnr_db(ask(in_double(network), x), ask(network, x))) == LOW_BIT_SQNR_DB
+
+
+def found_objects(count: int, moved: int) -> dict[str, np.ndarray]:
+    """One picture's objects in a row of squares, the first `moved` of them elsewhere."""
+    corners = np.arange(count, dtype=np.float32)[:, None] * 20
+    boxes = np.concatenate([corners, corners, corners + 10, corners + 10], 1)
+    boxes[:moved] += 7
+    return {"boxes": boxes[None], "scores": np.full((1, count), 0.9), "labels": np.zeros((1, count), np.int64)}
+
+
+@pytest.mark.parametrize(("moved", "least"), [(0, MATCHED_SHARE), (2, 0.8 - SHARE_MARGIN), (10, LEAST_SHARE)])
+def test_objects_that_rounding_loses_are_not_asked_for(moved: int, least: float) -> None:
+    records = golden_records(found_objects(10, 0))
+    assert least_share(found_objects(10, moved), records, 1) == pytest.approx(least)
+
+
+def test_a_network_that_finds_nothing_leaves_the_share_as_it_is() -> None:
+    nothing = {name: value[:, :0] for name, value in found_objects(3, 0).items()}
+    assert least_share(nothing, golden_records(nothing), 1) == MATCHED_SHARE

@@ -139,7 +139,7 @@ def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:
 
 
 def test_products_of_matrices_run_on_integers(pixels: np.ndarray, tmp_path: Path) -> None:
-    """The head of a detector's boxes: rows and no images, so a product and a bias that ONNX Runtime takes for a Gemm."""
+    """The head of a detector's boxes: rows and no images, a product and bias that ONNX Runtime takes for a Gemm."""
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(3 * SIDE**2, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 5)]
     found = quantize(nn.Sequential(*layers), to_input(torch.from_numpy(pixels), PREPROCESS), MPTQConfig())

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leanvit import imaging
@@ -18,7 +17,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import Profile, Runtime, Task
 from leanvit.data import to_input
 from leanvit.downstream.answers import METRICS, measure
-from leanvit.downstream.golden import golden_records, golden_values
+from leanvit.downstream.golden import MATCHED_SHARE, golden_records, golden_values, least_share, worst_sqnr_db
 from leanvit.downstream.measure import batches_of
 from leanvit.downstream.predictor import TaskPredictor
 from leanvit.downstream.quantize import QuantizedNetwork
@@ -29,7 +28,7 @@ from leanvit.export.bundle import finish, sign, staging_folder, versions, write_
 from leanvit.export.golden import golden_set, records
 from leanvit.export.lower import LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
-from leanvit.export.rounding import least_sqnr_db
+from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.verify import FLOAT_SQNR_DB, least_ratios, require_passed
 from leanvit.progress import Bar
 from leanvit.quant.graph import QuantGraph, trace
@@ -101,17 +100,23 @@ def _write(
     golden = golden_pictures(scenes, info)
     pixels = np.stack([imaging.load(image, info.preprocess, "golden picture") for image in golden])
     answers = network_outputs(executed, info, pixels)
-    values = golden_values(answers, info.task)
-    minimum = FLOAT_SQNR_DB
+    values, objects = golden_values(answers, info.task), golden_records(answers)
+    asked = Asked(FLOAT_SQNR_DB)
     if isinstance(model, QuantizedNetwork):
-        minimum = least_sqnr_db(executed, values, lambda exact: _golden_values(exact, info, pixels))
-    manifest = _manifest(model, info, profiles, runtimes, minimum)
-    kept = records(pixels, info.labels, info.preprocess) | golden_records(answers)
+        exact = network_outputs(in_double(executed), info, pixels)
+        own = worst_sqnr_db(golden_values(exact, info.task), values)
+        asked = Asked(least_sqnr_db(executed, own), least_share(exact, objects, len(pixels)))
+    manifest = _manifest(model, info, profiles, runtimes, asked)
+    kept = records(pixels, info.labels, info.preprocess) | objects
     return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)
 
 
-def _golden_values(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> NDArray[np.float32]:
-    return golden_values(network_outputs(network, info, pixels), info.task)
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the gate asks of golden answers: SQNR in dB, and the share of objects that are found again."""
+
+    sqnr_db: float
+    share: float = MATCHED_SHARE
 
 
 def _graphs(
@@ -151,7 +156,7 @@ def lower_network(
 
 def network_outputs(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> Outputs:
     """Outputs of a torch network, of float32 or float64, for prepared pictures (N, H, W, 3) uint8, as a bundle's."""
-    x = to_input(torch.from_numpy(pixels), info.preprocess).to(next(network.parameters()).dtype)
+    x = to_input(torch.from_numpy(pixels), info.preprocess).to(some_tensor(network).dtype)
     outputs = raw_answers(network, cast(Task, info.task), x)
     if isinstance(network, Detector):
         outputs["objectness"] = _objectness(network, x)
@@ -176,7 +181,7 @@ def _manifest(
     info: CheckpointInfo,
     profiles: dict[str, LoweredProfile],
     runtimes: Sequence[Runtime],
-    minimum: float,
+    asked: Asked,
 ) -> Manifest:
     plan: dict[str, tuple[int, int]] = {}
     quantization: dict[str, Any] = {}
@@ -193,7 +198,7 @@ def _manifest(
         profile=next(iter(profiles.values())),
         labels=info.labels,
         preprocess=info.preprocess,
-        minimum_sqnr_db=minimum,
+        minimum_sqnr_db=asked.sqnr_db,
         plan=plan,
         quantization=quantization,
         data={"name": info.data, "seed": info.seed},
@@ -201,9 +206,9 @@ def _manifest(
         opset=OPSET,
         versions=versions(),
         simulated="accelerator" in profiles.values(),
-        runtimes=least_ratios(runtimes, minimum),
+        runtimes=least_ratios(runtimes, asked.sqnr_db),
         task=info.task,
-        answers={"keypoints": info.keypoints} if info.keypoints else {},
+        answers={"matched_share": asked.share} | ({"keypoints": info.keypoints} if info.keypoints else {}),
     )
 
 

@@ -21,6 +21,12 @@ CONTINUOUS = {"detect": "objectness", "segment": "objectness", "semantic": "logi
 CLEAR_SCORE = 0.3
 """Objects from this score on are looked for, or from half the best where a network is less sure of all."""
 
+MATCHED_SHARE = 0.95
+"""Share of golden objects that must be found again: near a score's threshold or an overlap's, rounding decides."""
+
+LEAST_SHARE = 0.6
+SHARE_MARGIN = 0.05
+
 MIN_OVERLAP = 0.9
 MAX_SCORE_CHANGE = 0.1
 MAX_MASK_CHANGE = 0.05
@@ -67,6 +73,15 @@ def matched_share(outputs: Outputs, records: dict[str, NDArray[Any]], count: int
     if not clear:
         return None
     return sum(_found_again(outputs, records, row, place) for row, place in clear) / len(clear)
+
+
+def least_share(exact: Outputs, records: dict[str, NDArray[Any]], count: int) -> float:
+    """Share of golden objects that the gate asks for: less where the network in float64 finds fewer of them itself.
+
+    exact: outputs of `count` golden pictures in float64.
+    """
+    own = matched_share(exact, records, count)
+    return MATCHED_SHARE if own is None else max(LEAST_SHARE, min(MATCHED_SHARE, own - SHARE_MARGIN))
 
 
 def _found_again(outputs: Outputs, records: dict[str, NDArray[Any]], row: int, place: int) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from leanvit import imaging
 from leanvit.config import Runtime, from_dict
 from leanvit.downstream.answers import METRICS, decode_map, decode_objects, decode_pose
-from leanvit.downstream.golden import golden_values, matched_share, worst_sqnr_db
+from leanvit.downstream.golden import MATCHED_SHARE, golden_values, matched_share, worst_sqnr_db
 from leanvit.engines import open_engine
 from leanvit.errors import BundleError, ConfigError, VerificationError
 from leanvit.runtime import MODEL_NAME, load_golden, load_golden_records, read_manifest, run_prepared
@@ -20,8 +20,6 @@ from leanvit.scenes.decode import Box, crop_region, pose_region
 from leanvit.scenes.letterbox import place
 
 SCORE_THRESHOLD = 0.5
-MATCHED_SHARE = 0.95
-"""Share of golden objects that must be found again: near a score's threshold or an overlap's, rounding decides."""
 
 
 class TaskPredictor:
@@ -62,6 +60,11 @@ class TaskPredictor:
         """Least ratio of golden values to their error in this runtime, in dB."""
         return self.manifest.runtimes.get(self.runtime, self.manifest.minimum_sqnr_db)
 
+    @property
+    def minimum_share(self) -> float:
+        """Least share of the objects in golden pictures that must be found again."""
+        return float(self.manifest.answers.get("matched_share", MATCHED_SHARE))
+
     def _check_golden(self, count: int) -> None:
         images, expected = load_golden(self.folder)
         outputs = self.outputs(np.stack([self.prepare(image, "golden picture") for image in images[:count]]))
@@ -72,10 +75,10 @@ class TaskPredictor:
                 f"least {self.minimum_sqnr_db:.0f} dB. Run: leanvit verify {self.folder}"
             )
         share = matched_share(outputs, load_golden_records(self.folder), count)
-        if share is not None and share < MATCHED_SHARE:
+        if share is not None and share < self.minimum_share:
             raise VerificationError(
                 f"{self.folder}: {share:.0%} of the objects in golden pictures are found again in {self.runtime}, "
-                f"expected {MATCHED_SHARE:.0%}. Run: leanvit verify {self.folder}"
+                f"expected {self.minimum_share:.0%}. Run: leanvit verify {self.folder}"
             )
 
     def prepare(self, source: str | Path | bytes, name: str | None = None) -> imaging.Pixels:

@@ -13,7 +13,7 @@ import numpy as np
 from leanvit.config import Runtime, Task
 from leanvit.downstream.answers import METRICS
 from leanvit.downstream.golden import golden_values, matched_share, worst_sqnr_db
-from leanvit.downstream.predictor import MATCHED_SHARE, TaskPredictor
+from leanvit.downstream.predictor import TaskPredictor
 from leanvit.engines import available
 from leanvit.errors import LeanvitError
 from leanvit.export.facts import Check, check_facts, with_worst_sites
@@ -86,9 +86,9 @@ def check_golden(predictor: TaskPredictor) -> list[Check]:
                 f"at least {predictor.minimum_sqnr_db:.0f} dB against the network before export", hint,
             ),
             Check(
-                f"golden objects at batch {size}", None if share is None else share >= MATCHED_SHARE,
+                f"golden objects at batch {size}", None if share is None else share >= predictor.minimum_share,
                 "NOT verified: no object" if share is None else f"{share:.1%} of the clear ones found again",
-                f"at least {MATCHED_SHARE:.0%}", hint,
+                f"at least {predictor.minimum_share:.0%}", hint,
             ),
         ]  # fmt: skip
     return checks if "found_boxes" in records else checks[::2]

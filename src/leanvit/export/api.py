@@ -22,7 +22,7 @@ from leanvit.export.bundle import finish, sign, staging_folder, versions, write_
 from leanvit.export.golden import golden_images, records, synthetic_images
 from leanvit.export.lower import FAST, LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
-from leanvit.export.rounding import least_sqnr_db
+from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.verify import (
     FLOAT_SQNR_DB,
     Evaluation,
@@ -39,7 +39,7 @@ from leanvit.quant import QuantizedModel
 from leanvit.quant.check import repeat_probe
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.plan import Plan
-from leanvit.runtime import Logits, Manifest, Predictor
+from leanvit.runtime import Logits, Manifest, Predictor, sqnr_db
 
 
 def export(
@@ -127,8 +127,8 @@ def _write_within_drop(
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
         manifest = dataclasses.replace(_manifest(job, names, architecture, lifted), data=data)
         if isinstance(job.model, QuantizedModel):
-            least = least_sqnr_db(network, expected, lambda exact: torch_logits(exact, pixels, job.preprocess))
-            manifest = dataclasses.replace(manifest, minimum_sqnr_db=least)
+            own = sqnr_db(torch_logits(in_double(network), pixels, job.preprocess), expected)
+            manifest = dataclasses.replace(manifest, minimum_sqnr_db=least_sqnr_db(network, own))
         kept = records(pixels, names, job.preprocess)
         manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)
         if not lifted:
@@ -218,8 +218,7 @@ def _labels(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
 @torch.inference_mode()
 def torch_logits(network: nn.Module, pixels: imaging.Pixels, preprocess: Preprocess) -> Logits:
     """Logits (N, classes) float32 of a torch network, of float32 or float64, for prepared images (N, H, W, 3) uint8."""
-    tensors = (t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
-    like = next(tensors, torch.zeros(()))
+    like = some_tensor(network)
     parts = [
         network(to_input(torch.from_numpy(pixels[i : i + 64]), preprocess, like.device).to(like.dtype))
         for i in range(0, len(pixels), 64)

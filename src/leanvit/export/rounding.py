@@ -8,20 +8,22 @@ order, can't be asked for less.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from leanvit.export.lower import activation_quantizers
 from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
-from leanvit.runtime import sqnr_db
 
 MARGIN_DB = 3.0
 """A runtime's answers and those of the simulation are each so far from the truth."""
+
+
+def some_tensor(network: nn.Module) -> Tensor:
+    """A floating tensor of the network, for its device and its dtype; an empty one where it has none."""
+    tensors = (tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point())
+    return next(tensors, torch.zeros(0))
 
 
 def in_double(network: nn.Module) -> nn.Module:
@@ -36,16 +38,13 @@ def in_double(network: nn.Module) -> nn.Module:
     return copied
 
 
-def least_sqnr_db(
-    network: nn.Module, answers: NDArray[np.float32], ask: Callable[[nn.Module], NDArray[np.float32]]
-) -> float:
+def least_sqnr_db(network: nn.Module, own_db: float) -> float:
     """The least SQNR in dB that the gate asks of a quantized network's golden answers in a runtime.
 
-    network: the simulation in its executed form, float32. answers: (N, ...) that it gave. ask: gives the answers of
-    a network of float64. QUANTIZED_SQNR_DB where all activations have 8 bits, less where rounding alone moves the
-    answers further; never below LOW_BIT_SQNR_DB.
+    network: the simulation in its executed form. own_db: SQNR of its answers to those of the same in float64, see
+    `in_double`. QUANTIZED_SQNR_DB where all activations have 8 bits, less where rounding alone moves the answers
+    further; never below LOW_BIT_SQNR_DB.
     """
     if any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values()):
         return LOW_BIT_SQNR_DB
-    exact = ask(in_double(network))
-    return max(LOW_BIT_SQNR_DB, min(QUANTIZED_SQNR_DB, round(sqnr_db(exact, answers) - MARGIN_DB, 1)))
+    return max(LOW_BIT_SQNR_DB, min(QUANTIZED_SQNR_DB, round(own_db - MARGIN_DB, 1)))
