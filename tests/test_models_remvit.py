@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
-from leanvit.models import count_macs, remvit
+from leanvit.models import _pooling_history, count_macs, remvit
 from leanvit.models._convert_remvit import convert
 from leanvit.models._pooling_attention import Carried, relative_index, resize_logits
+from leanvit.models._pooling_history import PoolingHistory
 from leanvit.models.remvit import PAPER, ReMViT
 
 DATA = Path(__file__).parent / "data"
@@ -44,12 +45,13 @@ def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("memory", ["quadratic", "linear"])
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
-def test_official_weights_give_official_logits_and_scores(fused: bool) -> None:
+def test_official_weights_give_official_logits_and_scores(fused: bool, memory: str) -> None:
     weights, golden, meta = load_golden()
     converted = convert(weights, meta)
-    model = ReMViT(**converted.kwargs).eval()
+    model = ReMViT(**converted.kwargs, attention_memory=memory).eval()
     model.load_state_dict(converted.state_dict, strict=True)
     if fused:
         model.fuse_()
@@ -59,6 +61,52 @@ def test_official_weights_give_official_logits_and_scores(fused: bool) -> None:
     assert len(scores) == 6
     for layer, score in enumerate(scores):
         torch.testing.assert_close(score, golden[f"scores/{layer}"], **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["learned", "per_layer", "fixed", "none"])
+@pytest.mark.parametrize("block_bytes", [16 << 20, 4096])
+def test_linear_memory_gives_the_same_logits_and_gradients(
+    mode: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pooling_history, "BLOCK_BYTES", block_bytes)
+    # Grids of odd sides, whose last cells are incomplete, in float64, where only a mistake is larger than 1e-9.
+    model, x = micro(alpha=mode).double(), images(2, 45, 70).double()
+
+    def run(memory: str) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        model.set_attention_memory(memory)
+        model.zero_grad()
+        logits = model(x)
+        logits.square().mean().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            scores = model.forward_features(x, return_attention=True)[1]
+        return logits.detach(), gradients, scores
+
+    quadratic, linear = run("quadratic"), run("linear")
+    torch.testing.assert_close(linear[0], quadratic[0], atol=1e-9, rtol=0)
+    assert linear[1].keys() == quadratic[1].keys()
+    for name, expected in quadratic[1].items():
+        torch.testing.assert_close(linear[1][name], expected, atol=1e-9, rtol=0)
+    assert len(linear[2]) == len(quadratic[2]) == 5
+    for found, expected in zip(linear[2], quadratic[2], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+@torch.no_grad()
+def test_large_images_carry_no_logits_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = micro(), images(1, 64, 96)
+    # 32 x 48 queries by 8 x 12 keys of 4 bytes, in one head.
+    for limit, linear in ((32 * 48 * 96 * 4 - 1, True), (32 * 48 * 96 * 4, False)):
+        monkeypatch.setattr(remvit, "LINEAR_FROM_BYTES", limit)
+        assert isinstance(model._start((32, 48), x), PoolingHistory) is linear
+    with torch.enable_grad():
+        monkeypatch.setattr(remvit, "LINEAR_FROM_BYTES", 0)
+        assert model._start((32, 48), x) is None
+
+
+def test_another_attention_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="attention_memory is 'small', expected 'auto', 'quadratic' or 'linear'"):
+        micro(attention_memory="small")
 
 
 def test_converter_reads_networks_from_their_shapes() -> None:

@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_logits(model: nn.Module) -> Iterator[None]:
-    """ReViT's logits kept whole, where it would compute them in blocks of queries; its setting comes back."""
+    """Logits of ReViT and ReMViTv2 kept whole, where they would be computed in blocks; the setting comes back."""
     holders = [cast(Any, module) for module in model.modules() if hasattr(module, "set_attention_memory")]
     before = [holder.attention_memory for holder in holders]
     try:

@@ -30,6 +30,9 @@ Grid = tuple[int, int]
 AlphaMode = Literal["learned", "fixed", "per_layer", "none"]
 """One learned scalar, a constant, one learned per layer above the first, or no residual at all."""
 
+AttentionMemory = Literal["auto", "quadratic", "linear"]
+"""What is carried from layer to layer, see `HistoryModel.set_attention_memory`."""
+
 MASKED = -1000.0
 """Added to hidden logits: low enough for a weight of exactly 0. The authors' -100 gives denormal numbers, which
 are several times slower to multiply."""
@@ -204,6 +207,28 @@ class ResidualModel(nn.Module):
         self.constant_alphas = self.constant_alphas[:depth]
         if self.alpha_mode == "per_layer":
             self.alpha = nn.Parameter(self.alpha.data[: depth - 1].clone())
+
+
+class HistoryModel(ResidualModel):
+    """One that can carry queries and keys instead of logits."""
+
+    def set_attention_memory(self, mode: AttentionMemory) -> None:
+        """Choose what is carried from layer to layer; the logits of the classes are the same.
+
+        "quadratic": the logits, (B, heads, Nq, Nk). "linear": all queries and keys, from which each layer computes
+        its logits again in blocks: memory O(N), at several times the time of attention. "auto": "linear" where no
+        gradient is recorded and the logits of one image would be large (LINEAR_FROM_BYTES of the model's file).
+        Compiled and exported graphs are always quadratic.
+        Raises ConfigError where `mode` is another.
+        """
+        if mode not in get_args(AttentionMemory):
+            raise ConfigError(f"attention_memory is {mode!r}, expected 'auto', 'quadratic' or 'linear'")
+        self.attention_memory: AttentionMemory = mode
+
+    def _is_linear(self, large: bool) -> bool:
+        """Whether queries and keys are carried instead of logits, `large` or not."""
+        automatic = self.attention_memory == "auto" and large and not torch.is_grad_enabled()
+        return (self.attention_memory == "linear" or automatic) and not torch.compiler.is_compiling()
 
 
 class Windows(NamedTuple):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvit.models._attention import Alpha, Grid, residual_logits
+from leanvit.models._pooling_history import PoolingHistory, Positions, resize_maps, resize_tokens
 
 
 class Carried(NamedTuple):
@@ -21,6 +22,10 @@ class Carried(NamedTuple):
     logits: Tensor
     q_grid: Grid
     k_grid: Grid
+
+
+Below = Carried | PoolingHistory | None
+"""What a layer finds below it; None in the first."""
 
 
 def resize_logits(carried: Carried, heads: int, q_grid: Grid, k_grid: Grid) -> Tensor:
@@ -32,23 +37,12 @@ def resize_logits(carried: Carried, heads: int, q_grid: Grid, k_grid: Grid) -> T
     x = carried.logits
     if x.shape[1] != heads:
         x = x.mean(dim=1, keepdim=True)
-    batch, kept, _, keys = x.shape
-    (rows, columns), target = carried.q_grid, q_grid
-    if (rows, columns) != target:
-        # The keys are the channels of a channels-last map of queries: no copy is made.
-        x = x.reshape(batch * kept, rows, columns, keys).permute(0, 3, 1, 2)
-        x = _resize(x, target).permute(0, 2, 3, 1).reshape(batch, kept, -1, keys)
+    batch, kept = x.shape[:2]
+    x = resize_tokens(x, carried.q_grid, q_grid)
     if carried.k_grid != k_grid:
-        x = _resize(x.reshape(batch * kept, -1, *carried.k_grid), k_grid).reshape(batch, kept, x.shape[2], -1)
+        maps = x.reshape(batch * kept, -1, *carried.k_grid)
+        x = resize_maps(maps, k_grid).reshape(batch, kept, x.shape[2], -1)
     return x
-
-
-def _resize(x: Tensor, size: Grid) -> Tensor:
-    """Maps (B, C, H, W) to `size`: pooled where it is smaller, repeated where it is larger."""
-    rows, columns = (max(1, -(-old // new)) for old, new in zip(x.shape[-2:], size, strict=True))
-    if (rows, columns) != (1, 1):
-        x = F.avg_pool2d(x, (rows, columns), ceil_mode=True)
-    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
 
 
 def relative_index(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
@@ -105,36 +99,39 @@ class PoolingAttention(nn.Module):
         pooled = (maps.shape[1], maps.shape[2])
         return norm(maps).reshape(-1, self.num_heads, pooled[0] * pooled[1], self.head_dim), pooled
 
-    def forward(self, x: Tensor, grid: Grid, previous: Carried | None, alpha: Alpha) -> tuple[Tensor, Grid, Carried]:
-        """x: (B, N, dim) on `grid`. Returns (B, Nq, dim_out), its grid, and what the next layer is given."""
+    def forward(self, x: Tensor, grid: Grid, previous: Below, alpha: Alpha) -> tuple[Tensor, Grid, Below]:
+        """x: (B, N, dim) on `grid`; previous: logits of the layer below, a history of them, or None in the first layer.
+
+        Returns (B, Nq, dim_out), its grid, and what the next layer is given.
+        """
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, q_grid = self._pool(q, grid, self.pool_q, self.norm_q)
         k, k_grid = self._pool(k, grid, self.pool_k, self.norm_k)
         v, _ = self._pool(v, grid, self.pool_v, self.norm_v)
-        below = None
-        if self.residual and previous is not None:
-            below = resize_logits(previous, self.num_heads, q_grid, k_grid)
-        logits = residual_logits(q, k, below, alpha, self.scale)
-        logits = self._add_position(logits, q, q_grid, k_grid)
-        x = torch.matmul(logits.softmax(dim=-1), v) + q
-        return self.proj(x.transpose(1, 2).flatten(2)), q_grid, Carried(logits, q_grid, k_grid)
+        positions = self._positions(q, q_grid, k_grid)
+        carried: Below
+        if isinstance(previous, PoolingHistory):
+            below = previous if self.residual else PoolingHistory()
+            carried = below.resized(self.num_heads, q_grid, k_grid).extended(q, k, alpha, self.scale, positions)
+            x = carried.attend(v) + q
+        else:
+            known = previous if self.residual else None
+            resized = None if known is None else resize_logits(known, self.num_heads, q_grid, k_grid)
+            logits = residual_logits(q, k, resized, alpha, self.scale)
+            carried = Carried(_add_positions(logits, positions, k_grid), q_grid, k_grid)
+            x = torch.matmul(carried.logits.softmax(dim=-1), v) + q
+        return self.proj(x.transpose(1, 2).flatten(2)), q_grid, carried
 
-    def _add_position(self, logits: Tensor, q: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
-        """logits + E, the relative position of every key as seen by each (unscaled) query; in place."""
+    def _positions(self, q: Tensor, q_grid: Grid, k_grid: Grid) -> Positions:
+        """Relative position of every row and column of keys as seen by each (unscaled) query."""
         by_row = q.reshape(-1, self.num_heads, *q_grid, self.head_dim)
         rows = self._table(self.rel_pos_h, self.index_h, q_grid[0], k_grid[0])
         columns = self._table(self.rel_pos_w, self.index_w, q_grid[1], k_grid[1])
         vertical = torch.matmul(by_row, rows.transpose(-2, -1))
         horizontal = torch.matmul(by_row.transpose(2, 3), columns.transpose(-2, -1)).transpose(2, 3)
-        pairs = logits.view(-1, self.num_heads, *q_grid, *k_grid)
-        if torch.compiler.is_compiling():
-            pairs = pairs + vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)
-        else:
-            pairs += vertical.unsqueeze(-1)
-            pairs += horizontal.unsqueeze(-2)
-        return pairs.view(logits.shape)
+        return Positions(vertical.flatten(2, 3), horizontal.flatten(2, 3))
 
     def _table(self, table: Tensor, index: Tensor, queries: int, keys: int) -> Tensor:
         """Relative positions along one axis: (queries, keys, head_dim)."""
@@ -156,6 +153,17 @@ class PoolingAttention(nn.Module):
             index = relative_index(queries, keys, table.device)
             self.register_buffer(f"index_{axis}", index, persistent=False)
         return -(-grid[0] // q_stride), -(-grid[1] // q_stride)
+
+
+def _add_positions(logits: Tensor, positions: Positions, k_grid: Grid) -> Tensor:
+    """logits (B, heads, Nq, Nk) + E, in place where no graph is made of it."""
+    pairs = logits.view(*logits.shape[:-1], *k_grid)
+    vertical, horizontal = positions.vertical.unsqueeze(-1), positions.horizontal.unsqueeze(-2)
+    if torch.compiler.is_compiling():
+        return (pairs + vertical + horizontal).flatten(-2)
+    pairs += vertical
+    pairs += horizontal
+    return logits
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:

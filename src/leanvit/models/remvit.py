@@ -17,6 +17,7 @@ Residual Connections", Pattern Recognition 2024, arXiv 2402.11301. MViTv2: Li et
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
@@ -26,10 +27,14 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models._attention import Alpha, AlphaMode, Grid, ResidualModel
+from leanvit.models._attention import Alpha, AlphaMode, AttentionMemory, Grid, HistoryModel
 from leanvit.models._head import LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
-from leanvit.models._pooling_attention import Carried, PoolingAttention
+from leanvit.models._pooling_attention import Below, PoolingAttention
+from leanvit.models._pooling_history import PoolingHistory
+
+LINEAR_FROM_BYTES = 8 << 20
+"""Logits of one image in the first layer above which attention_memory="auto" stops keeping them."""
 
 PAPER: dict[str, PaperResult] = {
     "remvitv2_tiny": PaperResult(params=24_173_321, macs=4.68, top1=82.7),
@@ -84,7 +89,7 @@ class MultiscaleBlock(nn.Module):
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor, grid: Grid, previous: Carried | None, alpha: Alpha) -> tuple[Tensor, Grid, Carried]:
+    def forward(self, x: Tensor, grid: Grid, previous: Below, alpha: Alpha) -> tuple[Tensor, Grid, Below]:
         """Tokens, their grid and the carried logits of the layer below in, those of this layer out."""
         normed = self.norm1(x)
         y, new_grid, carried = self.attn(normed, grid, previous, alpha)
@@ -96,13 +101,14 @@ class MultiscaleBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), new_grid, carried
 
 
-class ReMViT(ResidualModel, LinearHead):
+class ReMViT(HistoryModel, LinearHead):
     """ReMViTv2 image classifier.
 
     depths: blocks per stage; width and heads double and queries are pooled by 2 where a stage but the first
         begins. kv_stride: pooling of keys and values in the first stage, halved in each, at least 1.
     patch_kernel, patch_stride, patch_padding: of the overlapping patches.
     alpha, alpha_init: as in ReViT: "learned", "fixed", "per_layer" or "none" (plain MViTv2).
+    attention_memory: see `set_attention_memory`.
     img_size sets the lengths of the relative position tables; other sizes resample them.
     Raises ConfigError where an option is unknown. Source: arXiv 2402.11301.
     """
@@ -125,6 +131,7 @@ class ReMViT(ResidualModel, LinearHead):
         qkv_bias: bool = True,
         alpha: AlphaMode | None = "learned",
         alpha_init: float = 0.5,
+        attention_memory: AttentionMemory = "auto",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -135,6 +142,8 @@ class ReMViT(ResidualModel, LinearHead):
         self.depths = tuple(depths)
         self.grad_checkpointing = False
         self._set_alpha(alpha, alpha_init, sum(depths))
+        self.set_attention_memory(attention_memory)
+        self.first_logits = (num_heads, kv_stride)
         self.patch_geometry = (patch_kernel, patch_stride, patch_padding)
         self.patch_embed = PatchEmbed(
             in_chans,
@@ -225,9 +234,16 @@ class ReMViT(ResidualModel, LinearHead):
         self._freeze_alpha()
         return self
 
-    def _block(self, index: int, x: Tensor, grid: Grid, carried: Carried | None) -> tuple[Tensor, Grid, Carried | None]:
+    def _start(self, grid: Grid, like: Tensor) -> Below:
+        """What the first layer finds below it: an empty history where logits are not to be kept."""
+        heads, kv_stride = self.first_logits
+        keys = math.prod(-(-side // kv_stride) for side in grid)
+        bytes_of_image = heads * math.prod(grid) * keys * like.element_size()
+        return PoolingHistory() if self._is_linear(bytes_of_image > LINEAR_FROM_BYTES) else None
+
+    def _block(self, index: int, x: Tensor, grid: Grid, carried: Below) -> tuple[Tensor, Grid, Below]:
         block, alpha = self.blocks[index], self._alpha(index)
-        out: tuple[Tensor, Grid, Carried | None]
+        out: tuple[Tensor, Grid, Below]
         if self.grad_checkpointing and self.training:
             out = checkpoint(block, x, grid, carried, alpha)
         else:
@@ -247,11 +263,11 @@ class ReMViT(ResidualModel, LinearHead):
     def _encode(self, x: Tensor, logits: list[Tensor] | None) -> Tensor:
         self._patch_grid(x.shape[-2], x.shape[-1])
         x, grid = self.patch_embed(x)
-        carried: Carried | None = None
+        carried = self._start(grid, x)
         for index in range(len(self.blocks)):
             x, grid, carried = self._block(index, x, grid, carried)
             if logits is not None and carried is not None:
-                logits.append(carried.logits)
+                logits.append(carried.logits() if isinstance(carried, PoolingHistory) else carried.logits)
         return self.norm(x)
 
     def forward_intermediates(
@@ -275,7 +291,7 @@ class ReMViT(ResidualModel, LinearHead):
         wanted = {ends[stage] for stage in take}
         self._patch_grid(x.shape[-2], x.shape[-1])
         x, grid = self.patch_embed(x)
-        carried: Carried | None = None
+        carried = self._start(grid, x)
         taken: list[Tensor] = []
         for index in range(ends[last] + 1 if stop_early else len(self.blocks)):
             x, grid, carried = self._block(index, x, grid, carried)

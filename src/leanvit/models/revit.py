@@ -17,7 +17,7 @@ Residual Connections", Pattern Recognition 2024, arXiv 2402.11301.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,10 @@ from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._attention import (
     Alpha,
     AlphaMode,
+    AttentionMemory,
     Grid,
     History,
-    ResidualModel,
+    HistoryModel,
     blockwise_attention,
     residual_attention_,
     residual_logits,
@@ -50,7 +51,6 @@ from leanvit.models._head import POOLS, LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 
-AttentionMemory = Literal["auto", "quadratic", "linear"]
 Carried = Tensor | History | None
 LINEAR_FROM_BYTES = 512 << 20
 """Carried logits of one image above which attention_memory="auto" stops keeping them."""
@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), carried
 
 
-class ReViT(ResidualModel, LinearHead):
+class ReViT(HistoryModel, LinearHead):
     """ReViT image classifier.
 
     alpha: "learned" (one scalar, the paper's), "per_layer" (one per layer above the first), "fixed"
@@ -260,19 +260,6 @@ class ReViT(ResidualModel, LinearHead):
         """Trade compute for memory: recompute every block in the backward pass."""
         self.grad_checkpointing = enable
 
-    def set_attention_memory(self, mode: AttentionMemory) -> None:
-        """Choose what is carried from layer to layer; the logits of the classes are the same.
-
-        "quadratic": (B, heads, N, N) logits. "linear": all queries and keys, from which each layer computes
-        its logits again in blocks: memory O(N), at up to four times the time. "auto": "linear" where no
-        gradient is recorded and the logits of one image would exceed 512 MiB. Compiled and exported graphs
-        are always quadratic.
-        Raises ConfigError where `mode` is another.
-        """
-        if mode not in ("auto", "quadratic", "linear"):
-            raise ConfigError(f"attention_memory is {mode!r}, expected 'auto', 'quadratic' or 'linear'")
-        self.attention_memory: AttentionMemory = mode
-
     @torch.no_grad()
     def fuse_(self) -> ReViT:
         """Make alpha a constant and let inference mix logits in place; for inference only. Returns self."""
@@ -320,9 +307,7 @@ class ReViT(ResidualModel, LinearHead):
         """What the first layer finds below it: an empty history where logits are not to be kept."""
         tokens = grid[0] * grid[1] + self.num_prefix_tokens
         large = self.num_heads * tokens * tokens * self.pos_embed.element_size() > LINEAR_FROM_BYTES
-        automatic = self.attention_memory == "auto" and large and not torch.is_grad_enabled()
-        linear = (self.attention_memory == "linear" or automatic) and not torch.compiler.is_compiling()
-        return History(depth=len(self.blocks)) if linear else None
+        return History(depth=len(self.blocks)) if self._is_linear(large) else None
 
     def _block(self, index: int, x: Tensor, carried: Carried, need_logits: bool = False) -> tuple[Tensor, Carried]:
         block, alpha = self.blocks[index], self._alpha(index)
