@@ -104,6 +104,14 @@ def test_large_images_carry_no_logits_by_themselves(monkeypatch: pytest.MonkeyPa
         assert model._start((32, 48), x) is None
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_traced_programs_hold_whole_logits() -> None:
+    model, x = micro(attention_memory="linear"), images(1, 64, 96)
+    traced = torch.jit.trace(model, x, check_trace=False)
+    torch.testing.assert_close(traced(x), model(x), atol=1e-5, rtol=0)
+
+
 def test_another_attention_memory_is_refused() -> None:
     with pytest.raises(ConfigError, match="attention_memory is 'small', expected 'auto', 'quadratic' or 'linear'"):
         micro(attention_memory="small")

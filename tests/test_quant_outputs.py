@@ -103,6 +103,62 @@ def test_a_lifted_convolution_runs_in_float(result: QuantizedModel, tmp_path: Pa
     assert counts(optimized(model, tmp_path), "QLinearConv") == len(INNER) - 1
 
 
+class Chain(nn.Module):
+    """Three wide convolutions, one right behind the other; `middle` may be anything of 64 channels."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 64, 3, padding=1), nn.Linear(64, 5)
+        self.a, self.b, self.c = nn.Conv2d(64, 64, 3, padding=1), middle, nn.Conv2d(64, 64, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(torch.relu(self.first(x))))
+        return self.last(torch.relu(self.c(torch.relu(self.b(x)))).mean((2, 3)))
+
+
+def with_outliers(layer: nn.Module) -> nn.Module:
+    """Weights that eight bits with one scale for all hold badly."""
+    layer.weight.data[0] *= 60
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("middle", "options", "lifted", "integer"),
+    [
+        (nn.Conv2d(64, 64, 3, padding=1), {}, [], 3),
+        (nn.Conv2d(64, 64, 3, padding=1), {}, ["b"], 1),
+        (nn.Conv2d(64, 64, 3, padding=1), {"ignored_scope": ("b",)}, [], 1),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=64), {}, [], 1),
+        (nn.ConvTranspose2d(64, 64, 2, stride=2), {}, [], 1),
+    ],
+    ids=["all", "lifted", "ignored", "groups", "transposed"],
+)
+def test_the_runtime_makes_no_integers_of_what_runs_in_float(
+    middle: nn.Module, options: dict, lifted: list, integer: int, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    """ONNX Runtime rounds float weights between two grids: the simulation would not know of it."""
+    x = to_input(torch.from_numpy(pixels), PREPROCESS)
+    found = quantize(Chain(with_outliers(middle)), x, MPTQConfig(**options))
+    assert set(found.graph.outputs) >= {"a", "c"}
+    model = lower(found.graph, PREPROCESS, "w8a8", lifted)
+    assert counts(optimized(model, tmp_path), "QLinearConv") == integer
+    with torch.no_grad():
+        expected = executed_form(found.graph, "w8a8", lifted)(x).numpy()
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    assert sqnr_db(expected, open_engine(tmp_path / "model.onnx", "onnxruntime", 1)(pixels)) >= 45
+
+
+def test_patch_embeddings_and_upsampled_answers_have_no_codes(pixels: np.ndarray) -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 64, 3, padding=1), nn.GELU(), nn.Conv2d(64, 128, 2, stride=2), nn.GELU(),
+        nn.Conv2d(128, 64, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Sigmoid(),
+    ]  # fmt: skip
+    found = quantize(nn.Sequential(*layers), to_input(torch.from_numpy(pixels), PREPROCESS), MPTQConfig())
+    assert not found.graph.outputs
+
+
 def test_profiles_that_run_the_plan_itself_add_no_codes(result: QuantizedModel) -> None:
     for profile in ("exact", "w4a16"):
         network = executed_form(result.graph, profile)

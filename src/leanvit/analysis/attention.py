@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.analysis.places import Places, find_places, prefix_tokens
-from leanvit.analysis.running import evaluating, whole_logits
+from leanvit.analysis.running import evaluating
 from leanvit.errors import ModelError
+from leanvit.models._attention import whole_logits
 from leanvit.models.vitae import EPSILON, Performer, as_float
 
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
 
 from torch import nn
 
@@ -19,17 +18,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was in training.items():
             module.training = was
-
-
-@contextlib.contextmanager
-def whole_logits(model: nn.Module) -> Iterator[None]:
-    """Logits of ReViT and ReMViTv2 kept whole, where they would be computed in blocks; the setting comes back."""
-    holders = [cast(Any, module) for module in model.modules() if hasattr(module, "set_attention_memory")]
-    before = [holder.attention_memory for holder in holders]
-    try:
-        for holder in holders:
-            holder.set_attention_memory("quadratic")
-        yield
-    finally:
-        for holder, was in zip(holders, before, strict=True):
-            holder.set_attention_memory(was)

@@ -103,7 +103,7 @@ def _write(
     values, objects = golden_values(answers, info.task), golden_records(answers)
     asked = Asked(FLOAT_SQNR_DB)
     if isinstance(model, QuantizedNetwork):
-        exact = network_outputs(in_double(executed), info, pixels)
+        exact = in_double(executed, lambda copied: network_outputs(copied, info, pixels))
         own = worst_sqnr_db(golden_values(exact, info.task), values)
         asked = Asked(least_sqnr_db(executed, own), least_share(exact, objects, len(pixels)))
     manifest = _manifest(model, info, profiles, runtimes, asked)

@@ -79,7 +79,7 @@ class Drawing:
         """The same paths, each with its name from when it is taken: also where a run that goes on passes it over."""
         for path in paths:
             numbered = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
-            self.name = next(name for name in numbered if name not in self._used)
+            self.name = next(name for name in numbered if not {name, f"{name}.map"} & self._used)
             self._used |= {self.name, f"{self.name}.map"}
             yield path
 

@@ -127,7 +127,8 @@ def _write_within_drop(
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
         manifest = dataclasses.replace(_manifest(job, names, architecture, lifted), data=data)
         if isinstance(job.model, QuantizedModel):
-            own = sqnr_db(torch_logits(in_double(network), pixels, job.preprocess), expected)
+            exact = in_double(network, lambda copied: torch_logits(copied, pixels, job.preprocess))
+            own = sqnr_db(exact, expected)
             manifest = dataclasses.replace(manifest, minimum_sqnr_db=least_sqnr_db(network, own))
         kept = records(pixels, names, job.preprocess)
         manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)

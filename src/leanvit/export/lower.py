@@ -42,7 +42,7 @@ from leanvit.quant.graph import (
     node_argument,
     quantizer_of,
 )
-from leanvit.quant.outputs import gives_codes, quantize_outputs, reads_bytes
+from leanvit.quant.outputs import gives_codes, integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
@@ -159,16 +159,16 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
     """
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
     raised = {graph.sites[name].node for name in lifted}
-    with_codes = {graph.sites[name].node for name in graph.outputs}
+    integer = integer_convolutions(graph, module, raised) if profile in FAST else set()
     for node in list(module.graph.nodes):
-        in_float = node.name in raised or _runs_in_float(module, node, profile, with_codes)
+        in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
         if node.op == "call_function" and in_float:
             for source in list(node.all_input_nodes):
                 if isinstance(quantizer_of(module, source), ActivationQuantizer):
                     node.replace_input_with(source, node_argument(source, 0))
     module.graph.eliminate_dead_code()
     if profile in FAST:
-        quantize_outputs(graph, module)
+        quantize_outputs(graph, module, integer)
     module.delete_all_unused_submodules()
     if profile in SMALL:
         _round_constants(module)
@@ -193,10 +193,10 @@ def _round_constants(module: GraphModule) -> None:
             value.data = rounded
 
 
-def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, with_codes: Collection[str]) -> bool:
+def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
     """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
 
-    with_codes: nodes of convolutions whose output has codes.
+    integer: nodes of convolutions that a fast profile runs on integers.
     """
     if profile == "w4a16":
         return True
@@ -204,9 +204,9 @@ def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, wit
         return False
     if node.target in CONVOLUTIONS:
         weight = quantizer_of(module, node_argument(node, 1))
-        if not isinstance(weight, WeightQuantizer) or _is_patch_embedding(node, weight):
+        if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
             return False
-        return node.name not in with_codes or not reads_bytes(module, node)
+        return node.name not in integer
     return node.target in PRODUCTS
 
 
@@ -404,7 +404,9 @@ class _Lowering:
         """A non-overlapping convolution as a product; False where it isn't one."""
         source, bias = node_argument(node, 0), (node.args[2] if len(node.args) > 2 else None)
         activation = quantizer_of(self.module, source)
-        if not isinstance(activation, ActivationQuantizer) or not _is_patch_embedding(node, quantizer):
+        if not isinstance(activation, ActivationQuantizer) or not is_patch_embedding(
+            node, tuple(quantizer.codes.shape)
+        ):
             return False
         branches = self._branches_of(activation)
         if len(branches) > 1:
@@ -457,21 +459,3 @@ class _Lowering:
         total.meta = dict(node.meta)
         node.replace_all_uses_with(total)
         self.module.graph.erase_node(node)
-
-
-def _is_patch_embedding(node: Node, quantizer: WeightQuantizer) -> bool:
-    """Whether a convolution's windows are larger than a pixel and tile the map, without padding or groups."""
-    options: list[Any] = [*node.args[3:], *(None,) * 4]
-    stride, padding, dilation, groups = options[:4]
-    kernel = list(quantizer.codes.shape[2:])
-    height, width = node_argument(node, 0).meta["val"].shape[-2:]
-    without_padding = padding is None or (not isinstance(padding, str) and not any(padding))
-    return (
-        list(stride or [1, 1]) == kernel
-        and without_padding
-        and set(dilation or [1]) == {1}
-        and groups in (None, 1)
-        and kernel != [1, 1]
-        and height % kernel[0] == 0
-        and width % kernel[1] == 0
-    )

@@ -8,6 +8,8 @@ order, can't be asked for less.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from torch.fx import GraphModule
 
 from leanvit.export.lower import activation_quantizers
 from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
+
+T = TypeVar("T")
 
 MARGIN_DB = 3.0
 """A runtime's answers and those of the simulation are each so far from the truth."""
@@ -26,8 +30,8 @@ def some_tensor(network: nn.Module) -> Tensor:
     return next(tensors, torch.zeros(0))
 
 
-def in_double(network: nn.Module) -> nn.Module:
-    """A copy that computes in float64, also where its graph asks for float32 by name."""
+def in_double(network: nn.Module, run: Callable[[nn.Module], T]) -> T:
+    """run(copy) on a copy of the network that computes in float64, also where its graph asks for float32 by name."""
     copied = copy.deepcopy(network).double()
     for module in copied.modules():
         if isinstance(module, GraphModule):
@@ -35,7 +39,13 @@ def in_double(network: nn.Module) -> nn.Module:
                 node.args = tuple(torch.float64 if value is torch.float32 else value for value in node.args)
                 node.kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in node.kwargs.items()}
             module.recompile()
-    return copied
+    usual = torch.get_default_dtype()
+    # Tensors that a graph makes without naming a dtype, as linspace does, follow the default.
+    torch.set_default_dtype(torch.float64)
+    try:
+        return run(copied)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def least_sqnr_db(network: nn.Module, own_db: float) -> float:

@@ -12,6 +12,8 @@ Diko et al., "ReViT", Pattern Recognition 2024, arXiv 2402.11301.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -228,7 +230,22 @@ class HistoryModel(ResidualModel):
     def _is_linear(self, large: bool) -> bool:
         """Whether queries and keys are carried instead of logits, `large` or not."""
         automatic = self.attention_memory == "auto" and large and not torch.is_grad_enabled()
-        return (self.attention_memory == "linear" or automatic) and not torch.compiler.is_compiling()
+        written = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        return (self.attention_memory == "linear" or automatic) and not written
+
+
+@contextmanager
+def whole_logits(model: nn.Module) -> Iterator[None]:
+    """Logits of ReViT and ReMViTv2 kept whole, where they would be computed in blocks; the setting comes back."""
+    holders = [module for module in model.modules() if isinstance(module, HistoryModel)]
+    before = [holder.attention_memory for holder in holders]
+    try:
+        for holder in holders:
+            holder.set_attention_memory("quadratic")
+        yield
+    finally:
+        for holder, was in zip(holders, before, strict=True):
+            holder.set_attention_memory(was)
 
 
 class Windows(NamedTuple):

@@ -11,7 +11,8 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
     """Multiply-adds of one image (H, W): linear layers, convolutions and both attention products.
 
     model: on the meta device, so that nothing is computed; it is left in the mode that it was in. Norms,
-    activations, softmax, pooling and sums are not counted, as in the papers' tables.
+    activations, softmax, pooling and sums are not counted, as in the papers' tables. A network that makes logits again
+    in blocks (`attention_memory`) is counted as it runs.
     """
     training, channels = model.training, getattr(model, "in_chans", 3)
     counter = FlopCounterMode(display=False)

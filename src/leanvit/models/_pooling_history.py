@@ -129,7 +129,8 @@ class PoolingHistory(NamedTuple):
 
     def _keys(self) -> dict[int, Tensor]:
         """Keys of the terms with as many heads one beside the other: one product for all of them."""
-        counts = sorted({term.k.shape[1] for term in self.terms})
+        # Plain numbers: under torch.jit.trace sizes are tensors, of which equal ones are two in a set.
+        counts = sorted({int(term.k.shape[1]) for term in self.terms})
         return {n: torch.cat([t.k for t in self.terms if t.k.shape[1] == n], dim=-1) for n in counts}
 
 

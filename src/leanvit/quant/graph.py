@@ -275,15 +275,13 @@ def _depends_on_input(module: GraphModule) -> set[Node]:
 def end_sites(graph: QuantGraph) -> set[str]:
     """Sites that read the image or give the logits: the patch embedding and the classifiers."""
     nodes = graph.nodes()
-    first = {s.name for s in graph.sites.values() if s.weight and _reads_image(node_argument(nodes[s.node], 0))}
-    return first | last_sites(graph)
-
-
-def last_sites(graph: QuantGraph) -> set[str]:
-    """Sites with a weight whose product is an answer of the network, such as logits."""
-    nodes = graph.nodes()
     output = next(n for n in graph.module.graph.nodes if n.op == "output")
-    return {site.name for site in graph.sites.values() if site.weight and _gives_output(nodes[site.node], output)}
+    ends = set()
+    for site in graph.sites.values():
+        node = nodes[site.node]
+        if site.weight and (_reads_image(node_argument(node, 0)) or _gives_output(node, output)):
+            ends.add(site.name)
+    return ends
 
 
 def _reads_image(node: Node) -> bool:

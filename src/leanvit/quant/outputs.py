@@ -3,17 +3,22 @@
 A linear has an int8 kernel with float output; a convolution has none, so that one which reads codes and gives floats is
 slower than a float one, and one that gives codes as well two to three times as fast (benchmarks/convolutions.py). The
 grid of its output is set with the others; a profile that runs the convolution in float leaves it out.
+
+ONNX Runtime takes whatever stands between two grids for an integer product, also a convolution with float weights,
+which it then rounds by itself. So a convolution gets no codes where a float one would come to stand between them and
+the next grid.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from leanvit.quant.graph import QuantGraph, Site, aten, last_sites, node_argument, quantizer_of
+from leanvit.quant.graph import CONVOLUTIONS, RESHAPES, QuantGraph, Site, aten, node_argument, quantizer_of
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.search import fit_tensor
 
@@ -25,6 +30,9 @@ MIN_INTENSITY = 64
 into codes and back costs about what an integer convolution gains; every grid costs accuracy, too."""
 
 RELU = aten.relu.default
+ANY_CONVOLUTION = (*CONVOLUTIONS, aten.conv_transpose2d.input, aten.convolution.default)
+_KEEP_CODES = (*RESHAPES, RELU, aten.max_pool2d.default, aten.hardtanh.default)
+"""Operations over which runtimes move grids."""
 
 
 def output_node(convolution: Node) -> Node:
@@ -33,27 +41,65 @@ def output_node(convolution: Node) -> Node:
     return users[0] if len(users) == 1 and users[0].target is RELU else convolution
 
 
-def wants_output_codes(graph: QuantGraph, site: Site, last: set[str]) -> bool:
+def is_patch_embedding(convolution: Node, weight_shape: tuple[int, ...]) -> bool:
+    """Whether a convolution's windows are larger than a pixel and tile the map, without padding or groups."""
+    given = [*convolution.args[3:], *(None,) * 4]
+    stride, padding, dilation, groups = given[:4]
+    kernel = list(weight_shape[2:])
+    height, width = node_argument(convolution, 0).meta["val"].shape[-2:]
+    without_padding = padding is None or (isinstance(padding, list | tuple) and not any(padding))
+    return (
+        list(_sides(stride)) == kernel
+        and without_padding
+        and set(_sides(dilation)) == {1}
+        and groups in (None, 1)
+        and kernel != [1, 1]
+        and height % kernel[0] == 0
+        and width % kernel[1] == 0
+    )
+
+
+def _sides(option: object) -> list[int] | tuple[int, ...]:
+    return option if isinstance(option, list | tuple) else [1, 1]
+
+
+def wants_output_codes(graph: QuantGraph, site: Site, nodes: dict[str, Node]) -> bool:
     """Whether a site is a dense and large convolution inside the network, one that gains from integers.
 
-    Not those in groups, whose float kernels are faster (depthwise ones too), and not the last ones: logits would
-    become coarse.
+    Not those in groups, whose float kernels are faster (depthwise ones too), not patch embeddings, which run as
+    linears, and not the last ones: logits would become coarse. An answer that the network itself reads on is not last.
     """
-    if site.kind != "conv2d" or site.name in last:
+    if site.kind != "conv2d":
         return False
-    node = graph.node(site.node)
+    node = nodes[site.node]
     in_groups = len(node.args) > 6 and node.args[6] != 1
     small = min(site.weight_shape[:2]) < MIN_CHANNELS or site.macs < MIN_MACS
+    if in_groups or small or is_patch_embedding(node, site.weight_shape):
+        return False
     # What it gives has as many values as the multiply-adds have weights' fan-in.
     values = sum(site.elements) + site.macs // math.prod(site.weight_shape[1:])
-    return not in_groups and not small and site.macs >= MIN_INTENSITY * values
+    products = {nodes[other.node] for other in graph.sites.values() if other.macs}
+    return site.macs >= MIN_INTENSITY * values and _reaches(node, products)
+
+
+def _reaches(node: Node, wanted: Collection[Node]) -> bool:
+    """Whether anything wanted comes after a node."""
+    waiting, seen = list(node.users), set[Node]()
+    while waiting:
+        user = waiting.pop()
+        if user in wanted:
+            return True
+        if user not in seen:
+            seen.add(user)
+            waiting += user.users
+    return False
 
 
 def sites_with_outputs(graph: QuantGraph) -> dict[str, str]:
     """Names of the nodes whose grid is wanted, and of the convolution behind each."""
-    last = last_sites(graph)
-    sites = [site for site in graph.sites.values() if wants_output_codes(graph, site, last)]
-    return {output_node(graph.node(site.node)).name: site.name for site in sites}
+    nodes = graph.nodes()
+    sites = [site for site in graph.sites.values() if wants_output_codes(graph, site, nodes)]
+    return {output_node(nodes[site.node]).name: site.name for site in sites}
 
 
 def fit_output(x: Tensor) -> tuple[float, int]:
@@ -62,17 +108,49 @@ def fit_output(x: Tensor) -> tuple[float, int]:
     return float(quantizer.scale), int(quantizer.zero_point)
 
 
-def reads_bytes(module: GraphModule, convolution: Node) -> bool:
+def integer_convolutions(graph: QuantGraph, module: GraphModule, lifted: Collection[str]) -> set[str]:
+    """Names of the nodes of convolutions that run on integers: those with a grid for their output which read 8 bits.
+
+    module: of the graph or a copy, with all its quantizers. lifted: nodes that run in float all the same.
+    """
+    with_codes = {graph.sites[name].node for name in graph.outputs} - set(lifted)
+    chosen = {node for node in module.graph.nodes if node.name in with_codes and _reads_bytes(module, node)}
+    while blocked := {node for node in chosen if _leads_into_float(module, node, chosen)}:
+        chosen -= blocked
+    return {node.name for node in chosen}
+
+
+def _leads_into_float(module: GraphModule, convolution: Node, integer: Collection[Node]) -> bool:
+    """Whether a float convolution reads the codes, and another grid stands behind it."""
+    return any(
+        reader.target in ANY_CONVOLUTION and reader not in integer and any(_grids_behind(module, reader, integer))
+        for reader in _readers(module, output_node(convolution))
+    )
+
+
+def _readers(module: GraphModule, node: Node) -> Iterator[Node]:
+    """What reads a value, over grids and operations that keep codes."""
+    for user in node.users:
+        if user.target in _KEEP_CODES or isinstance(quantizer_of(module, user), ActivationQuantizer):
+            yield from _readers(module, user)
+        else:
+            yield user
+
+
+def _grids_behind(module: GraphModule, node: Node, integer: Collection[Node]) -> Iterator[bool]:
+    """For each grid next behind a node, whether it is read by anything but float convolutions, which have none."""
+    for user in node.users:
+        if user.target in _KEEP_CODES:
+            yield from _grids_behind(module, user, integer)
+        elif isinstance(quantizer_of(module, user), ActivationQuantizer):
+            yield any(reader.target not in ANY_CONVOLUTION or reader in integer for reader in user.users)
+
+
+def _reads_bytes(module: GraphModule, convolution: Node) -> bool:
     """Whether a convolution reads uniform 8-bit codes and has a quantized weight."""
     activation = quantizer_of(module, node_argument(convolution, 0))
     weight = quantizer_of(module, node_argument(convolution, 1))
     return _gives_bytes(activation) and isinstance(weight, WeightQuantizer)
-
-
-def gives_codes(module: GraphModule, convolution: Node) -> bool:
-    """Whether nothing reads a convolution's output but quantizers, so that an integer kernel can write it."""
-    readers = output_node(convolution).users
-    return all(isinstance(quantizer_of(module, user), ActivationQuantizer) for user in readers)
 
 
 def _gives_bytes(quantizer: nn.Module | None) -> bool:
@@ -81,16 +159,20 @@ def _gives_bytes(quantizer: nn.Module | None) -> bool:
     return quantizer.form == "uniform" and quantizer.bits == OUTPUT_BITS and quantizer.heads is None
 
 
-def quantize_outputs(graph: QuantGraph, module: GraphModule) -> None:
-    """Put codes behind every convolution in `module` that still reads codes, in place.
+def gives_codes(module: GraphModule, convolution: Node) -> bool:
+    """Whether nothing reads a convolution's output but quantizers, so that an integer kernel can write it."""
+    readers = output_node(convolution).users
+    return all(isinstance(quantizer_of(module, user), ActivationQuantizer) for user in readers)
+
+
+def quantize_outputs(graph: QuantGraph, module: GraphModule, integer: Collection[str]) -> None:
+    """Put codes behind every convolution that `integer` names, in place.
 
     module: a copy of the graph's, where what runs in float reads no codes any more. Where an 8-bit quantizer reads the
     output already, everything else reads its codes too.
     """
-    names = {site.node: name for name, site in graph.sites.items() if name in graph.outputs}
-    # All before the first change: behind it, a float convolution may read the codes of the one before it.
-    integer = [node for node in module.graph.nodes if node.name in names and reads_bytes(module, node)]
-    for node in integer:
+    names = {site.node: name for name, site in graph.sites.items() if site.node in integer}
+    for node in [node for node in module.graph.nodes if node.name in names]:
         source = output_node(node)
         codes = next((user for user in source.users if _gives_bytes(quantizer_of(module, user))), None)
         if codes is None:
