@@ -258,6 +258,7 @@ class _Lowering:
         self.module = module
         self.profile = profile
         self.written: dict[Node, list[tuple[Node, Tensor | None]]] = {}
+        self.matrices: set[Node] = set()
         self.constants = 0
 
     def product(self, node: Node) -> None:
@@ -303,6 +304,11 @@ class _Lowering:
         if node not in self.written:
             source = node_argument(node, 0)
             with self.module.graph.inserting_before(node):
+                if node.meta["val"].dim() == 2 and all(user.target is LINEAR for user in node.users):
+                    # ONNX Runtime makes a Gemm of two matrices and a bias before it looks for integer kernels, and has
+                    # none for a Gemm with float output.
+                    self.matrices.add(node)
+                    source = self._call(aten.unsqueeze.default, source, 0)
                 self.written[node] = [
                     (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
                     for i, branch in enumerate(self._branches_of(quantizer))
@@ -314,7 +320,8 @@ class _Lowering:
 
     def _linear(self, node: Node, quantizer: WeightQuantizer) -> None:
         bias = node.args[2] if len(node.args) > 2 else None
-        branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
+        source = node_argument(node, 0)
+        branches = self._branches(source) or [(source, None)]
         parts = self._parts(node)
         pieces = 3 if parts else 1
         codes, scales = quantizer.codes.chunk(pieces), quantizer.scale.chunk(pieces)
@@ -328,7 +335,8 @@ class _Lowering:
                     self._submodule(name, module, value, own if i == 0 else None)
                     for i, (value, _) in enumerate(branches)
                 ]
-                values.append(self._sum(summands))
+                total = self._sum(summands)
+                values.append(self._call(aten.squeeze.dim, total, 0) if source in self.matrices else total)
         if parts:
             self._replace_parts(node, parts, values)
         else:

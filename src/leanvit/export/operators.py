@@ -201,11 +201,6 @@ class OnnxLinear(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., in) to (..., out)."""
-        if x.dim() == 2:
-            # ONNX Runtime makes a Gemm of a product of two matrices and a bias before it looks for integer kernels, and
-            # has none for a Gemm with float output.
-            rows: Tensor = self.forward(x.unsqueeze(0), bias).squeeze(0)
-            return rows
         product = torch.matmul(x, _dequantize(self.get_buffer(self.name), self.scale, 1))
         return product if bias is None else product + bias
 
