@@ -5,11 +5,12 @@
     leanvit data compose runs/scenes_all --train 3000 --val 500 --size 128 --seed 0
     OMP_NUM_THREADS=1 python benchmarks/tasks.py                    all cases (about two hours on one core)
     OMP_NUM_THREADS=1 python benchmarks/tasks.py --cases pose       one of them
+    OMP_NUM_THREADS=1 python benchmarks/tasks.py --speed-only       times of the bundles alone
 
 A case is a recipe in configs/tasks. What is there already (a finished run, a bundle) is not made again. The metric of
 every stage is measured on the 500 validation pictures: float, quantized in simulation, and the two bundles executed in
-ONNX Runtime. Speed: both bundles in turns, batch 1 and 8; ratio is fp32 over w8a8. CPU time is that of training and
-validation in all epochs. Results go to benchmarks/results/tasks.json.
+ONNX Runtime. Speed: both bundles in turns, batch 1 and 8, one thread and two; ratio is fp32 over w8a8. CPU time is that
+of training and validation in all epochs. Results go to benchmarks/results/tasks.json.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ CASES = {
     "segment resnet18": "resnet18_segment_composed",
 }
 CALIBRATION = 128
+ROUNDS = 40
 
 
 def train(config: TaskTrainConfig) -> dict[str, Any]:
@@ -86,28 +88,36 @@ def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
     for profile, bundle in bundles.items():
         accuracy = read_json(bundle / "bundle.json")["accuracy"]
         row[profile] = {"metrics": accuracy["metrics"], "bytes": (bundle / "model.onnx").stat().st_size}
-    targets = [describe(str(bundle), "onnxruntime") for bundle in bundles.values()]
-    timed = benchmark(targets, batch_sizes=(1, 8), threads=2, rounds=15)["results"]
-    row["speed"] = timed
-    return row
+    return row | time_bundles(name)
+
+
+def time_bundles(name: str) -> dict[str, Any]:
+    """Both bundles of a case in turns, with one thread and with two."""
+    folder = Path(from_dict(TaskTrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name).output)
+    targets = [describe(str(folder / f"bundle_{profile}"), "onnxruntime") for profile in ("fp32", "w8a8")]
+    timed = {
+        str(threads): benchmark(targets, batch_sizes=(1, 8), threads=threads, rounds=ROUNDS)["results"]
+        for threads in (1, 2)
+    }
+    return {"case": name, "speed": timed}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| Case | Metric | Float | W8A8, executed | Points lost | Speed ratio, batch 1, 8 | Size ratio | CPU min |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| Case | Metric | Float | W8A8, executed | Points lost | Speed ratio, 1 thread | 2 threads | Size | CPU min |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         for metric in ("box_AP50", "mask_AP50") if row["task"] == "segment" else (row["metric"],):
             value, minutes = row["float"][metric], row["cpu_seconds"] / 60
-            cells = ["", "", "", ""]
+            cells = [""] * 5
             if "w8a8" in row:
                 after = row["w8a8"]["metrics"][metric]
-                ratios = [one["ratio"] for one in row["speed"] if "w8a8" in one["name"]]
+                ratios = [[r["ratio"] for r in row["speed"][n] if "w8a8" in r["name"]] for n in ("1", "2")]
                 size = row["w8a8"]["bytes"] / row["fp32"]["bytes"]
-                cells = [f"{after:.4f}", f"{100 * (value - after):+.2f}", ", ".join(f"{r:.2f}" for r in ratios)]
-                cells.append(f"{size:.2f}")
+                speed = [", ".join(f"{ratio:.2f}" for ratio in of_threads) for of_threads in ratios]
+                cells = [f"{after:.4f}", f"{100 * (value - after):+.2f}", *speed, f"{size:.2f}"]
             lines.append(f"| {row['case']} | {metric} | {value:.4f} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines)
 
@@ -116,13 +126,15 @@ def main() -> None:
     """Measure the cases that were asked for, and print all that are known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--speed-only", action="store_true", help="time bundles that are there again")
     parser.add_argument("--train-only", action="store_true", help="leave quantization and export out")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "tasks.json"))
     options = parser.parse_args()
     output = Path(options.output)
     rows: list[dict[str, Any]] = read_json(output)["results"] if output.is_file() else []
     for name in options.cases:
-        row = measure_case(name, quantized=not options.train_only) | {"facts": facts()}
+        row = time_bundles(name) if options.speed_only else measure_case(name, quantized=not options.train_only)
+        row |= {"facts": facts()}
         rows = merged(output, [row], ("case",))
         write_json(output, {"version": 1, "results": rows})
     print(table(rows))
