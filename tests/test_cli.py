@@ -480,7 +480,9 @@ def test_a_stopped_training_keeps_its_checkpoint_and_goes_on_with_resume(
     number: signal.Signals, code: int, word: str, short_training: list[str], tmp_path: Path, leanvit: Run
 ) -> None:
     command = [sys.executable, "-m", "leanvit", *short_training, "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job, as this test may be, ignores ctrl-C, and so would all that it starts.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     log = tmp_path / "run" / "train.json"
     deadline = time.monotonic() + 120
     while not log.is_file() and process.poll() is None and time.monotonic() < deadline:

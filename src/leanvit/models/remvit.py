@@ -17,7 +17,6 @@ Residual Connections", Pattern Recognition 2024, arXiv 2402.11301. MViTv2: Li et
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
@@ -237,8 +236,8 @@ class ReMViT(HistoryModel, LinearHead):
     def _start(self, grid: Grid, like: Tensor) -> Below:
         """What the first layer finds below it: an empty history where logits are not to be kept."""
         heads, kv_stride = self.first_logits
-        keys = math.prod(-(-side // kv_stride) for side in grid)
-        bytes_of_image = heads * math.prod(grid) * keys * like.element_size()
+        queries, keys = grid[0] * grid[1], -(-grid[0] // kv_stride) * -(-grid[1] // kv_stride)
+        bytes_of_image = heads * queries * keys * like.element_size()
         return PoolingHistory() if self._is_linear(bytes_of_image > LINEAR_FROM_BYTES) else None
 
     def _block(self, index: int, x: Tensor, grid: Grid, carried: Below) -> tuple[Tensor, Grid, Below]:
