@@ -125,11 +125,11 @@ def _write_within_drop(
         proto = lower(graph, job.preprocess, job.profile, lifted)
         expected = torch_logits(network, pixels, job.preprocess)
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
-        manifest = dataclasses.replace(_manifest(job, names, architecture, lifted), data=data)
+        least = FLOAT_SQNR_DB
         if isinstance(job.model, QuantizedModel):
             exact = in_double(network, lambda copied: torch_logits(copied, pixels, job.preprocess))
-            own = sqnr_db(exact, expected)
-            manifest = dataclasses.replace(manifest, minimum_sqnr_db=least_sqnr_db(network, own))
+            least = least_sqnr_db(network, sqnr_db(exact, expected))
+        manifest = dataclasses.replace(_manifest(job, names, architecture, lifted, least), data=data)
         kept = records(pixels, names, job.preprocess)
         manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)
         if not lifted:
@@ -249,7 +249,9 @@ def _measure(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
     return measured | ({"float_top1": evaluation.float_top1} if evaluation.float_top1 is not None else {})
 
 
-def _manifest(job: _Job, labels: tuple[str, ...], architecture: str | None, lifted: list[str]) -> Manifest:
+def _manifest(
+    job: _Job, labels: tuple[str, ...], architecture: str | None, lifted: list[str], minimum_sqnr_db: float
+) -> Manifest:
     model, preprocess = job.model, job.preprocess
     quantization: dict[str, Any] = {}
     plan: Plan = {}
@@ -264,7 +266,7 @@ def _manifest(job: _Job, labels: tuple[str, ...], architecture: str | None, lift
         profile=job.profile,
         labels=labels,
         preprocess=preprocess,
-        minimum_sqnr_db=FLOAT_SQNR_DB,
+        minimum_sqnr_db=minimum_sqnr_db,
         simulated=job.profile == "accelerator",
         plan=plan,
         quantization=quantization,

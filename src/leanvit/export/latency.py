@@ -123,7 +123,7 @@ def _weight(nodes: list[Any], constants: dict[str, Any], site: Site, quantized: 
 
 
 def _conv_attributes(graph: QuantGraph, site: Site) -> dict[str, Any]:
-    from leanvit.quant.calibrate import conv_options
+    from leanvit.quant.graph import conv_options
 
     node = graph.node(site.node)
     given = node.args[4] if len(node.args) > 4 else None

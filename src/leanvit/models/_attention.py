@@ -125,7 +125,7 @@ class History:
 
     def logits(self) -> Tensor:
         """All carried logits, (B, heads, N, N): for inspection, as this is what a history avoids."""
-        return _weighted_products(self.queries, torch.cat(self.keys, dim=-1), self.weights)
+        return weighted_products(self.queries, torch.cat(self.keys, dim=-1), self.weights)
 
 
 def blockwise_attention(history: History, v: Tensor, drop: float = 0.0) -> Tensor:
@@ -156,11 +156,11 @@ def blockwise_attention(history: History, v: Tensor, drop: float = 0.0) -> Tenso
 
 
 def _attend(queries: tuple[Tensor, ...], keys: Tensor, weights: tuple[Alpha, ...], v: Tensor, drop: float) -> Tensor:
-    attention = _weighted_products(queries, keys, weights).softmax(dim=-1)
+    attention = weighted_products(queries, keys, weights).softmax(dim=-1)
     return torch.matmul(F.dropout(attention, drop) if drop else attention, v)
 
 
-def _weighted_products(queries: tuple[Tensor, ...], keys: Tensor, weights: tuple[Alpha, ...]) -> Tensor:
+def weighted_products(queries: tuple[Tensor, ...], keys: Tensor, weights: tuple[Alpha, ...]) -> Tensor:
     """sum_i w_i Q_i K_i^T as one product of concatenated heads: (..., Nq, Nk)."""
     scaled = [q * (cast_like(w, q) if isinstance(w, Tensor) else w) for q, w in zip(queries, weights, strict=True)]
     return torch.matmul(torch.cat(scaled, dim=-1), keys.transpose(-2, -1))

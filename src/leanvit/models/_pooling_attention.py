@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvit.models._attention import Alpha, Grid, residual_logits
-from leanvit.models._pooling_history import PoolingHistory, Positions, resize_maps, resize_tokens
+from leanvit.models._pooling_history import PoolingHistory, Positions, add_positions, resize_maps, resize_tokens
 
 
 class Carried(NamedTuple):
@@ -120,7 +120,7 @@ class PoolingAttention(nn.Module):
             known = previous if self.residual else None
             resized = None if known is None else resize_logits(known, self.num_heads, q_grid, k_grid)
             logits = residual_logits(q, k, resized, alpha, self.scale)
-            carried = Carried(_add_positions(logits, positions, k_grid), q_grid, k_grid)
+            carried = Carried(add_positions(logits, positions, k_grid), q_grid, k_grid)
             x = torch.matmul(carried.logits.softmax(dim=-1), v) + q
         return self.proj(x.transpose(1, 2).flatten(2)), q_grid, carried
 
@@ -153,17 +153,6 @@ class PoolingAttention(nn.Module):
             index = relative_index(queries, keys, table.device)
             self.register_buffer(f"index_{axis}", index, persistent=False)
         return -(-grid[0] // q_stride), -(-grid[1] // q_stride)
-
-
-def _add_positions(logits: Tensor, positions: Positions, k_grid: Grid) -> Tensor:
-    """logits (B, heads, Nq, Nk) + E, in place where no graph is made of it."""
-    pairs = logits.view(*logits.shape[:-1], *k_grid)
-    vertical, horizontal = positions.vertical.unsqueeze(-1), positions.horizontal.unsqueeze(-2)
-    if torch.compiler.is_compiling():
-        return (pairs + vertical + horizontal).flatten(-2)
-    pairs += vertical
-    pairs += horizontal
-    return logits
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.models import checkpoint
 from torch import Tensor
 
-from leanvit.models._attention import BLOCK_BYTES, Alpha, Grid, cast_like
+from leanvit.models._attention import BLOCK_BYTES, Alpha, Grid, cast_like, weighted_products
 
 
 def resize_maps(x: Tensor, size: Grid) -> Tensor:
@@ -62,6 +62,17 @@ class Positions(NamedTuple):
     def each(self, change: Callable[[Tensor], Tensor]) -> Positions:
         """Both, changed."""
         return Positions(change(self.vertical), change(self.horizontal))
+
+
+def add_positions(logits: Tensor, positions: Positions, k_grid: Grid) -> Tensor:
+    """logits (B, heads, Nq, Nk) + E, in place where no graph is made of it."""
+    pairs = logits.view(*logits.shape[:-1], *k_grid)
+    vertical, horizontal = positions.vertical.unsqueeze(-1), positions.horizontal.unsqueeze(-2)
+    if torch.compiler.is_compiling():
+        return (pairs + vertical + horizontal).flatten(-2)
+    pairs += vertical
+    pairs += horizontal
+    return logits
 
 
 class PoolingHistory(NamedTuple):
@@ -155,24 +166,17 @@ def _block_logits(history: PoolingHistory, keys: dict[int, Tensor], block: slice
     """Carried logits of some queries: (B, heads, n, Nk)."""
     if history.positions is None:
         raise ValueError("a history without layers has no logits")
-    vertical, horizontal = history.positions.each(lambda x: x[:, :, block])
     total, *others = (_product(history.terms, key, block) for key in keys.values())
     for product in others:
         total = total + product
-    pairs = total.view(*total.shape[:-1], *history.k_grid)
-    pairs += vertical.unsqueeze(-1)
-    pairs += horizontal.unsqueeze(-2)
-    return total
+    return add_positions(total, history.positions.each(lambda x: x[:, :, block]), history.k_grid)
 
 
 def _product(terms: tuple[Term, ...], keys: Tensor, block: slice) -> Tensor:
     """Sum of the products of all terms with as many heads as `keys` have."""
-    scaled = [
-        term.q[:, :, block] * (cast_like(term.weight, term.q) if isinstance(term.weight, Tensor) else term.weight)
-        for term in terms
-        if term.q.shape[1] == keys.shape[1]
-    ]
-    return torch.matmul(torch.cat(scaled, dim=-1), keys.transpose(-2, -1))
+    fitting = [term for term in terms if term.q.shape[1] == keys.shape[1]]
+    queries = tuple(term.q[:, :, block] for term in fitting)
+    return weighted_products(queries, keys, tuple(term.weight for term in fitting))
 
 
 def _attend(history: PoolingHistory, keys: dict[int, Tensor], block: slice, v: Tensor) -> Tensor:

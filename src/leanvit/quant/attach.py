@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -16,7 +18,7 @@ ROLES = ("input", "other")
 
 
 def quantizer_name(site: str, role: str) -> str:
-    """Name of the submodule that holds a site's quantizer; role is input, other or weight."""
+    """Name of the submodule that holds a site's quantizer; role is input, other, weight or output."""
     return f"quantizer_{site}_{role}".replace(".", "_").replace("#", "_")
 
 
@@ -40,11 +42,11 @@ def attach(graph: QuantGraph, plan: Plan, forms: Forms | None = None, *, share: 
             if key not in shared or not share:
                 own = quantizer_name(name, ROLES[index])
                 form, heads = (forms or {}).get(own, ("uniform", None))
-                shared[key] = _insert(graph, node, own, make_quantizer(form, bits, heads), source)
+                shared[key] = insert(graph.module, node, own, make_quantizer(form, bits, heads), source)
             arguments[index] = shared[key]
         if site.weight:
             quantizer = WeightQuantizer(site.weight_shape, weight_bits)
-            arguments[1] = _insert(graph, node, quantizer_name(name, "weight"), quantizer)
+            arguments[1] = insert(graph.module, node, quantizer_name(name, "weight"), quantizer)
         node.args = tuple(arguments)
     graph.module.graph.eliminate_dead_code()
     graph.module.delete_all_unused_submodules()
@@ -52,11 +54,12 @@ def attach(graph: QuantGraph, plan: Plan, forms: Forms | None = None, *, share: 
     graph.module.recompile()
 
 
-def _insert(graph: QuantGraph, before: Node, name: str, quantizer: nn.Module, *inputs: Node) -> Node:
-    like = next(iter(graph.module.parameters()), None)
-    graph.module.add_submodule(name, quantizer if like is None else quantizer.to(like.device))
-    with graph.module.graph.inserting_before(before):
-        node = graph.module.graph.call_module(name, tuple(inputs))
+def insert(module: GraphModule, before: Node, name: str, quantizer: nn.Module, *inputs: Node) -> Node:
+    """Put a quantizer before a node, as the submodule `name` on the module's device; returns its node."""
+    like = next(itertools.chain(module.parameters(), module.buffers()), None)
+    module.add_submodule(name, quantizer if like is None else quantizer.to(like.device))
+    with module.graph.inserting_before(before):
+        node = module.graph.call_module(name, tuple(inputs))
     if inputs:
         node.meta = {"val": inputs[0].meta["val"]}
     return node

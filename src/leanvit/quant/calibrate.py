@@ -18,10 +18,10 @@ from torch.fx import GraphModule, Node, map_arg
 
 from leanvit.progress import Bar
 from leanvit.quant.attach import Forms
-from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, get_tensor, node_argument, quantizer_of
+from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
 from leanvit.quant.outputs import fit_output, sites_with_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
-from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, Pair, conv_patches, correct
+from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
 from leanvit.quant.search import choose_form, fit_activation, search_weight_scale
 
@@ -201,20 +201,6 @@ def call_node(node: Node, env: dict[Node, Any]) -> Any:
     arguments = map_arg(node.args, lambda n: env[n])
     keywords = map_arg(node.kwargs, lambda n: env[n])
     return node.target(*arguments, **keywords)  # type: ignore[operator]
-
-
-def conv_options(node: Node) -> tuple[Pair, Pair, Pair, int]:
-    """Stride, padding, dilation and groups of a convolution node, each axis on its own."""
-    given: list[Any] = [*node.args[3:], *(None,) * 4][:4]
-    stride, padding, dilation = (_pair(value, default) for value, default in zip(given[:3], (1, 0, 1), strict=True))
-    return stride, padding, dilation, int(given[3] or 1)
-
-
-def _pair(value: Any, default: int) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    first, last = (value[0], value[-1]) if value else (default, default)
-    return first, last
 
 
 def _thin(rows: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ ADD = (aten.add.Tensor,)
 _OTHER_PRODUCTS = (aten.einsum.default, aten.addmm.default, aten.mm.default, aten.conv1d.default)
 _IDENTITIES = (aten.dropout.default, aten.alias.default, aten.detach.default, aten.feature_dropout.default)
 
+Pair = tuple[int, int]
 SiteKind = Literal["linear", "conv2d", "matmul", "norm", "softmax", "activation", "add"]
 Scope = Literal["matmul", "full"]
 OPERANDS = {"linear": 1, "conv2d": 1, "matmul": 2, "norm": 1, "softmax": 1, "activation": 1, "add": 2}
@@ -102,6 +103,20 @@ def node_argument(node: Node, index: int) -> Node:
     if not isinstance(argument, Node):
         raise ExportError(f"{node.name}: argument {index} is {argument!r}, expected the output of another operation.")
     return argument
+
+
+def conv_options(node: Node) -> tuple[Pair, Pair, Pair, int]:
+    """Stride, padding, dilation and groups of a convolution node, each axis on its own."""
+    given: list[Any] = [*node.args[3:], *(None,) * 4][:4]
+    stride, padding, dilation = (_pair(value, default) for value, default in zip(given[:3], (1, 0, 1), strict=True))
+    return stride, padding, dilation, int(given[3] or 1)
+
+
+def _pair(value: Any, default: int) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    first, last = (value[0], value[-1]) if value else (default, default)
+    return first, last
 
 
 def quantizer_of(module: GraphModule, node: Node) -> nn.Module | None:

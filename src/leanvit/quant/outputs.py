@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from leanvit.quant.graph import CONVOLUTIONS, RESHAPES, QuantGraph, Site, aten, node_argument, quantizer_of
+from leanvit.quant.attach import insert, quantizer_name
+from leanvit.quant.graph import (
+    CONVOLUTIONS,
+    RESHAPES,
+    QuantGraph,
+    Site,
+    aten,
+    conv_options,
+    node_argument,
+    quantizer_of,
+)
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.search import fit_tensor
 
@@ -43,63 +53,45 @@ def output_node(convolution: Node) -> Node:
 
 def is_patch_embedding(convolution: Node, weight_shape: tuple[int, ...]) -> bool:
     """Whether a convolution's windows are larger than a pixel and tile the map, without padding or groups."""
-    given = [*convolution.args[3:], *(None,) * 4]
-    stride, padding, dilation, groups = given[:4]
-    kernel = list(weight_shape[2:])
+    # Padding by name ("same") counts as padding.
+    stride, padding, dilation, groups = conv_options(convolution)
+    kernel = weight_shape[2:]
     height, width = node_argument(convolution, 0).meta["val"].shape[-2:]
-    without_padding = padding is None or (isinstance(padding, list | tuple) and not any(padding))
-    return (
-        list(_sides(stride)) == kernel
-        and without_padding
-        and set(_sides(dilation)) == {1}
-        and groups in (None, 1)
-        and kernel != [1, 1]
-        and height % kernel[0] == 0
-        and width % kernel[1] == 0
-    )
+    tiles = stride == kernel and height % kernel[0] == 0 and width % kernel[1] == 0
+    return bool(tiles and not any(padding) and dilation == (1, 1) and groups == 1 and kernel != (1, 1))
 
 
-def _sides(option: object) -> list[int] | tuple[int, ...]:
-    return option if isinstance(option, list | tuple) else [1, 1]
+def wants_output_codes(convolution: Node, site: Site) -> bool:
+    """Whether a convolution is dense and large, one that gains from integers.
 
-
-def wants_output_codes(graph: QuantGraph, site: Site, nodes: dict[str, Node]) -> bool:
-    """Whether a site is a dense and large convolution inside the network, one that gains from integers.
-
-    Not those in groups, whose float kernels are faster (depthwise ones too), not patch embeddings, which run as
-    linears, and not the last ones: logits would become coarse. An answer that the network itself reads on is not last.
+    Not those in groups, whose float kernels are faster (depthwise ones too), and not patch embeddings, which run as
+    linears.
     """
-    if site.kind != "conv2d":
-        return False
-    node = nodes[site.node]
-    in_groups = len(node.args) > 6 and node.args[6] != 1
     small = min(site.weight_shape[:2]) < MIN_CHANNELS or site.macs < MIN_MACS
-    if in_groups or small or is_patch_embedding(node, site.weight_shape):
+    if small or conv_options(convolution)[3] != 1 or is_patch_embedding(convolution, site.weight_shape):
         return False
     # What it gives has as many values as the multiply-adds have weights' fan-in.
     values = sum(site.elements) + site.macs // math.prod(site.weight_shape[1:])
-    products = {nodes[other.node] for other in graph.sites.values() if other.macs}
-    return site.macs >= MIN_INTENSITY * values and _reaches(node, products)
-
-
-def _reaches(node: Node, wanted: Collection[Node]) -> bool:
-    """Whether anything wanted comes after a node."""
-    waiting, seen = list(node.users), set[Node]()
-    while waiting:
-        user = waiting.pop()
-        if user in wanted:
-            return True
-        if user not in seen:
-            seen.add(user)
-            waiting += user.users
-    return False
+    return site.macs >= MIN_INTENSITY * values
 
 
 def sites_with_outputs(graph: QuantGraph) -> dict[str, str]:
-    """Names of the nodes whose grid is wanted, and of the convolution behind each."""
-    nodes = graph.nodes()
-    sites = [site for site in graph.sites.values() if wants_output_codes(graph, site, nodes)]
-    return {output_node(nodes[site.node]).name: site.name for site in sites}
+    """Names of the nodes whose grid is wanted, and of the convolution behind each.
+
+    The last ones of the network have none: logits would become coarse. An answer that the network itself reads on is
+    not last.
+    """
+    nodes, inner = graph.nodes(), set[Node]()
+    products = {nodes[site.node] for site in graph.sites.values() if site.macs}
+    for node in reversed(graph.module.graph.nodes):
+        if any(user in products or user in inner for user in node.users):
+            inner.add(node)
+    convolutions = [(nodes[site.node], site) for site in graph.sites.values() if site.kind == "conv2d"]
+    return {
+        output_node(node).name: site.name
+        for node, site in convolutions
+        if node in inner and wants_output_codes(node, site)
+    }
 
 
 def fit_output(x: Tensor) -> tuple[float, int]:
@@ -176,21 +168,12 @@ def quantize_outputs(graph: QuantGraph, module: GraphModule, integer: Collection
         source = output_node(node)
         codes = next((user for user in source.users if _gives_bytes(quantizer_of(module, user))), None)
         if codes is None:
-            codes = _insert(module, source, names[node.name], graph.outputs[names[node.name]])
+            site = names[node.name]
+            scale, zero_point = graph.outputs[site]
+            quantizer = ActivationQuantizer(OUTPUT_BITS)
+            quantizer.set_parameters(torch.tensor(scale), torch.tensor(zero_point))
+            codes = insert(module, source.next, quantizer_name(site, "output"), quantizer, source)
         else:
             source.append(codes)
         for user in [user for user in source.users if user is not codes]:
             user.replace_input_with(source, codes)
-
-
-def _insert(module: GraphModule, source: Node, site: str, parameters: tuple[float, int]) -> Node:
-    quantizer = ActivationQuantizer(OUTPUT_BITS)
-    scale, zero_point = parameters
-    quantizer.set_parameters(torch.tensor(scale), torch.tensor(zero_point))
-    like = next(iter(module.buffers()), None)
-    name = f"quantizer_{site}_output".replace(".", "_").replace("#", "_")
-    module.add_submodule(name, quantizer if like is None else quantizer.to(like.device))
-    with module.graph.inserting_after(source):
-        node = module.graph.call_module(name, (source,))
-    node.meta = {"val": source.meta["val"]}
-    return node

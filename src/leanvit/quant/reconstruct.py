@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanvit.quant.graph import Pair
 from leanvit.quant.quantizers import code_range
 
-Pair = tuple[int, int]
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 """Candidate lambdas, in units of the mean diagonal of H; beside them, no correction at all."""
 
