@@ -114,6 +114,33 @@ def test_weights_of_four_bits_take_half_a_byte(model: torch.nn.Module, pixels: n
         np.testing.assert_array_equal(codes, state[stem].flatten(1).t().numpy())
 
 
+def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
+    model: torch.nn.Module, pixels: np.ndarray
+) -> None:
+    result = quantized(model, pixels)
+    proto = lower(result.graph, PREPROCESS, "w8a8")
+    scales = {node.input[1] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    assert not [t for t in proto.graph.initializer if t.name in scales and np.prod(t.dims) >= 32]
+    halves = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    stored = {onnx.numpy_helper.to_array(t).tobytes() for t in halves}
+    simulated = executed_form(result.graph, "w8a8").state_dict()
+    assert simulated["quantizer_blocks_0_mlp_fc1_weight.scale"].half().numpy().tobytes() in stored
+    exact = result.module.state_dict()["quantizer_blocks_0_mlp_fc1_weight.scale"]
+    rounded = simulated["quantizer_blocks_0_mlp_fc1_weight.scale"]
+    assert 0 < float((rounded / exact - 1).abs().max()) <= 2**-11
+
+
+def test_attributes_that_say_the_default_are_not_stored(model: torch.nn.Module, pixels: np.ndarray) -> None:
+    proto = lower(quantized(model, pixels).graph, PREPROCESS, "w8a8")
+    norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    # timm's epsilon of 1e-6 isn't ONNX's 1e-5; axis -1 and stash_type 1 are.
+    assert norms
+    assert {tuple(a.name for a in node.attribute) for node in norms} == {("epsilon",)}
+    casts = [node for node in proto.graph.node if node.op_type == "Cast"]
+    assert casts
+    assert all(len(node.attribute) == 1 for node in casts)
+
+
 def test_lifted_sites_run_in_float(model: torch.nn.Module, pixels: np.ndarray, tmp_path: Path) -> None:
     result = quantized(model, pixels)
     lifted = ["blocks.0.mlp.fc2", "blocks.1.attn.qkv"]

@@ -31,7 +31,14 @@ from leanvit.export.operators import (
     OnnxWeight,
     branches_of,
 )
-from leanvit.export.packing import compute_at_load, half_constants, number_constants, pack_four_bits, without_metadata
+from leanvit.export.packing import (
+    compute_at_load,
+    half_constants,
+    number_names,
+    pack_four_bits,
+    without_defaults,
+    without_metadata,
+)
 from leanvit.quant.graph import (
     CONVOLUTIONS,
     LINEAR,
@@ -132,7 +139,7 @@ def lower(
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
     proto = compute_at_load(without_metadata(program.model_proto))
     proto = pack_four_bits(proto, cast=profile != "accelerator")
-    return number_constants(half_constants(proto)) if profile in SMALL else proto
+    return number_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
 
 
 def _keep_small_terms(module: GraphModule) -> None:
@@ -179,18 +186,23 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
 
 @torch.no_grad()
 def _round_constants(module: GraphModule) -> None:
-    """Round biases, gains and tables to float16 where that loses no more than its rounding, in place.
+    """Round biases, gains, tables and weights' scales to float16 where that loses no more than its rounding, in place.
 
     Values far below the largest of their tensor may lose more: nothing depends on their last bits.
     """
-    for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
-        value = get_tensor(module, name)
+    constants = [get_tensor(module, name) for name in _constants_of(module)]
+    scales = [quantizer.scale for quantizer in module.modules() if isinstance(quantizer, WeightQuantizer)]
+    for value in (*constants, *scales):
         if value.dtype != torch.float32 or not value.numel():
             continue
         rounded = value.half().float()
         allowed = HALF_ROUNDING * value.abs().clamp(min=float(value.abs().max()) / 256)
         if ((rounded - value).abs() <= allowed).all():
             value.data = rounded
+
+
+def _constants_of(module: GraphModule) -> set[str]:
+    return {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
 
 
 def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:

@@ -76,16 +76,13 @@ def compute_at_load(proto: Any) -> Any:
 def half_constants(proto: Any) -> Any:
     """Store constants that float16 holds exactly as such, with a Cast behind, which runtimes compute at load.
 
-    Scales of quantizers stay: runtimes look for constants there. So do short ones, where the Cast costs more bytes than
-    it saves.
+    Short ones stay, where the Cast costs more bytes than it saves.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    quantizers = ("QuantizeLinear", "DequantizeLinear")
-    scales = {name for node in proto.graph.node if node.op_type in quantizers for name in node.input[1:]}
     casts = []
     for tensor in proto.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or tensor.name in scales:
+        if tensor.data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
@@ -101,12 +98,34 @@ def half_constants(proto: Any) -> Any:
     return proto
 
 
-def number_constants(proto: Any) -> Any:
-    """Call all constants but the weights c0, c1, ... : their names are a twentieth of a small model's file."""
+def without_defaults(proto: Any) -> Any:
+    """Drop attributes that say what an operation does anyway; runtimes read the same operations."""
+    from onnx import defs, helper
+
+    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    for node in (n for n in proto.graph.node if n.domain == ""):
+        known = defs.get_schema(node.op_type, opset, "").attributes
+        kept = [a for a in node.attribute if helper.get_attribute_value(a) != _default(known.get(a.name))]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return proto
+
+
+def _default(attribute: Any) -> Any:
+    from onnx import helper
+
+    declared = attribute is not None and attribute.default_value.type
+    return helper.get_attribute_value(attribute.default_value) if declared else None
+
+
+def number_names(proto: Any) -> Any:
+    """Call constants but the weights c0, c1, ... and values v0, v1, ... : a twentieth of a small model's file."""
     kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     weights = (".codes", CODES_SUFFIX, f"{CODES_SUFFIX}_int4")
     constants = [t.name for t in proto.graph.initializer if t.name not in kept and not t.name.endswith(weights)]
-    short = {name: f"c{i}" for i, name in enumerate(constants)}
+    values = [name for node in proto.graph.node for name in node.output if name and name not in kept]
+    short = {name: f"c{i}" for i, name in enumerate(constants)} | {name: f"v{i}" for i, name in enumerate(values)}
     for tensor in proto.graph.initializer:
         tensor.name = short.get(tensor.name, tensor.name)
     for node in proto.graph.node:
