@@ -7,8 +7,8 @@ ReViT and ReSwin differ from their twin in the residual attention alone. ExMobil
 the last scale, widened to the same parameters; ViTAE's and ViTAEv2's is a ViT of the nearest width. All learn by one
 recipe (below), at 1%, 10% and 100% of the labels for 40, 8 and 1 epochs, and are measured after the last one:
 top-1 on the 10,000 test images; accuracy and consistency under shifts of up to 4 pixels on the first 500 of them;
-token diversity in the last layer, of 256. Of a pair both train in the precision that is faster for them on a CPU. Rows are written as they come, and those that are there are not measured
-again.
+token diversity in the last layer, of 256. Of a pair both train in the precision that is faster for them on a CPU.
+Rows are written as they come, and those that are there are not measured again.
 """
 
 from __future__ import annotations

@@ -176,6 +176,7 @@ def export(config: configs.ExportConfig) -> int:
         images=images,
         float_top1=float_top1,
         max_drop=config.max_drop,
+        min_speedup=config.min_speedup,
         runtimes=config.runtimes or None,
         architecture=info.architecture,
         data={"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed},

@@ -46,12 +46,15 @@ class ExportConfig:
     max_drop: float = option(
         1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
     )
+    min_speedup: float = option(
+        1.0, "Least speed of a fast profile here, in times that of the same network in float; 0: don't measure."
+    )
     batch_size: int = option(128, "Images a step when the float model is measured.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size")
-        require_at_least(self, 0, "max_drop")
+        require_at_least(self, 0, "max_drop", "min_speedup")
 
 
 @dataclass(frozen=True, kw_only=True)

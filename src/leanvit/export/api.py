@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from leanvit.data import ImageSet, Loader, preprocess_for, to_input
 from leanvit.engines import available
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
+from leanvit.export.facts import Check
 from leanvit.export.golden import golden_images, records, synthetic_images
 from leanvit.export.lower import FAST, LoweredProfile, executed_form, lower
 from leanvit.export.operators import OPSET
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
+from leanvit.export.speed import check_speed
 from leanvit.export.verify import (
     FLOAT_SQNR_DB,
     Evaluation,
@@ -55,6 +58,7 @@ def export(
     runtimes: Sequence[Runtime] | None = None,
     architecture: str | None = None,
     data: dict[str, Any] | None = None,
+    min_speedup: float = 1.0,
 ) -> Path:
     """Write `model` as a bundle folder that passes the gate (leanvit.export.verify).
 
@@ -68,6 +72,8 @@ def export(
     in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed).
     runtimes: beside ONNX Runtime, that must pass too; None: those installed, and the bundle names those that pass.
     data: where the model's own split comes from, kept for later checks.
+    min_speedup: time of the same network in float over that of the file, which profiles w8a8, w4a8 and mixed must reach
+    in ONNX Runtime on this machine; 0 measures nothing.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError,
     ConfigError, MissingDependencyError.
     """
@@ -84,7 +90,7 @@ def export(
             bar.advance(detail="measured")
             least = least_ratios(available() if runtimes is None else runtimes, manifest.minimum_sqnr_db)
             manifest = sign(job.staging, dataclasses.replace(manifest, runtimes=least))
-            checks = verify_bundle(job.staging, evaluation, _origin(model))
+            checks = verify_bundle(job.staging, evaluation, _origin(model), _own_checks(job, min_speedup))
             if runtimes is None:
                 manifest, checks = leave_out_failed(manifest, checks)
             bar.advance(detail="verified")
@@ -94,6 +100,13 @@ def export(
         raise
     require_passed(checks, target)
     return target
+
+
+def _own_checks(job: _Job, min_speedup: float) -> list[Callable[[], list[Check]]]:
+    """What can only be checked while the model is at hand."""
+    if not isinstance(job.model, QuantizedModel):
+        return []
+    return [functools.partial(check_speed, job.staging, job.model, job.preprocess, job.profile, min_speedup)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,11 +72,14 @@ class Origin:
 
 
 def verify_bundle(
-    folder: str | Path, evaluation: Evaluation | None = None, origin: Origin | None = None
+    folder: str | Path,
+    evaluation: Evaluation | None = None,
+    origin: Origin | None = None,
+    more: Iterable[Callable[[], list[Check]]] = (),
 ) -> dict[str, Any]:
     """Run every check that the folder allows; never raises for a bad bundle, the result says which failed.
 
-    origin: of the model, at export; later nobody has it at hand.
+    origin: of the model, and `more` checks that need it, at export; later nobody has it at hand.
     Returns {"passed": bool, "checks": [...]}; checks that need labelled data are `passed: None` without.
     """
     folder, origin = Path(folder), origin or Origin()
@@ -97,6 +100,7 @@ def verify_bundle(
         lambda: check_labels(predictor, evaluation, origin),
         lambda: check_evaluation(predictor, evaluation),
         *(functools.partial(check_runtime, folder, runtime, evaluation) for runtime in others(manifest)),
+        *more,
     ]
     return gate_result([*checks, *run_steps(steps)])
 

@@ -1,0 +1,53 @@
+"""Is a file that is meant to be fast any faster than the same network in float? Measured where it is exported."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from leanvit.bench import benchmark, describe
+from leanvit.config import Preprocess
+from leanvit.export.facts import Check
+from leanvit.export.lower import FAST, LoweredProfile, lower
+from leanvit.files import write_atomic
+from leanvit.quant import QuantizedModel
+from leanvit.runtime import MODEL_NAME
+
+FEWEST_MACS = 2**27
+"""Of an image, below which calls and threads take a good part of the time: a file of a millisecond says little."""
+
+MOST_MACS = 2**36
+"""Of a batch that is timed: half a minute for all runs on two cores."""
+
+BATCH_SIZES = (1, 8)
+ROUNDS = 5
+
+
+def check_speed(
+    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, minimum: float
+) -> list[Check]:
+    """The file in `folder` beside the one with every site in float, alternated in ONNX Runtime on all cores.
+
+    minimum: least time in float over time of the file, at the batch size where that is larger; 0 measures nothing.
+    Returns no check for profiles that promise no speed.
+    """
+    if profile not in FAST or not minimum:
+        return []
+    macs = sum(site.macs for site in model.graph.sites.values())
+    expected = f"at least {minimum:g} times the same network in float"
+    if macs < FEWEST_MACS:
+        return [Check("speed", None, f"NOT verified: {macs / 1e6:.0f} million multiply-adds are too few", expected)]
+    sizes = tuple(size for size in BATCH_SIZES if size == 1 or size * macs <= MOST_MACS)
+    with tempfile.TemporaryDirectory() as scratch:
+        float_file = Path(scratch) / "float.onnx"
+        write_atomic(float_file, lower(model.graph, preprocess, profile, tuple(model.plan)).SerializeToString())
+        timed = benchmark([describe(float_file), describe(folder / MODEL_NAME)], batch_sizes=sizes, rounds=ROUNDS)
+    ratios = {row["batch_size"]: row["ratio"] for row in timed["results"] if Path(row["path"]).parent == folder}
+    found = ", ".join(f"{ratio:.2f} times at batch {size}" for size, ratio in ratios.items())
+    return [
+        Check(
+            "speed", max(ratios.values()) >= minimum, f"{found} ({timed['threads']} threads of this machine)", expected,
+            "Use the float model here (leanvit export CHECKPOINT), compare --profile exact and OpenVINO (leanvit "
+            "benchmark), or lower --min-speedup where the size alone is wanted.",
+        )
+    ]  # fmt: skip
