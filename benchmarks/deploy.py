@@ -3,6 +3,7 @@
     python benchmarks/deploy.py                                   speed of five models (about 40 minutes on 2 cores)
     python benchmarks/deploy.py --models vit_small_patch16_224    one of them
     python benchmarks/deploy.py --accuracy                        micro models on Fashion-MNIST in both runtimes
+    python benchmarks/deploy.py --table                           the tables of all that is stored
 
 Speed: weights are random (seed 0), images smooth noise, 32 to calibrate and 16 others for SQNR against float logits:
 times depend on shapes, and SQNR on how rounding adds up, not on training. Ours after fuse(), mode paper. Every target
@@ -17,6 +18,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "nncf": ("openvino", "openvino-bf16"),
 }
 CALIBRATION, HELD_OUT = 32, 16
+SAME_DB = 150.0
 
 
 def build(name: str) -> nn.Module:
@@ -201,19 +204,52 @@ def _accuracy_row(name: str, case: str, seed: int, bundle: Path) -> dict[str, An
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown of the speed rows."""
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each model and file, its batch sizes side by side."""
+    timed = [row for row in rows if "ratio" in row]
+    sizes = sorted({row["batch_size"] for row in timed})
     lines = [
-        "| Model | File, runtime | Batch | ms | Ratio | SQNR, dB | MB | Peak MiB | Load s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| model | file, runtime |{''.join(f' batch {n}, ms | ratio |' for n in sizes)} SQNR, dB | MB | peak MiB |",
+        f"|---|---|{'---:|' * (2 * len(sizes) + 3)}",
     ]
-    lines += [
-        f"| {r['model']} | {r['name']} | {r['batch_size']} | {r['median_ms']:.1f} | {r['ratio']:.2f} | "
-        f"{r['sqnr_db']:.1f} | {r['bytes'] / 1e6:.1f} | {r['peak_megabytes']:.0f} | {r['load_seconds']:.1f} |"
-        for r in rows
-        if "ratio" in r
-    ]
+    for model, name in dict.fromkeys((row["model"], row["name"]) for row in timed):
+        found = {row["batch_size"]: row for row in timed if (row["model"], row["name"]) == (model, name)}
+        times = [f"{found[n]['median_ms']:.1f} | {found[n]['ratio']:.2f}" if n in found else " | " for n in sizes]
+        last = found[max(found)]
+        lines.append(
+            f"| {model} | {name} | {' | '.join(times)} | {_decibel(last['sqnr_db'])} | {last['bytes'] / 1e6:.1f} | "
+            f"{last['peak_megabytes']:.0f} |"
+        )
     return "\n".join(lines)
+
+
+def _decibel(ratio: float) -> str:
+    return "" if ratio >= SAME_DB else f"{ratio:.1f}"
+
+
+def accuracy_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each micro model, means over the seeds; agreement is the least of all seeds and runtimes."""
+    measured = [row for row in rows if "checks" in row]
+    lines = [
+        "| model | seeds | float | w8a8 | of fp32's bytes | agreement | w4a8 | of fp32's bytes | agreement |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in measured):
+        own = {case: [r for r in measured if (r["model"], r["name"]) == (model, case)] for case in ("fp32", *OURS)}
+        if not all(own.values()):
+            continue
+        (reference, *_) = own["fp32"]
+        cells = [f"{_top1(own['fp32']):.2f}"]
+        for case in OURS:
+            shares = [float(v.split("%")[0]) for r in own[case] for k, v in r["checks"].items() if "agreement" in k]
+            size = mean(r["bytes"] for r in own[case]) / reference["bytes"]
+            cells += [f"{_top1(own[case]):.2f}", f"{size:.3f}", f"{min(shares):.2f}"]
+        lines.append(f"| {model} | {len(own['w8a8'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _top1(rows: list[dict[str, Any]]) -> float:
+    return 100 * mean(row["correct"] / row["images"] for row in rows)
 
 
 def main() -> None:
@@ -228,15 +264,20 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true", help="micro models on real images instead of speed")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the tables of what is there")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.table:
+        stored = read_json(args.output)["results"]
+        print(speed_table(stored), accuracy_table(stored), sep="\n\n")
+        return
     torch.set_num_threads(args.threads)
     keys = ("model", "name", "batch_size", "seed")
     for name in args.models or (packed if args.accuracy else MODELS):
         rows = accuracy(name, args) if args.accuracy else speed(name, args)
         rows = [{"batch_size": None, "seed": SEED} | row for row in rows]
         write_json(args.output, {"version": 1, "results": merged(args.output, rows, keys)})
-        print(table(rows), flush=True)
+        print(accuracy_table(rows) if args.accuracy else speed_table(rows), flush=True)
 
 
 if __name__ == "__main__":
