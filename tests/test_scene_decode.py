@@ -27,7 +27,7 @@ from leanvit.scenes.decode import (
     pose_region,
 )
 from leanvit.scenes.draw import colour, draw_found, draw_map
-from leanvit.scenes.letterbox import Placement, letterbox, letterbox_map, place, to_network, to_picture
+from leanvit.scenes.letterbox import Placement, letterbox, place, to_network, to_picture
 
 SIDES = st.tuples(st.integers(2, 700), st.integers(2, 700))
 
@@ -42,18 +42,6 @@ def test_a_wide_picture_is_scaled_and_padded_below() -> None:
     assert placement.picture_size == (50, 100)
     assert (pixels[:32] == 200).all()
     assert (pixels[32:] == 114).all()
-    class_map = letterbox_map(np.full((50, 100), 7, np.uint8), (64, 64))
-    assert (class_map[:32] == 7).all()
-    assert (class_map[32:] == IGNORED).all()
-
-
-def test_a_map_keeps_its_values_and_lies_as_its_picture() -> None:
-    values = np.repeat(np.repeat(np.uint8([[0, 9], [200, 3]]), 20, axis=0), 30, axis=1)
-    pixels, placement = letterbox(np.repeat(values[:, :, None], 3, axis=2), (90, 61), "nearest")
-    found = letterbox_map(values, (90, 61))
-    assert set(np.unique(found)) == {0, 3, 9, 200, IGNORED}
-    tall, wide = placement.size
-    np.testing.assert_array_equal(found[:tall, :wide], pixels[:tall, :wide, 0])
 
 
 @given(SIDES, SIDES)

@@ -105,7 +105,7 @@ def _write(
     if isinstance(model, QuantizedNetwork):
         exact = in_double(executed, lambda copied: network_outputs(copied, info, pixels))
         own = worst_sqnr_db(golden_values(exact, info.task), values)
-        asked = Asked(least_sqnr_db(executed, own), least_share(exact, objects, len(pixels)))
+        asked = Asked(least_sqnr_db(executed, lambda: own), least_share(exact, objects, len(pixels)))
     manifest = _manifest(model, info, profiles, runtimes, asked)
     kept = records(pixels, info.labels, info.preprocess) | objects
     return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)

@@ -140,8 +140,7 @@ def _write_within_drop(
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
         least = FLOAT_SQNR_DB
         if isinstance(job.model, QuantizedModel):
-            exact = in_double(network, lambda copied: torch_logits(copied, pixels, job.preprocess))
-            least = least_sqnr_db(network, sqnr_db(exact, expected))
+            least = least_sqnr_db(network, functools.partial(_own_sqnr_db, network, expected, pixels, job.preprocess))
         manifest = dataclasses.replace(_manifest(job, names, architecture, lifted, least), data=data)
         kept = records(pixels, names, job.preprocess)
         manifest = write_bundle(job.staging, proto.SerializeToString(), golden, expected, manifest, **kept)
@@ -158,6 +157,11 @@ def _write_within_drop(
             return manifest, evaluation
         lifted = order[: max(1, 2 * len(lifted))]
         note(f"{drop:.2f} points lost, at most {job.max_drop:g} wanted: {len(lifted)} of {len(order)} sites in float")
+
+
+def _own_sqnr_db(network: nn.Module, expected: Logits, pixels: imaging.Pixels, preprocess: Preprocess) -> float:
+    """Of a simulation's logits to those of the same in float64."""
+    return sqnr_db(in_double(network, lambda copied: torch_logits(copied, pixels, preprocess)), expected)
 
 
 def _worst_first(job: _Job) -> list[str]:

@@ -48,13 +48,13 @@ def in_double(network: nn.Module, run: Callable[[nn.Module], T]) -> T:
         torch.set_default_dtype(usual)
 
 
-def least_sqnr_db(network: nn.Module, own_db: float) -> float:
+def least_sqnr_db(network: nn.Module, own_db: Callable[[], float]) -> float:
     """The least SQNR in dB that the gate asks of a quantized network's golden answers in a runtime.
 
-    network: the simulation in its executed form. own_db: SQNR of its answers to those of the same in float64, see
-    `in_double`. QUANTIZED_SQNR_DB where all activations have 8 bits, less where rounding alone moves the answers
-    further; never below LOW_BIT_SQNR_DB.
+    network: the simulation in its executed form. own_db: gives the SQNR of its answers to those of the same in float64,
+    see `in_double`; not asked where it doesn't count. QUANTIZED_SQNR_DB where all activations have 8 bits, less where
+    rounding alone moves the answers further; never below LOW_BIT_SQNR_DB.
     """
     if any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values()):
         return LOW_BIT_SQNR_DB
-    return max(LOW_BIT_SQNR_DB, min(QUANTIZED_SQNR_DB, round(own_db - MARGIN_DB, 1)))
+    return max(LOW_BIT_SQNR_DB, min(QUANTIZED_SQNR_DB, round(own_db() - MARGIN_DB, 1)))

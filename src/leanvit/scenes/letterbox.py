@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from leanvit.config import Interpolation, Preprocess
 from leanvit.imaging import Pixels, letterboxed_size, resize
-from leanvit.scenes.types import IGNORED, ClassMap
 
 Floats = NDArray[np.float64]
 
@@ -52,15 +50,6 @@ def letterbox(
     """
     preprocess = Preprocess(size, interpolation=interpolation, crop_mode="letterbox")
     return resize(pixels, preprocess), place(pixels.shape[:2], size)
-
-
-def letterbox_map(class_map: ClassMap, size: tuple[int, int]) -> ClassMap:
-    """`letterbox` of a class map (height, width) uint8: the nearest value, the rest IGNORED. Returns (*size) uint8."""
-    tall, wide = place(class_map.shape, size).size
-    resized = Image.fromarray(class_map).resize((wide, tall), Image.Resampling.NEAREST)
-    padded = np.full(size, IGNORED, np.uint8)
-    padded[:tall, :wide] = np.asarray(resized)
-    return padded
 
 
 def to_network(values: NDArray[Any], placement: Placement) -> Floats:
