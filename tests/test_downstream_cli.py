@@ -378,7 +378,8 @@ def test_a_required_flag_that_is_absent_is_named(
     path.write_text("task: pose\nepochs: 1\n")
     for flags in (("--task", "pose"), ("--config", path)):
         found = leanvit("train", *flags)
-        assert (found.code, found.error) == (2, "leanvit: no --data given, expected one. Run: leanvit train --help")
+        hint = "Run: leanvit train --task pose --help"
+        assert (found.code, found.error) == (2, f"leanvit: no --data given, expected one. {hint}")
     path.write_text("task: pose\ndata: from_file\n")
     assert parse("train", ["--config", str(path)]).data == "from_file"
 
