@@ -96,6 +96,25 @@ def test_a_terminal_gets_a_bar_on_standard_error(
     assert capsys.readouterr().out == ""
 
 
+def test_bars_inside_a_bar_share_its_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with Bar("exporting", 2) as outer:
+        for _ in range(2):
+            with Bar("timing", 5) as inner:
+                inner.advance(5, detail="batch 8")
+            outer.advance()
+    drawn = terminal.getvalue()
+    # The cursor is hidden once and shown once; what remains on the last screen is the outer bar alone.
+    assert (drawn.count("\x1b[?25l"), drawn.count("\x1b[?25h")) == (1, 1)
+    last = drawn.split("\x1b[2K")[-1]
+    assert "exporting" in last
+    assert "2/2" in last
+    assert "timing" not in last
+    with Bar("another", 1) as later:
+        later.advance()
+    assert "another" in terminal.getvalue()
+
+
 def test_a_terminal_without_rich_gets_plain_lines(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

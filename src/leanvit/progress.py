@@ -15,6 +15,8 @@ PLAIN_INTERVAL_SECONDS = 5.0
 
 
 _silent = False
+_displays: list[Any] = []
+"""The rich display of the outermost bar: bars inside it add lines there, as two displays would overwrite each other."""
 
 
 def silence() -> None:
@@ -42,6 +44,7 @@ class Bar:
         self._started = self._reported = time.monotonic()
         self._rich: Any = None
         self._task: Any = None
+        self._outermost = False
 
     def __enter__(self) -> Self:
         """Show the bar where standard error is a terminal and rich is installed."""
@@ -57,15 +60,19 @@ class Bar:
                 )
             except ModuleNotFoundError:
                 return self
-            self._rich = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=Console(stderr=True),
-            )
-            self._rich.start()
+            if not _displays:
+                display = Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[detail]}"),
+                    console=Console(stderr=True),
+                )
+                display.start()
+                _displays.append(display)
+                self._outermost = True
+            self._rich = _displays[0]
             self._task = self._rich.add_task(self.description, total=self.total, detail="")
         return self
 
@@ -73,8 +80,10 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the bar; the last plain line is written if any was."""
-        if self._rich is not None:
-            self._rich.stop()
+        if self._outermost:
+            _displays.pop().stop()
+        elif self._rich is not None:
+            self._rich.remove_task(self._task)
         elif self._reported != self._started and kind is None:
             self._print()
 
