@@ -111,6 +111,7 @@ def measure(pair: str, model: str, fraction: float, seed: int) -> dict[str, Any]
     moved = shift_robustness(network_predict(network, info.preprocess), shifted, SHIFT)[-1]
     return {
         "pair": pair, "model": model, "parameters": parameters(network), "fraction": fraction, "seed": seed,
+        "epochs": EPOCHS[fraction], "shifted_images": SHIFTED_IMAGES,
         "top1": result.best.top1, "correct": result.best.correct, "images": result.best.images,
         "shifted_top1": moved.top1, "consistency": moved.consistency,
         "diversity": last_diversity(network, shifted, info.preprocess), "seconds": round(result.seconds, 1),
@@ -162,6 +163,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; rows that it has are not measured again")
     options = parser.parse_args()
     rows = read_json(options.output)["rows"] if options.output and options.output.is_file() else []
+    # Rows of another recipe are no neighbours of these.
+    rows = [r for r in rows if (r.get("epochs"), r.get("shifted_images")) == (EPOCHS[r["fraction"]], SHIFTED_IMAGES)]
     known = {(r["model"], r["fraction"], r["seed"]) for r in rows}
     for fraction in options.fractions:
         for seed in options.seeds:

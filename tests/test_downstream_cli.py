@@ -401,3 +401,11 @@ def test_damage_is_an_exit_code_of_its_own(toys: ToyTasks, pictures: Path, tmp_p
         found = leanvit(verb, run, "--data", toys.scenes, "--output", tmp_path / "out")
         assert found.code == 3
         assert "SHA-256" in found.error
+
+
+def test_a_least_speed_is_for_classifiers(toys: ToyTasks, tmp_path: Path, leanvit: Run) -> None:
+    found = leanvit("export", toys.run("semantic"), "--output", tmp_path / "out", "--min-speedup", 1.5)
+    assert found.code == 2
+    assert "min_speedup is for classifiers" in found.error
+    assert "leanvit benchmark" in found.error
+    assert not (tmp_path / "out").exists()

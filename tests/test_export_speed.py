@@ -14,7 +14,7 @@ import torch
 from leanvit import export
 from leanvit.config import MPTQConfig, Preprocess
 from leanvit.data import to_input
-from leanvit.errors import VerificationError
+from leanvit.errors import NumericalError, VerificationError
 from leanvit.export import speed
 from leanvit.export.golden import synthetic_images
 from leanvit.quant import QuantizedModel, quantize
@@ -76,6 +76,23 @@ def test_it_is_measured_where_speed_is_promised(model: QuantizedModel, tmp_path:
     assert "multiply-adds are too few" in small["found"]
     assert "speed" not in written(model, tmp_path / "off", min_speedup=0)
     assert "speed" not in written(model, tmp_path / "exact", profile="exact")
+
+
+@pytest.mark.parametrize(
+    "error", [NumericalError("no answer within 300 s"), AssertionError("daemonic processes are not allowed")]
+)
+def test_what_cannot_be_timed_is_not_verified_and_not_rejected(
+    error: Exception, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*targets: Any, **options: Any) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(speed, "FEWEST_MACS", 0)
+    monkeypatch.setattr(speed, "benchmark", fail)
+    check = written(model, tmp_path)["speed"]
+    assert check["passed"] is None
+    assert str(error) in check["found"]
+    assert "--min-speedup 0" in check["hint"]
 
 
 def test_the_float_form_has_no_grid_and_the_times_are_of_these_files(

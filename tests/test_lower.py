@@ -17,8 +17,9 @@ from leanvit.config import MPTQConfig, Preprocess
 from leanvit.data import to_input
 from leanvit.engines import available, open_engine
 from leanvit.errors import ConfigError
+from leanvit.export.executed import executed_form
 from leanvit.export.golden import synthetic_images
-from leanvit.export.lower import executed_form, lower
+from leanvit.export.lower import lower
 from leanvit.export.operators import BLOCK_SIZE, BlockLinear, FloatGrid, branches_of, whole_range
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.graph import trace
@@ -151,6 +152,8 @@ def test_lifted_sites_run_in_float(model: torch.nn.Module, pixels: np.ndarray, t
         return sum(node.op_type == "QuantizeLinear" for node in proto.graph.node)  # type: ignore[attr-defined]
 
     assert count(all_codes) - count(fewer) == 2
+    # q, k and v are three products in float, too.
+    assert not [node.op_type for node in fewer.graph.node if node.op_type in ("Split", "Slice", "Gather")][1:]
     with torch.no_grad():
         network = executed_form(result.graph, "w8a8", lifted)
         expected = network(to_input(torch.from_numpy(pixels), PREPROCESS)).numpy()

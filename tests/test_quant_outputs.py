@@ -15,8 +15,9 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import MPTQConfig, Preprocess
 from leanvit.data import to_input
 from leanvit.engines import open_engine
+from leanvit.export.executed import executed_form
 from leanvit.export.golden import synthetic_images
-from leanvit.export.lower import executed_form, lower
+from leanvit.export.lower import lower
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.outputs import fit_output
 from leanvit.quant.store import load_quantized, save_quantized
@@ -163,6 +164,24 @@ def test_profiles_that_run_the_plan_itself_add_no_codes(result: QuantizedModel) 
     for profile in ("exact", "w4a16"):
         network = executed_form(result.graph, profile)
         assert not [name for name, _ in network.named_modules() if name.endswith("_output")]
+
+
+def test_dead_filters_keep_their_bias(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Channels without weights, as pruning leaves them: a bias is counted in steps of the scale."""
+    torch.manual_seed(0)
+    network = Convolutions().eval()
+    with torch.no_grad():
+        network.third.weight[:64] = 0
+        network.third.weight[64:] *= 8  # so that float16 would take the scale of the dead ones for 0
+        network.third.bias[:64] = 1.0
+    for bits in (8, 4):
+        found = quantize(network, to_input(torch.from_numpy(pixels), PREPROCESS), MPTQConfig(weight_bits=bits))
+        profile = "w8a8" if bits == 8 else "w4a8"
+        path = tmp_path / f"{profile}.onnx"
+        path.write_bytes(lower(found.graph, PREPROCESS, profile).SerializeToString())
+        with torch.no_grad():
+            expected = executed_form(found.graph, profile)(to_input(torch.from_numpy(pixels), PREPROCESS)).numpy()
+        assert sqnr_db(expected, open_engine(path, "onnxruntime", 1)(pixels)) >= 40
 
 
 def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def _bundle_images(manifest: Any, data: str, images: Any, bad_images: Any = "fai
 def _network_as_exported(path: str, manifest: Any) -> Any:
     """The torch network that a bundle was written from, in the form that its profile runs."""
     from leanvit.checkpoint import load_checkpoint
-    from leanvit.export.lower import executed_form
+    from leanvit.export.executed import executed_form
     from leanvit.quant.store import is_quantized, load_quantized
 
     if not is_quantized(path):

@@ -47,7 +47,7 @@ class ExportConfig:
         1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
     )
     min_speedup: float = option(
-        1.0, "Least speed of a fast profile here, in times that of the same network in float; 0: don't measure."
+        1.0, "Least speed of a classifier's fast profile here, in times that of its float form; 0: don't measure."
     )
     batch_size: int = option(128, "Images a step when the float model is measured.")
     version: int = option(1, "Version of this configuration's format.")

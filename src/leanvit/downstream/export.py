@@ -25,8 +25,9 @@ from leanvit.downstream.verify import Measured, verify_task_bundle
 from leanvit.errors import ConfigError, require
 from leanvit.export.api import profile_for
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
+from leanvit.export.executed import LoweredProfile, executed_form
 from leanvit.export.golden import golden_set, records
-from leanvit.export.lower import LoweredProfile, executed_form, lower
+from leanvit.export.lower import lower
 from leanvit.export.operators import OPSET
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.verify import FLOAT_SQNR_DB, least_ratios, require_passed

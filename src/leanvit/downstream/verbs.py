@@ -117,6 +117,11 @@ def export(config: configs.ExportConfig) -> int:
     from leanvit.downstream.quantize import is_quantized_network, load_quantized_network
     from leanvit.tasks.build import load_network
 
+    if config.min_speedup not in (0, configs.ExportConfig.min_speedup):
+        raise errors.ConfigError(
+            f"min_speedup is for classifiers, {config.model} has another task. Leave it out and time the bundles: "
+            "leanvit benchmark FLOAT QUANTIZED"
+        )
     quantized = is_quantized_network(config.model)
     model, info = load_quantized_network(config.model) if quantized else load_network(config.model)
     scenes = _scenes(config.data, "val", info.task) if config.data else None

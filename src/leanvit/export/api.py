@@ -20,9 +20,10 @@ from leanvit.data import ImageSet, Loader, preprocess_for, to_input
 from leanvit.engines import available
 from leanvit.errors import ConfigError, require
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
+from leanvit.export.executed import FAST, LoweredProfile, executed_form
 from leanvit.export.facts import Check
 from leanvit.export.golden import golden_images, records, synthetic_images
-from leanvit.export.lower import FAST, LoweredProfile, executed_form, lower
+from leanvit.export.lower import lower
 from leanvit.export.operators import OPSET
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.speed import check_speed

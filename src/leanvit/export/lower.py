@@ -7,25 +7,24 @@ embedding) is the same product after a reshape; q, k and v of their own beat one
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import operator
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.config import Preprocess
-from leanvit.errors import ConfigError, ExportError, require
+from leanvit.errors import ExportError, require
+from leanvit.export.executed import FAST, SMALL, LoweredProfile, executed_form
 from leanvit.export.operators import (
     OPSET,
     BlockLinear,
     Branch,
-    FloatGrid,
     OnnxLinear,
     OnnxPatchEmbedding,
     OnnxWeight,
@@ -49,26 +48,14 @@ from leanvit.quant.graph import (
     node_argument,
     quantizer_of,
 )
-from leanvit.quant.outputs import gives_codes, integer_convolutions, is_patch_embedding, quantize_outputs
+from leanvit.quant.outputs import gives_codes, is_patch_embedding
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
-LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
 FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
 
-SMALL = ("w8a8", "w4a8", "w4a16", "mixed")
-"""Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
-round alike) and lose their names."""
-
-HALF_ROUNDING = 2.0**-11
-"""Largest relative error of rounding to float16."""
-
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
-
-FAST = ("w8a8", "w4a8", "mixed")
-"""Profiles for speed. Products of two activations stay in float there: attention gains no time from int8 and loses
-accuracy (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their output."""
 
 
 class ImageInput(nn.Module):
@@ -158,70 +145,6 @@ def _keep_small_terms(module: GraphModule) -> None:
     module.recompile()
 
 
-def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
-    """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
-
-    A copy; (B, 3, H, W) float32 -> logits. This is what an exported file is compared with.
-    Raises ConfigError where the profile can't run a quantizer.
-    """
-    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
-    raised = {graph.sites[name].node for name in lifted}
-    integer = integer_convolutions(graph, module, raised) if profile in FAST else set()
-    for node in list(module.graph.nodes):
-        in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
-        if node.op == "call_function" and in_float:
-            for source in list(node.all_input_nodes):
-                if isinstance(quantizer_of(module, source), ActivationQuantizer):
-                    node.replace_input_with(source, node_argument(source, 0))
-    module.graph.eliminate_dead_code()
-    if profile in FAST:
-        quantize_outputs(graph, module, integer)
-    module.delete_all_unused_submodules()
-    if profile in SMALL:
-        _round_constants(module)
-    module.recompile()
-    _require_runnable(module, profile)
-    return module
-
-
-@torch.no_grad()
-def _round_constants(module: GraphModule) -> None:
-    """Round biases, gains, tables and weights' scales to float16 where that loses no more than its rounding, in place.
-
-    Values far below the largest of their tensor may lose more: nothing depends on their last bits.
-    """
-    constants = [get_tensor(module, name) for name in _constants_of(module)]
-    scales = [quantizer.scale for quantizer in module.modules() if isinstance(quantizer, WeightQuantizer)]
-    for value in (*constants, *scales):
-        if value.dtype != torch.float32 or not value.numel():
-            continue
-        rounded = value.half().float()
-        allowed = HALF_ROUNDING * value.abs().clamp(min=float(value.abs().max()) / 256)
-        if ((rounded - value).abs() <= allowed).all():
-            value.data = rounded
-
-
-def _constants_of(module: GraphModule) -> set[str]:
-    return {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-
-
-def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
-    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
-
-    integer: nodes of convolutions that a fast profile runs on integers.
-    """
-    if profile == "w4a16":
-        return True
-    if profile not in FAST:
-        return False
-    if node.target in CONVOLUTIONS:
-        weight = quantizer_of(module, node_argument(node, 1))
-        if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
-            return False
-        return node.name not in integer
-    return node.target in PRODUCTS
-
-
 def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
     """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place."""
     lowering = _Lowering(module, profile)
@@ -233,34 +156,6 @@ def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
-
-
-def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
-    """All activation quantizers of a network by the name of their submodule."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
-
-
-def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
-    quantizers = activation_quantizers(module)
-    if profile in ("w8a8", "w4a8"):
-        low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
-        if low:
-            raise ConfigError(
-                f"profile {profile} runs 8-bit activations, {len(low)} quantizers have fewer: {', '.join(low[:3])}. "
-                "Quantize with --activation-bits 8, or export with --profile exact, which runs the plan as it is."
-            )
-    if profile == "exact":
-        without = [
-            f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
-            for name, q in quantizers.items()
-            if any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
-        ]
-        if without:
-            raise ConfigError(
-                f"profile exact runs every product on integer kernels, {len(without)} quantizers have none: "
-                f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
-                "quantize with --mode paper."
-            )
 
 
 class _Lowering:
@@ -283,7 +178,10 @@ class _Lowering:
             elif not self._patch_embedding(node, weight):
                 # A float convolution may read the codes of the one before it: its weight is still computed at load.
                 integer = reads_codes and (self.profile not in FAST or gives_codes(self.module, node))
-                self._weight_only_or_convolution(node, weight, folded=not integer)
+                if node.target is LINEAR and not integer and self._parts(node):
+                    self._float_parts(node, weight)
+                else:
+                    self._weight_only_or_convolution(node, weight, folded=not integer)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
                 left, right = (self._branches(node_argument(node, i)) for i in (0, 1))
@@ -296,7 +194,7 @@ class _Lowering:
                     ]
                     self._replace(node, products)
         elif node.target is LINEAR and self._parts(node):
-            self._float_parts(node)
+            self._float_parts(node, None)
 
     def rest(self) -> None:
         """Quantizers in front of what is no product (scope full)."""
@@ -364,17 +262,27 @@ class _Lowering:
             return BlockLinear(codes, scale, four_bit=four_bit)
         return OnnxLinear(codes, scale, four_bit=four_bit)
 
-    def _float_parts(self, node: Node) -> None:
-        """A packed float product of q, k and v as three."""
+    def _float_parts(self, node: Node, quantizer: WeightQuantizer | None) -> None:
+        """A packed float product of q, k and v as three; quantizer: of its weight, whose bits are storage."""
         parts = self._parts(node)
         bias = node.args[2] if len(node.args) > 2 else None
-        source = node_argument(node, 0)
+        weight, source = node_argument(node, 1), node_argument(node, 0)
         with self.module.graph.inserting_before(node):
-            values = [
-                self._call(LINEAR, source, self._piece(node_argument(node, 1), i, 3), self._piece(bias, i, 3))
-                for i in range(3)
-            ]
+            weights = (
+                [self._piece(weight, i, 3) for i in range(3)]
+                if quantizer is None
+                else [
+                    self._stored_weight(f"{weight.target}_{i}", codes, scale, quantizer.bits, folded=True)
+                    for i, (codes, scale) in enumerate(
+                        zip(quantizer.codes.chunk(3), quantizer.scale.chunk(3), strict=True)
+                    )
+                ]
+            )
+            values = [self._call(LINEAR, source, weights[i], self._piece(bias, i, 3)) for i in range(3)]
         self._replace_parts(node, parts, values)
+
+    def _stored_weight(self, name: str, codes: Tensor, scale: Tensor, bits: int, *, folded: bool) -> Node:
+        return self._submodule(name, OnnxWeight(codes, scale, four_bit=self._packs(bits), folded=folded))
 
     def _parts(self, node: Node) -> list[Node]:
         """reshape, permute and unbind behind a packed product of q, k and v, as timm and leanvit write it."""
@@ -443,8 +351,8 @@ class _Lowering:
         """An operation with its weight dequantized in front; folded: at load, as the product runs in float."""
         branches = self._branches(node_argument(node, 0)) or [(node_argument(node, 0), None)]
         with self.module.graph.inserting_before(node):
-            module = OnnxWeight(quantizer, four_bit=self._packs(quantizer.bits), folded=folded)
-            weight = self._submodule(f"{node_argument(node, 1).target}_onnx", module)
+            name = f"{node_argument(node, 1).target}_onnx"
+            weight = self._stored_weight(name, quantizer.codes, quantizer.scale, quantizer.bits, folded=folded)
             bias = node.args[2] if len(node.args) > 2 else None
             options = node.args[3:]
             values = [

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer, WeightQuantizer
+from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer
 
 OPSET = 21
 UINT8_MAX = 255
@@ -261,13 +261,13 @@ class OnnxWeight(nn.Module):
     constants, which runtimes compute once, where a DequantizeLinear would be computed at every run.
     """
 
-    def __init__(self, quantizer: WeightQuantizer, *, four_bit: bool, folded: bool) -> None:
-        """Copy codes and scales."""
+    def __init__(self, codes: Tensor, scale: Tensor, *, four_bit: bool, folded: bool) -> None:
+        """codes: shape of the weight, int8. scale: (out,)."""
         super().__init__()
         self.name = "codes4" if four_bit else "codes"
         self.scale_name = "load_scale" if folded else "scale"
-        self.register_buffer(self.name, quantizer.codes.clone())
-        self.register_buffer(self.scale_name, quantizer.scale.clone().view(-1))
+        self.register_buffer(self.name, codes.clone())
+        self.register_buffer(self.scale_name, scale.clone().view(-1))
 
     def forward(self) -> Tensor:
         """The dequantized weight."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from leanvit.export.lower import activation_quantizers
+from leanvit.export.executed import activation_quantizers
 from leanvit.export.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
 
 T = TypeVar("T")

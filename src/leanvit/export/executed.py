@@ -1,0 +1,138 @@
+"""What a profile runs: the simulated network with the quantizers that its kernels have, and no others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from leanvit.errors import ConfigError
+from leanvit.export.operators import FloatGrid, branches_of
+from leanvit.quant.graph import CONVOLUTIONS, PRODUCTS, QuantGraph, get_tensor, node_argument, quantizer_of
+from leanvit.quant.outputs import integer_convolutions, is_patch_embedding, quantize_outputs
+from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
+
+LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
+SMALL = ("w8a8", "w4a8", "w4a16", "mixed")
+"""Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
+round alike) and lose their names."""
+
+HALF_ROUNDING = 2.0**-11
+"""Largest relative error of rounding to float16."""
+
+FAST = ("w8a8", "w4a8", "mixed")
+"""Profiles for speed. Products of two activations stay in float there: attention gains no time from int8 and loses
+accuracy (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their output."""
+
+
+def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
+    """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
+
+    A copy; (B, 3, H, W) float32 -> logits. This is what an exported file is compared with.
+    Raises ConfigError where the profile can't run a quantizer.
+    """
+    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
+    raised = {graph.sites[name].node for name in lifted}
+    integer = integer_convolutions(graph, module, raised) if profile in FAST else set()
+    for node in list(module.graph.nodes):
+        in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
+        if node.op == "call_function" and in_float:
+            for source in list(node.all_input_nodes):
+                if isinstance(quantizer_of(module, source), ActivationQuantizer):
+                    node.replace_input_with(source, node_argument(source, 0))
+    module.graph.eliminate_dead_code()
+    if profile in FAST:
+        quantize_outputs(graph, module, integer)
+    module.delete_all_unused_submodules()
+    _scale_dead_channels(module)
+    if profile in SMALL:
+        _round_constants(module)
+    module.recompile()
+    _require_runnable(module, profile)
+    return module
+
+
+@torch.no_grad()
+def _round_constants(module: GraphModule) -> None:
+    """Round biases, gains, tables and weights' scales to float16 where that loses no more than its rounding, in place.
+
+    Of what is added, values far below the largest of their tensor may lose more: nothing depends on their last bits.
+    Scales multiply, and may not.
+    """
+    for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
+        value = get_tensor(module, name)
+        _round_to_half(value, value.abs().clamp(min=float(value.abs().max()) / 256) if value.numel() else value)
+    for quantizer in _weight_quantizers(module):
+        _round_to_half(quantizer.scale, quantizer.scale)
+
+
+def _round_to_half(value: Tensor, size: Tensor) -> None:
+    """Round a float32 tensor in place where no value moves by more than float16's rounding of `size`."""
+    if value.dtype == torch.float32 and value.numel():
+        rounded = value.half().float()
+        if ((rounded - value).abs() <= HALF_ROUNDING * size).all():
+            value.data = rounded
+
+
+def _weight_quantizers(module: GraphModule) -> list[WeightQuantizer]:
+    return [quantizer for quantizer in module.modules() if isinstance(quantizer, WeightQuantizer)]
+
+
+@torch.no_grad()
+def _scale_dead_channels(module: GraphModule) -> None:
+    """Give channels without weights the largest scale of their tensor, in place: their products stay 0.
+
+    Runtimes count the bias of an integer convolution in steps of the scale, and there are none so small.
+    """
+    for quantizer in _weight_quantizers(module):
+        dead = ~quantizer.codes.flatten(1).any(1)
+        quantizer.scale[dead] = quantizer.scale.max()
+
+
+def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
+    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
+
+    integer: nodes of convolutions that a fast profile runs on integers.
+    """
+    if profile == "w4a16":
+        return True
+    if profile not in FAST:
+        return False
+    if node.target in CONVOLUTIONS:
+        weight = quantizer_of(module, node_argument(node, 1))
+        if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
+            return False
+        return node.name not in integer
+    return node.target in PRODUCTS
+
+
+def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """All activation quantizers of a network by the name of their submodule."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
+    quantizers = activation_quantizers(module)
+    if profile in ("w8a8", "w4a8"):
+        low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
+        if low:
+            raise ConfigError(
+                f"profile {profile} runs 8-bit activations, {len(low)} quantizers have fewer: {', '.join(low[:3])}. "
+                "Quantize with --activation-bits 8, or export with --profile exact, which runs the plan as it is."
+            )
+    if profile == "exact":
+        without = [
+            f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
+            for name, q in quantizers.items()
+            if any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
+        ]
+        if without:
+            raise ConfigError(
+                f"profile exact runs every product on integer kernels, {len(without)} quantizers have none: "
+                f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
+                "quantize with --mode paper."
+            )
