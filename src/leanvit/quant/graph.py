@@ -237,6 +237,8 @@ def _find_sites(module: GraphModule, scope: Scope) -> tuple[dict[str, Site], lis
                 continue
             site = _weighted_site(module, node, str(weight.target), sites)
             sites[site.name] = site
+        elif node.target in PRODUCTS and any(_is_exponential(node_argument(node, i)) for i in (0, 1)):
+            unquantized.append(f"{node.target} of exponentials at {module_path(node)}")
         elif node.target in PRODUCTS:
             site = _product_site(node, sites)
             sites[site.name] = site
@@ -373,6 +375,16 @@ _ELEMENTWISE = (
     aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.to.dtype, aten._to_copy.default,
     aten.to.dtype_layout, aten.expand.default, aten.type_as.default,
 )  # fmt: skip
+
+
+def _is_exponential(node: Node) -> bool:
+    """Whether a tensor holds exponentials: the features of linear attention, over orders of magnitude.
+
+    One grid for all of them has a step that most are smaller than, and their sums divide: answers become infinite.
+    """
+    while node.op == "call_function" and node.target in (*RESHAPES, *_ELEMENTWISE, aten.sum.dim_IntList):
+        node = _first_source(node)
+    return node.target is aten.exp.default
 
 
 def _comes_from_softmax(node: Any) -> bool:
