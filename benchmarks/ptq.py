@@ -247,19 +247,23 @@ def markdown(results: Results, models: list[str]) -> str:
     rows = [r for r in results.rows if r["model"] in models and "top1" in r]
     kinds = list(dict.fromkeys((r["method"], r["setting"]) for r in rows if not r["method"].startswith("random")))
     known = [m for m in models if any(r["model"] == m for r in rows)]
-    lines = [f"| Method | Bits | {' | '.join(known)} | mean loss | KL | seconds |", "|---" * (len(known) + 5) + "|"]
+    names = " | ".join(model.removesuffix("_micro") for model in known)
+    lines = [f"| mode | bits | seeds | {names} | mean loss | KL | seconds |", "|---" * (len(known) + 6) + "|"]
     floats = {r["model"]: r["top1"] for r in rows if r["method"] == "float"}
     for method, setting in kinds:
         cells, losses = [], []
         mine = [r for r in rows if (r["method"], r["setting"]) == (method, setting)]
         for model in known:
             tops = [r["top1"] for r in mine if r["model"] == model]
-            cells.append(f"{mean(tops):.2f}" + (f" ({len(tops)} seeds)" if len(tops) > 1 else "") if tops else "")
+            cells.append(f"{mean(tops):.2f}" if tops else "")
             losses += [floats[model] - mean(tops)] if tops else []
         measured = [r for r in mine if "kl" in r]
         kl = f"{mean(r['kl'] for r in measured):.4f}" if measured else ""
         seconds = f"{mean(r['seconds'] for r in measured):.0f}" if measured else ""
-        lines.append(f"| {method} | {setting} | {' | '.join(cells)} | {mean(losses):.2f} | {kl} | {seconds} |")
+        seeds = len({r["seed"] for r in mine if r["seed"] is not None}) or ""
+        lines.append(
+            f"| {method} | {setting} | {seeds} | {' | '.join(cells)} | {mean(losses):.2f} | {kl} | {seconds} |"
+        )
     drawn: dict[str, list[float]] = {}
     for row in rows:
         if row["method"].startswith("random"):
