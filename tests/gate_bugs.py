@@ -154,12 +154,16 @@ def one_stale_scale(proto: onnx.ModelProto) -> None:
 
 def one_scale_for_all_channels(proto: onnx.ModelProto) -> None:
     tensor = next(t for t, values in initializers(proto, 192) if t.name in weight_scales(proto))
-    put(tensor, np.full(192, numpy_helper.to_array(tensor).mean(), np.float32))
+    values = numpy_helper.to_array(tensor)
+    put(tensor, np.full(192, values.mean(), values.dtype))
 
 
 def weight_scales(proto: onnx.ModelProto) -> set[str]:
+    """Names of the constants: behind a scale stands a Cast."""
     codes = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.INT8}
-    return {node.input[1] for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in codes}
+    casts = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Cast"}
+    readers = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in codes]
+    return {casts.get(node.input[1], node.input[1]) for node in readers}
 
 
 GOLDEN = "golden images at batch 1"

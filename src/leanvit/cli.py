@@ -190,7 +190,7 @@ def parse(verb: str, arguments: list[str]) -> Any:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
             name = field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
             # The flags of a training depend on its task.
-            asked = f"{verb} --task {values['task']}" if "task" in values else verb
+            asked = f"{verb} --task {values['task']}" if verb == "train" and "task" in values else verb
             raise errors.ConfigError(f"no {name} given, expected one. Run: leanvit {asked} --help")
     return configs.from_dict(cls, values, f"leanvit {verb}")
 

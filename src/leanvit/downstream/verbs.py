@@ -117,7 +117,7 @@ def export(config: configs.ExportConfig) -> int:
     from leanvit.downstream.quantize import is_quantized_network, load_quantized_network
     from leanvit.tasks.build import load_network
 
-    if config.min_speedup not in (0, configs.ExportConfig.min_speedup):
+    if config.min_speedup not in (0, type(config).min_speedup):
         raise errors.ConfigError(
             f"min_speedup is for classifiers, {config.model} has another task. Leave it out and time the bundles: "
             "leanvit benchmark FLOAT QUANTIZED"
