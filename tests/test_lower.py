@@ -131,6 +131,31 @@ def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
     assert 0 < float((rounded / exact - 1).abs().max()) <= 2**-11
 
 
+class Masked(torch.nn.Module):
+    """A constant of truth values beside a product, as shifted windows have."""
+
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * SIDE**2, 64)
+        self.register_buffer("mask", torch.arange(64) % 3 == 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.mask, self.linear(x.flatten(1)), torch.zeros(()))
+
+
+def test_constants_that_are_no_floats_are_left_alone(pixels: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = quantized(Masked().eval(), pixels)
+    network = executed_form(result.graph, "w8a8")
+    assert network.state_dict()["mask"].dtype == torch.bool
+    with torch.no_grad():
+        expected = network(to_input(torch.from_numpy(pixels), PREPROCESS)).numpy()
+    path = written(lower(result.graph, PREPROCESS, "w8a8"), tmp_path)
+    assert sqnr_db(expected, open_engine(path, "onnxruntime", 1)(pixels)) >= 45
+
+
 def test_attributes_that_say_the_default_are_not_stored(model: torch.nn.Module, pixels: np.ndarray) -> None:
     proto = lower(quantized(model, pixels).graph, PREPROCESS, "w8a8")
     norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]

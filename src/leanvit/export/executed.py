@@ -24,6 +24,9 @@ round alike) and lose their names."""
 HALF_ROUNDING = 2.0**-11
 """Largest relative error of rounding to float16."""
 
+SMALLEST_SHARE = 1 / 256
+"""Of the largest value of a constant: below it values are rounded as if they had this size."""
+
 FAST = ("w8a8", "w4a8", "mixed")
 """Profiles for speed. Products of two activations stay in float there: attention gains no time from int8 and loses
 accuracy (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their output."""
@@ -64,18 +67,22 @@ def _round_constants(module: GraphModule) -> None:
     Scales multiply, and may not.
     """
     for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
-        value = get_tensor(module, name)
-        _round_to_half(value, value.abs().clamp(min=float(value.abs().max()) / 256) if value.numel() else value)
+        _round_to_half(get_tensor(module, name), SMALLEST_SHARE)
     for quantizer in _weight_quantizers(module):
-        _round_to_half(quantizer.scale, quantizer.scale)
+        _round_to_half(quantizer.scale, 0.0)
 
 
-def _round_to_half(value: Tensor, size: Tensor) -> None:
-    """Round a float32 tensor in place where no value moves by more than float16's rounding of `size`."""
-    if value.dtype == torch.float32 and value.numel():
-        rounded = value.half().float()
-        if ((rounded - value).abs() <= HALF_ROUNDING * size).all():
-            value.data = rounded
+def _round_to_half(value: Tensor, smallest_share: float) -> None:
+    """Round a float32 tensor in place where no value moves by more than float16's rounding of it.
+
+    smallest_share: values below this share of the largest may move as far as one of that size.
+    """
+    if value.dtype != torch.float32 or not value.numel():
+        return
+    sizes = value.abs()
+    rounded = value.half().float()
+    if ((rounded - value).abs() <= HALF_ROUNDING * sizes.clamp(min=float(sizes.max()) * smallest_share)).all():
+        value.data = rounded
 
 
 def _weight_quantizers(module: GraphModule) -> list[WeightQuantizer]:
