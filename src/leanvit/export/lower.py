@@ -175,13 +175,12 @@ class _Lowering:
             reads_codes = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
             if node.target is LINEAR and (reads_codes or self.profile == "w4a16"):
                 self._linear(node, weight)
+            elif node.target is LINEAR and self._parts(node):
+                self._float_parts(node, weight)
             elif not self._patch_embedding(node, weight):
                 # A float convolution may read the codes of the one before it: its weight is still computed at load.
                 integer = reads_codes and (self.profile not in FAST or gives_codes(self.module, node))
-                if node.target is LINEAR and not integer and self._parts(node):
-                    self._float_parts(node, weight)
-                else:
-                    self._weight_only_or_convolution(node, weight, folded=not integer)
+                self._weight_only_or_convolution(node, weight, folded=not integer)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
                 left, right = (self._branches(node_argument(node, i)) for i in (0, 1))
@@ -266,20 +265,21 @@ class _Lowering:
         """A packed float product of q, k and v as three; quantizer: of its weight, whose bits are storage."""
         parts = self._parts(node)
         bias = node.args[2] if len(node.args) > 2 else None
-        weight, source = node_argument(node, 1), node_argument(node, 0)
+        source = node_argument(node, 0)
         with self.module.graph.inserting_before(node):
-            weights = (
-                [self._piece(weight, i, 3) for i in range(3)]
-                if quantizer is None
-                else [
-                    self._stored_weight(f"{weight.target}_{i}", codes, scale, quantizer.bits, folded=True)
-                    for i, (codes, scale) in enumerate(
-                        zip(quantizer.codes.chunk(3), quantizer.scale.chunk(3), strict=True)
-                    )
-                ]
-            )
-            values = [self._call(LINEAR, source, weights[i], self._piece(bias, i, 3)) for i in range(3)]
+            weights = self._float_weights(node_argument(node, 1), quantizer)
+            values = [self._call(LINEAR, source, weight, self._piece(bias, i, 3)) for i, weight in enumerate(weights)]
         self._replace_parts(node, parts, values)
+
+    def _float_weights(self, weight: Node, quantizer: WeightQuantizer | None) -> list[Node]:
+        """The weights of q, k and v out of a packed one."""
+        if quantizer is None:
+            return [self._piece(weight, i, 3) for i in range(3)]
+        pieces = zip(quantizer.codes.chunk(3), quantizer.scale.chunk(3), strict=True)
+        return [
+            self._stored_weight(f"{weight.target}_{i}", codes, scale, quantizer.bits, folded=True)
+            for i, (codes, scale) in enumerate(pieces)
+        ]
 
     def _stored_weight(self, name: str, codes: Tensor, scale: Tensor, bits: int, *, folded: bool) -> Node:
         return self._submodule(name, OnnxWeight(codes, scale, four_bit=self._packs(bits), folded=folded))

@@ -31,7 +31,10 @@ def pack_four_bits(proto: Any, *, cast: bool = True) -> Any:
         tensor.CopyFrom(helper.make_tensor(stored, kind, dims, _nibbles(codes), raw=True))
         if signed and cast:
             casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.INT8))
-    nodes = [*casts, *proto.graph.node]
+    return _with_nodes(proto, [*casts, *proto.graph.node])
+
+
+def _with_nodes(proto: Any, nodes: list[Any]) -> Any:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return proto
@@ -68,9 +71,7 @@ def compute_at_load(proto: Any) -> Any:
             helper.make_node("Cast", [codes], [values], to=TensorProto.FLOAT),
             helper.make_node("Mul", [values, scale], list(node.output)),
         ]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    return proto
+    return _with_nodes(proto, nodes)
 
 
 def half_constants(proto: Any) -> Any:
@@ -92,10 +93,7 @@ def half_constants(proto: Any) -> Any:
         stored = f"{tensor.name}_half"
         casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
         tensor.CopyFrom(numpy_helper.from_array(halves, stored))
-    nodes = [*casts, *proto.graph.node]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    return proto
+    return _with_nodes(proto, [*casts, *proto.graph.node])
 
 
 def without_defaults(proto: Any) -> Any:
@@ -126,11 +124,7 @@ def number_names(proto: Any) -> Any:
     constants = [t.name for t in proto.graph.initializer if t.name not in kept and not t.name.endswith(weights)]
     values = [name for node in proto.graph.node for name in node.output if name and name not in kept]
     short = {name: f"c{i}" for i, name in enumerate(constants)} | {name: f"v{i}" for i, name in enumerate(values)}
-    for tensor in proto.graph.initializer:
-        tensor.name = short.get(tensor.name, tensor.name)
-    for node in proto.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [short.get(name, name) for name in names]
+    _rename(proto.graph, short)
     return proto
 
 
@@ -162,12 +156,18 @@ def _shorten_names(graph: Any) -> None:
         if name not in kept:
             short[tensor.name] = name
             kept.add(name)
-            tensor.name = name
     for node in graph.node:
         node.ClearField("name")
         for name in node.output:
             if name and name not in kept:
                 short.setdefault(name, f"v{len(short)}")
+    _rename(graph, short)
+
+
+def _rename(graph: Any, short: dict[str, str]) -> None:
+    """Give constants and values other names wherever they stand; those that are not in `short` keep theirs."""
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [short.get(name, name) for name in names]

@@ -11,7 +11,6 @@ from leanvit.errors import LeanvitError
 from leanvit.export.executed import FAST, LoweredProfile
 from leanvit.export.facts import Check
 from leanvit.export.lower import lower
-from leanvit.files import write_atomic
 from leanvit.quant import QuantizedModel
 from leanvit.runtime import MODEL_NAME
 
@@ -62,7 +61,7 @@ def _measured(
     """{batch size: time in float over time of the file}, and the number of threads."""
     with tempfile.TemporaryDirectory() as scratch:
         float_file = Path(scratch) / "float.onnx"
-        write_atomic(float_file, lower(model.graph, preprocess, profile, tuple(model.plan)).SerializeToString())
+        float_file.write_bytes(lower(model.graph, preprocess, profile, tuple(model.plan)).SerializeToString())
         timed = benchmark([describe(float_file), describe(folder / MODEL_NAME)], batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]
     return {row["batch_size"]: row["ratio"] for row in rows}, timed["threads"]
