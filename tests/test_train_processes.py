@@ -24,15 +24,20 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-def launch(config: TrainConfig, folder: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """`leanvit train` as torchrun starts it; one thread a process."""
-    path = folder / "settings.yaml"
-    save_yaml(config, path)
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(*program: str) -> subprocess.CompletedProcess[str]:
+    """A program in two processes, one thread each."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*starter, "-m", "leanvit", "train", "--config", str(path)],
+        [*starter, *program],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def launch(config: TrainConfig, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`leanvit train` as torchrun starts it."""
+    path = folder / "settings.yaml"
+    save_yaml(config, path)
+    return torchrun("-m", "leanvit", "train", "--config", str(path))
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -84,6 +89,31 @@ def test_sharded_parameters_train_as_whole_ones_and_go_on(tmp_path: Path) -> Non
         done = launch(TrainConfig(**settings, output=str(shared), fsdp=True), tmp_path)
         assert done.returncode == 0, done.stderr
     close(whole, shared, 1e-5)
+
+
+THREADS_AFTER_TRAINING = """
+import sys
+from pathlib import Path
+from leanvit.config import TrainConfig, load_yaml
+from leanvit.train import run
+run(TrainConfig(**load_yaml(sys.argv[1])))
+print("threads", *sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_threads_of_the_connection_end_with_it(fsdp: bool, tmp_path: Path) -> None:
+    """One that outlives it may abort the process while the interpreter shuts down, after a training that succeeded."""
+    settings, program = tmp_path / "settings.yaml", tmp_path / "train.py"
+    config = {**COMMON, "model": "revit_micro", "batch_size": 25, "epochs": 1}
+    save_yaml(TrainConfig(**config, fsdp=fsdp, output=str(tmp_path / "run")), settings)
+    program.write_text(THREADS_AFTER_TRAINING)
+    done = torchrun(str(program), str(settings))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads") == 2
+    assert "gloo" not in done.stdout
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ CPUs, NCCL GPUs. Every function here works in a single process as well.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from leanvit.errors import ConfigError
 
@@ -64,11 +66,32 @@ def connected(processes: Processes, device: torch.device) -> Iterator[None]:
     if processes.world == 1 or dist.is_initialized():
         yield
         return
+    # Functions there take the group of the moment they are imported as their default, and would keep it for ever.
+    import torch.distributed.nn  # noqa: F401
+
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        _forget_groups()
+
+
+def _forget_groups() -> None:
+    """Drop what still owns the destroyed group, so that its threads are joined here.
+
+    One that lives on while the interpreter shuts down aborts the process when it lets go of a tensor
+    (pytorch/pytorch#179291): a finished training would end with an error.
+    """
+    for mesh in _meshes:
+        # Caches of torch keep every mesh that tensors were sharded over.
+        getattr(mesh, "_pg_registry", {}).clear()
+    _meshes.clear()
+    # Wrapped networks are cycles.
+    gc.collect()
+
+
+_meshes: list[DeviceMesh] = []
 
 
 def wrap(learner: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
@@ -84,10 +107,10 @@ def shard(learner: nn.Module, processes: Processes, device: torch.device) -> Non
 
     Blocks are the members of module lists and sequences that hold several modules of one class, as transformers do.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes.world,))
+    _meshes.append(mesh)
     # Inner blocks first: what is sharded already is not part of the group around it.
     for module in reversed(list(learner.modules())):
         children = list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
