@@ -7,7 +7,8 @@
 
 Speed: weights are random (seed 0), images smooth noise, 32 to calibrate and 16 others for SQNR against float logits:
 times depend on shapes, and SQNR on how rounding adds up, not on training. Ours after fuse(), mode paper. Every target
-has a process of its own without torch, and they take turns. `ratio` is ONNX Runtime fp32 over this.
+has a process of its own without torch, and they take turns. `ratio` is ONNX Runtime fp32 over this. Files with
+`opset21` have attention as products, as torch.onnx writes it; the peers quantize such a file.
 Accuracy: 10,000 real test images, executed, beside float; agreement and SQNR are against the simulation.
 Results are merged with those stored in benchmarks/results/deploy.json.
 """
@@ -52,9 +53,12 @@ MODELS = (
 )
 OURS: dict[str, dict[str, Any]] = {"w8a8": {}, "w4a8": {"weight_bits": 4}}
 BOTH = ("onnxruntime", "openvino", "openvino-bf16")
+PRODUCTS = "fp32-opset21"
 CASES: dict[str, tuple[str, ...]] = {
     "fp32": BOTH,
+    PRODUCTS: BOTH,
     "w8a8": BOTH,
+    "w8a8-opset21": BOTH,
     "w4a8": BOTH,
     "exact-w8a8": BOTH,
     "ort-static": ("onnxruntime",),
@@ -80,23 +84,25 @@ def write_files(name: str, folder: Path, cases: list[str]) -> tuple[dict[str, Pa
     pixels = np.stack(synthetic_images(CALIBRATION + HELD_OUT, preprocess.input_size))
     calibration, held_out = pixels[:CALIBRATION], pixels[CALIBRATION:]
     images = to_input(torch.from_numpy(calibration), preprocess)
-    files = {"fp32": folder / "fp32.onnx"}
-    files["fp32"].write_bytes(lower(trace(model, images[:2]), preprocess, "fp32").SerializeToString())
-    for case in cases:
-        if case != "fp32":
-            note(f"{name}: writing {case}")
-            files[case] = _write_case(case, model, preprocess, images, calibration, files["fp32"])
-    return files, held_out
+    graph, opsets = trace(model, images[:2]), {"fp32": 23, PRODUCTS: 21}
+    written = {case: folder / f"{case}.onnx" for case in opsets}
+    for case, opset in opsets.items():
+        written[case].write_bytes(lower(graph, preprocess, "fp32", opset=opset).SerializeToString())
+    for case in (case for case in cases if case not in written):
+        note(f"{name}: writing {case}")
+        written[case] = _write_case(case, model, preprocess, images, calibration, written[PRODUCTS])
+    return {case: written[case] for case in dict.fromkeys(["fp32", *cases])}, held_out
 
 
 def _write_case(
     case: str, model: nn.Module, preprocess: Preprocess, images: torch.Tensor, pixels: Any, fp32: Path
 ) -> Path:
     target = fp32.with_name(f"{case}.onnx")
-    if case in OURS or case == "exact-w8a8":
+    if case in OURS or case in ("exact-w8a8", "w8a8-opset21"):
         quantized = quantize(model, images, MPTQConfig(**OURS.get(case, {})))
-        profile: Any = "exact" if case.startswith("exact") else case
-        target.write_bytes(lower(quantized.graph, preprocess, profile).SerializeToString())
+        profile: Any = "exact" if case.startswith("exact") else case.removesuffix("-opset21")
+        opset: Any = 21 if case.endswith("opset21") else 23
+        target.write_bytes(lower(quantized.graph, preprocess, profile, opset=opset).SerializeToString())
     elif case == "nncf":
         target = target.with_suffix(".xml")
         _nncf(fp32, target, pixels)

@@ -83,8 +83,8 @@ def nan_weight(proto: onnx.ModelProto) -> None:
 
 def swapped_q_and_k(proto: onnx.ModelProto) -> None:
     """k q^T is the transpose of q k^T."""
-    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
-    insert_after(proto, softmax.input[0], "Transpose", perm=[0, 1, 3, 2])
+    attention = next(node for node in proto.graph.node if node.op_type == "Attention")
+    attention.input[0], attention.input[1] = attention.input[1], attention.input[0]
 
 
 def no_class_token(proto: onnx.ModelProto) -> None:

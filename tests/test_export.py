@@ -219,8 +219,8 @@ def test_exporter_bugs_are_rejected(bug: object, tmp_path: Path, monkeypatch: py
 
     original = api.lower
 
-    def buggy(*arguments: object) -> object:
-        proto = original(*arguments)
+    def buggy(*arguments: object, **options: object) -> object:
+        proto = original(*arguments, **options)
         before = proto.SerializeToString()
         bug(proto.graph)
         assert proto.SerializeToString() != before

@@ -342,7 +342,7 @@ def test_wrong_parts_are_named() -> None:
     older = onnx.ModelProto()
     older.CopyFrom(parts["box"])
     older.opset_import[0].version = 18
-    with pytest.raises(ExportError, match="part box has opset 18, expected 21"):
+    with pytest.raises(ExportError, match="part box has opset 18, expected 21 as pyramid"):
         assemble({**parts, "box": older}, detector, SIZE)
     vague = onnx.ModelProto()
     vague.CopyFrom(parts["box"])

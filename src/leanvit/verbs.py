@@ -177,6 +177,7 @@ def export(config: configs.ExportConfig) -> int:
         float_top1=float_top1,
         max_drop=config.max_drop,
         min_speedup=config.min_speedup,
+        opset=config.opset,
         runtimes=config.runtimes or None,
         architecture=info.architecture,
         data={"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed},

@@ -15,6 +15,9 @@ Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
 RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
 
 
+Opset = Literal[21, 23]
+"""Of an ONNX file: 23 has attention as one operation, 21 runs in older runtimes."""
+
 Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
 
 
@@ -49,6 +52,7 @@ class ExportConfig:
     min_speedup: float = option(
         1.0, "Least speed of a classifier's fast profile here, in times that of its float form; 0: don't measure."
     )
+    opset: Opset = option(23, "Of the ONNX file; 21 is for ONNX Runtime before 1.24 and slower in attention.")
     batch_size: int = option(128, "Images a step when the float model is measured.")
     version: int = option(1, "Version of this configuration's format.")
 

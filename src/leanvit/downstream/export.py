@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leanvit import imaging
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import Profile, Runtime, Task
+from leanvit.config import Opset, Profile, Runtime, Task
 from leanvit.data import to_input
 from leanvit.downstream.answers import METRICS, measure
 from leanvit.downstream.golden import MATCHED_SHARE, golden_records, golden_values, least_share, worst_sqnr_db
@@ -28,7 +28,6 @@ from leanvit.export.bundle import finish, sign, staging_folder, versions, write_
 from leanvit.export.executed import LoweredProfile, executed_form
 from leanvit.export.golden import golden_set, records
 from leanvit.export.lower import lower
-from leanvit.export.operators import OPSET
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.verify import FLOAT_SQNR_DB, least_ratios, require_passed
 from leanvit.progress import Bar
@@ -53,12 +52,13 @@ def export_network(
     float_metric: float | None = None,
     max_drop: float = 1.0,
     runtimes: Sequence[Runtime] = ("onnxruntime",),
+    opset: Opset = 23,
 ) -> Path:
     """Write a task's network as a bundle folder that passes the gate (leanvit.downstream.verify).
 
     model: float network or QuantizedNetwork. profile: as in leanvit.export. scenes: annotated pictures; with them the
     task's metric is measured in the runtime, and float_metric (0 to 1) allows a drop of max_drop points, 0.1 for a
-    float network. runtimes: that must pass.
+    float network. runtimes: that must pass. opset: as in leanvit.export.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
     MissingDependencyError.
     """
@@ -69,7 +69,7 @@ def export_network(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {info.task}", 3) as bar:
-            manifest = _write(model, info, profile, staging, scenes, runtimes)
+            manifest = _write(model, info, profile, staging, scenes, runtimes, opset)
             bar.advance(detail="written")
             manifest, measured = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)
             bar.advance(detail="measured")
@@ -90,6 +90,7 @@ def _write(
     staging: Path,
     scenes: SceneSet | None,
     runtimes: Sequence[Runtime],
+    opset: Opset,
 ) -> Manifest:
     """The draft: graph, manifest and golden pictures with the answers of the torch network in the executed form."""
     graphs, profiles = _graphs(model, info, profile)
@@ -97,7 +98,7 @@ def _write(
     executed = network
     if isinstance(model, QuantizedNetwork):
         executed = with_parts(network, {name: executed_form(graphs[name], profiles[name]) for name in graphs})
-    proto = lower_network(network, graphs, info, profiles)
+    proto = lower_network(network, graphs, info, profiles, opset)
     golden = golden_pictures(scenes, info)
     pixels = np.stack([imaging.load(image, info.preprocess, "golden picture") for image in golden])
     answers = network_outputs(executed, info, pixels)
@@ -107,7 +108,7 @@ def _write(
         exact = in_double(executed, lambda copied: network_outputs(copied, info, pixels))
         own = worst_sqnr_db(golden_values(exact, info.task), values)
         asked = Asked(least_sqnr_db(executed, lambda: own), least_share(exact, objects, len(pixels)))
-    manifest = _manifest(model, info, profiles, runtimes, asked)
+    manifest = _manifest(model, info, profiles, runtimes, asked, opset)
     kept = records(pixels, info.labels, info.preprocess) | objects
     return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)
 
@@ -136,7 +137,11 @@ def _graphs(
 
 
 def lower_network(
-    network: nn.Module, graphs: dict[str, QuantGraph], info: CheckpointInfo, profiles: dict[str, LoweredProfile]
+    network: nn.Module,
+    graphs: dict[str, QuantGraph],
+    info: CheckpointInfo,
+    profiles: dict[str, LoweredProfile],
+    opset: Opset = 23,
 ) -> Any:
     """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch."""
     lowered = {
@@ -145,6 +150,7 @@ def lower_network(
             info.preprocess if name in (WHOLE, PYRAMID) else None,
             profiles[name],
             outputs=output_names(name, info),
+            opset=opset,
         )
         for name, graph in graphs.items()
     }
@@ -183,6 +189,7 @@ def _manifest(
     profiles: dict[str, LoweredProfile],
     runtimes: Sequence[Runtime],
     asked: Asked,
+    opset: Opset,
 ) -> Manifest:
     plan: dict[str, tuple[int, int]] = {}
     quantization: dict[str, Any] = {}
@@ -204,7 +211,7 @@ def _manifest(
         quantization=quantization,
         data={"name": info.data, "seed": info.seed},
         input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},
-        opset=OPSET,
+        opset=opset,
         versions=versions(),
         simulated="accelerator" in profiles.values(),
         runtimes=least_ratios(runtimes, asked.sqnr_db),

@@ -134,6 +134,7 @@ def export(config: configs.ExportConfig) -> int:
         float_metric=_float_metric(model, info, config),
         max_drop=config.max_drop,
         runtimes=config.runtimes or ("onnxruntime",),
+        opset=config.opset,
     )
     save_yaml(config, bundle.with_name(f"{bundle.name}.config.yaml"))
     print(f"bundle {bundle}: every check passed" + ("" if config.data else "; metric NOT verified (give --data)"))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from leanvit import imaging
-from leanvit.config import Preprocess, Profile, Runtime
+from leanvit.config import Opset, Preprocess, Profile, Runtime
 from leanvit.data import ImageSet, Loader, preprocess_for, to_input
 from leanvit.engines import available
 from leanvit.errors import ConfigError, require
@@ -24,7 +24,6 @@ from leanvit.export.executed import FAST, LoweredProfile, executed_form
 from leanvit.export.facts import Check
 from leanvit.export.golden import golden_images, records, synthetic_images
 from leanvit.export.lower import lower
-from leanvit.export.operators import OPSET
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.speed import check_speed
 from leanvit.export.verify import (
@@ -60,6 +59,7 @@ def export(
     architecture: str | None = None,
     data: dict[str, Any] | None = None,
     min_speedup: float = 1.0,
+    opset: Opset = 23,
 ) -> Path:
     """Write `model` as a bundle folder that passes the gate (leanvit.export.verify).
 
@@ -75,6 +75,7 @@ def export(
     data: where the model's own split comes from, kept for later checks.
     min_speedup: time of the same network in float over that of the file, which profiles w8a8, w4a8 and mixed must reach
     in ONNX Runtime on this machine; 0 measures nothing.
+    opset: 23, or 21 for ONNX Runtime before 1.24, where attention takes more time.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError,
     ConfigError, MissingDependencyError.
     """
@@ -83,7 +84,7 @@ def export(
     output = Path(output)
     chosen = _pick_profile(model, profile)
     preprocess = preprocess or _default_preprocess(model)
-    job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, max_drop)
+    job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, max_drop, opset)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {chosen}", 4) as bar:
@@ -121,6 +122,7 @@ class _Job:
     images: ImageSet | None
     float_top1: float | None
     max_drop: float
+    opset: Opset
 
 
 def _write_within_drop(
@@ -136,7 +138,7 @@ def _write_within_drop(
     while True:
         # The truth for a float file is the model itself, not the graph that the file is made of.
         network = executed_form(graph, job.profile, lifted) if isinstance(job.model, QuantizedModel) else job.model
-        proto = lower(graph, job.preprocess, job.profile, lifted)
+        proto = lower(graph, job.preprocess, job.profile, lifted, opset=job.opset)
         expected = torch_logits(network, pixels, job.preprocess)
         names = _labels(job.images.classes if labels is None and job.images else labels, expected.shape[1])
         least = FLOAT_SQNR_DB
@@ -289,7 +291,7 @@ def _manifest(
         plan=plan,
         quantization=quantization,
         input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},
-        opset=OPSET,
+        opset=job.opset,
         versions=versions(),
     )
 

@@ -23,8 +23,7 @@ from leanvit.export.detection_glue import (
     pool,
     propose,
 )
-from leanvit.export.operators import OPSET
-from leanvit.export.packing import without_metadata
+from leanvit.export.packing import opset_of, without_metadata
 from leanvit.tasks.detect import BOX, LEVELS, MASK, PYRAMID, Detector
 from leanvit.tasks.features import STRIDES
 from leanvit.tasks.parts import PART_OUTPUTS
@@ -37,7 +36,7 @@ SMALLEST_DETECTION = 1e-2
 
 
 def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -> Any:
-    """Join a detector's lowered networks into one onnx.ModelProto (opset 21, dynamic batch).
+    """Join a detector's lowered networks into one onnx.ModelProto (of the opset of its parts, dynamic batch).
 
     parts: an onnx.ModelProto for each of `detector.parts()`, with the outputs of PART_OUTPUTS: "pyramid" takes
     `images` (batch, H, W, 3) uint8 and gives `map_i` (B, C, h, w), `objectness_i` (B, A, h, w) and `deltas_i`
@@ -176,16 +175,15 @@ def _check_parts(parts: dict[str, Any], detector: Detector, size: tuple[int, int
             "Lower what `detector.parts()` gives."
         )
     for name, part in parts.items():
-        _check_part(name, part)
+        _check_part(name, part, opset_of(parts[PYRAMID]))
     given = tuple(dim.dim_value for dim in parts[PYRAMID].graph.input[0].type.tensor_type.shape.dim[1:3])
     if given != tuple(size):
         raise ExportError(f"part pyramid takes images of {given}, expected {tuple(size)}. Lower it at this size.")
 
 
-def _check_part(name: str, part: Any) -> None:
-    opset = next((each.version for each in part.opset_import if each.domain in ("", "ai.onnx")), 0)
-    if opset != OPSET:
-        raise ExportError(f"part {name} has opset {opset}, expected {OPSET}. Lower it with leanvit's own OPSET.")
+def _check_part(name: str, part: Any, opset: int) -> None:
+    if opset_of(part) != opset:
+        raise ExportError(f"part {name} has opset {opset_of(part)}, expected {opset} as {PYRAMID}. Lower it with that.")
     inputs = [each.name for each in part.graph.input]
     outputs = {each.name for each in part.graph.output}
     wanted = IMAGES if name == PYRAMID else CELLS

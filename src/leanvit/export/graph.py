@@ -10,6 +10,7 @@ import numpy as np
 
 from leanvit.errors import is_installed, require
 from leanvit.export.facts import Check
+from leanvit.export.packing import opset_of
 from leanvit.runtime import MODEL_NAME, Manifest
 
 RANDOM = frozenset(
@@ -28,7 +29,7 @@ def check_file(folder: Path, manifest: Manifest) -> list[Check]:
         problem = ""
     except Exception as error:
         problem = " ".join(str(error).split())[:200]
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     tensors = list(_tensors(onnx, model.graph))
     outside = [t.name for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in tensors if t.name not in outside}

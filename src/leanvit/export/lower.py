@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from leanvit.config import Preprocess
+from leanvit.config import Opset, Preprocess
 from leanvit.errors import ExportError, require
+from leanvit.export.attention import fuse_attention
 from leanvit.export.executed import FAST, SMALL, LoweredProfile, executed_form
 from leanvit.export.operators import (
     OPSET,
@@ -33,8 +34,8 @@ from leanvit.export.operators import (
 from leanvit.export.packing import (
     compute_at_load,
     half_constants,
-    number_names,
     pack_four_bits,
+    shortest_names,
     without_defaults,
     without_metadata,
 )
@@ -83,12 +84,14 @@ def lower(
     profile: LoweredProfile = "w8a8",
     lifted: Collection[str] = (),
     outputs: Sequence[str] = ("logits",),
+    opset: Opset = 23,
 ) -> Any:
-    """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21, dynamic batch).
+    """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21 or 23, dynamic batch).
 
     profile: how sites are stored and run, see `leanvit.export`. lifted: sites that run in float all the same, their
     weights' bits being storage only.
     preprocess: None for a part of a network that reads no image. outputs: names of what the network gives, in order.
+    opset: 23 writes float attention as one operation, 21 as products, for older runtimes.
     Input `images`: (batch, H, W, 3) uint8, or `cells`: (batch, ...) float32 without preprocess. Output `logits`:
     (batch, classes) float32.
     Raises ConfigError that names the sites which the profile can't run, ExportError that names an operation without
@@ -124,9 +127,10 @@ def lower(
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    proto = compute_at_load(without_metadata(program.model_proto))
+    proto = program.model_proto if opset == OPSET else fuse_attention(program.model_proto)
+    proto = compute_at_load(without_metadata(proto))
     proto = pack_four_bits(proto, cast=profile != "accelerator")
-    return number_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
+    return shortest_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
 
 
 def _keep_small_terms(module: GraphModule) -> None:

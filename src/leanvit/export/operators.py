@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer
 
 OPSET = 21
+"""Of what torch.onnx writes."""
+
 UINT8_MAX = 255
 BLOCK_SIZE = 32
 """Inputs that share a scale in MatMulNBits; ours repeat the scale of their channel."""

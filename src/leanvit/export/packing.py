@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import string
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,11 @@ import numpy as np
 CODES_SUFFIX = ".codes4"
 ZERO_POINT_SUFFIX = ".zero_point4"
 LOAD_SCALE_SUFFIX = ".load_scale"
+CONVOLUTION_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0, "group": 1, "auto_pad": b"NOTSET"}
+"""Of Conv, whose schema says them in words only."""
+
 SHORTEST_HALF = 32
+SHORTEST_VECTOR = 8
 
 
 def pack_four_bits(proto: Any, *, cast: bool = True) -> Any:
@@ -75,57 +81,108 @@ def compute_at_load(proto: Any) -> Any:
 
 
 def half_constants(proto: Any) -> Any:
-    """Store constants that float16 holds exactly as such, with a Cast behind, which runtimes compute at load.
+    """Store constants that float16 holds exactly as such; runtimes turn them into float32 at load.
 
-    Short ones stay, where the Cast costs more bytes than it saves.
+    Vectors are stored as one, which a Cast and a Split cut apart; those of more dimensions have a Cast each. Short ones
+    stay, where this costs more bytes than it saves.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
-    for tensor in proto.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
+    floats = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    vectors, nodes = [], []
+    for tensor in floats:
         values = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
-        if values.size < SHORTEST_HALF or not np.array_equal(halves.astype(np.float32), values):
+        shortest = SHORTEST_VECTOR if values.ndim == 1 else SHORTEST_HALF
+        if values.size < shortest or not np.array_equal(halves.astype(np.float32), values):
+            continue
+        if values.ndim == 1:
+            vectors.append((tensor, halves))
             continue
         stored = f"{tensor.name}_half"
-        casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
         tensor.CopyFrom(numpy_helper.from_array(halves, stored))
-    return _with_nodes(proto, [*casts, *proto.graph.node])
+    if vectors:
+        nodes += _one_vector(proto.graph, vectors)
+    return _with_nodes(proto, [*nodes, *proto.graph.node])
+
+
+def _one_vector(graph: Any, vectors: list[tuple[Any, Any]]) -> list[Any]:
+    """Put vectors of float16 in the place of constants as one; returns the nodes that give them in float32."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = [tensor.name for tensor, _ in vectors]
+    sizes = np.array([halves.size for _, halves in vectors], np.int64)
+    for tensor, _ in vectors:
+        graph.initializer.remove(tensor)
+    joined = np.concatenate([halves for _, halves in vectors])
+    graph.initializer.append(numpy_helper.from_array(joined, "vectors_half"))
+    graph.initializer.append(numpy_helper.from_array(sizes, "vectors_sizes"))
+    return [
+        helper.make_node("Cast", ["vectors_half"], ["vectors"], to=TensorProto.FLOAT),
+        helper.make_node("Split", ["vectors", "vectors_sizes"], names),
+    ]
+
+
+def opset_of(proto: Any) -> int:
+    """Version of ONNX's own operations that a model imports, 0 where none."""
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def without_defaults(proto: Any) -> Any:
     """Drop attributes that say what an operation does anyway; runtimes read the same operations."""
-    from onnx import defs, helper
+    from onnx import defs, helper, numpy_helper
 
-    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    opset = opset_of(proto)
+    shapes = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == t.INT64}
     for node in (n for n in proto.graph.node if n.domain == ""):
         known = defs.get_schema(node.op_type, opset, "").attributes
-        kept = [a for a in node.attribute if helper.get_attribute_value(a) != _default(known.get(a.name))]
+        usual = {name: _default(attribute) for name, attribute in known.items()}
+        if node.op_type == "Conv":
+            usual |= CONVOLUTION_DEFAULTS
+        elif node.op_type == "Reshape" and np.all(shapes.get(node.input[1], 0)):
+            usual["allowzero"] = 1
+        values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        kept = [a for a in node.attribute if not _same(values[a.name], usual.get(a.name))]
         if len(kept) < len(node.attribute):
             del node.attribute[:]
             node.attribute.extend(kept)
     return proto
 
 
+def _same(value: Any, usual: Any) -> bool:
+    """Whether a value is the usual one; a number stands for a list of any length of it."""
+    return value == usual or (isinstance(value, list) and bool(value) and all(each == usual for each in value))
+
+
 def _default(attribute: Any) -> Any:
     from onnx import helper
 
-    declared = attribute is not None and attribute.default_value.type
+    declared = attribute.default_value.type
     return helper.get_attribute_value(attribute.default_value) if declared else None
 
 
-def number_names(proto: Any) -> Any:
-    """Call constants but the weights c0, c1, ... and values v0, v1, ... : a twentieth of a small model's file."""
+def shortest_names(proto: Any) -> Any:
+    """Call constants and values a, b, ..., Z, aa, ba, ... : with their own names, a tenth of a small model's file."""
     kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    weights = (".codes", CODES_SUFFIX, f"{CODES_SUFFIX}_int4")
-    constants = [t.name for t in proto.graph.initializer if t.name not in kept and not t.name.endswith(weights)]
-    values = [name for node in proto.graph.node for name in node.output if name and name not in kept]
-    short = {name: f"c{i}" for i, name in enumerate(constants)} | {name: f"v{i}" for i, name in enumerate(values)}
-    _rename(proto.graph, short)
+    constants = [tensor.name for tensor in proto.graph.initializer]
+    values = [name for node in proto.graph.node for name in node.output if name]
+    named = [name for name in (*constants, *values) if name not in kept]
+    free = (name for name in map(_identifier, itertools.count()) if name not in kept)
+    _rename(proto.graph, dict(zip(named, free, strict=False)))
     return proto
+
+
+def _identifier(number: int) -> str:
+    """An identifier of C for every number from 0, the shortest first."""
+    number, first = divmod(number, len(string.ascii_letters))
+    name = string.ascii_letters[first]
+    following = string.ascii_letters + string.digits
+    while number:
+        number, last = divmod(number - 1, len(following))
+        name += following[last]
+    return name
 
 
 def without_metadata(proto: Any) -> Any:
