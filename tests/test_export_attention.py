@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit import export
 from leanvit.data import preprocess_for
 from leanvit.export.attention import fuse_attention
 from leanvit.export.lower import lower
 from leanvit.quant.graph import trace
+from leanvit.runtime import read_manifest
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -164,6 +167,16 @@ def test_what_is_no_such_attention_stays(form: Form) -> None:
     fused = fuse_attention(proto)
     assert operations(fused) == count
     assert all(np.array_equal(a, b) for a, b in zip(before, outputs(fused, given), strict=True))
+
+
+def test_an_older_opset_keeps_the_products(tmp_path: Path) -> None:
+    network = timm.create_model("vit_micro").eval()
+    bundle = export(network, tmp_path / "bundle", opset=21, runtimes=["onnxruntime"])
+    assert read_manifest(bundle).opset == 21
+    proto = onnx.load(bundle / "model.onnx")
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [21]
+    assert operations(proto).count("Softmax") == 6
+    assert "Attention" not in operations(proto)
 
 
 @pytest.mark.parametrize(
