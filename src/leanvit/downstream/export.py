@@ -28,6 +28,7 @@ from leanvit.export.bundle import finish, sign, staging_folder, versions, write_
 from leanvit.export.executed import LoweredProfile, executed_form
 from leanvit.export.golden import golden_set, records
 from leanvit.export.lower import lower
+from leanvit.export.packing import opset_of
 from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.verify import FLOAT_SQNR_DB, least_ratios, require_passed
 from leanvit.progress import Bar
@@ -58,7 +59,7 @@ def export_network(
 
     model: float network or QuantizedNetwork. profile: as in leanvit.export. scenes: annotated pictures; with them the
     task's metric is measured in the runtime, and float_metric (0 to 1) allows a drop of max_drop points, 0.1 for a
-    float network. runtimes: that must pass. opset: as in leanvit.export.
+    float network. runtimes: that must pass. opset: as in leanvit.export, 21 for a detector.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
     MissingDependencyError.
     """
@@ -108,7 +109,7 @@ def _write(
         exact = in_double(executed, lambda copied: network_outputs(copied, info, pixels))
         own = worst_sqnr_db(golden_values(exact, info.task), values)
         asked = Asked(least_sqnr_db(executed, lambda: own), least_share(exact, objects, len(pixels)))
-    manifest = _manifest(model, info, profiles, runtimes, asked, opset)
+    manifest = _manifest(model, info, profiles, runtimes, asked, opset_of(proto))
     kept = records(pixels, info.labels, info.preprocess) | objects
     return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)
 
@@ -143,7 +144,11 @@ def lower_network(
     profiles: dict[str, LoweredProfile],
     opset: Opset = 23,
 ) -> Any:
-    """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch."""
+    """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch.
+
+    A detector has opset 21 always: ONNX Runtime has no RoIAlign of a later one.
+    """
+    opset = 21 if isinstance(network, Detector) else opset
     lowered = {
         name: lower(
             graph,
@@ -189,7 +194,7 @@ def _manifest(
     profiles: dict[str, LoweredProfile],
     runtimes: Sequence[Runtime],
     asked: Asked,
-    opset: Opset,
+    opset: int,
 ) -> Manifest:
     plan: dict[str, tuple[int, int]] = {}
     quantization: dict[str, Any] = {}

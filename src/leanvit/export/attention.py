@@ -51,8 +51,8 @@ def fuse_attention(proto: Any) -> Any:
     """
     graph = _Graph(proto.graph)
     found = [match for node in proto.graph.node if node.op_type == "Softmax" if (match := graph.attention(node))]
-    replaced = {id(match.end): _written(match, graph) for match in found}
-    nodes = [new for node in proto.graph.node for new in replaced.get(id(node), [node])]
+    replaced = {match.end.output[0]: _written(match, graph) for match in found}
+    nodes = [new for node in proto.graph.node for new in replaced.get(node.output[0], [node])]
     _keep_what_is_read(proto.graph, nodes)
     next(entry for entry in proto.opset_import if not entry.domain).version = OPSET
     return proto
@@ -88,7 +88,9 @@ class _Graph:
         q, k, v = self._heads(queries, SPLIT), self._heads(keys, SPLIT_TRANSPOSED), self._heads(mixed.input[1], SPLIT)
         moved = self._only_reader(mixed.output[0], "Transpose")
         end = self._only_reader(moved.output[0], "Reshape") if moved is not None else None
-        if q is None or k is None or v is None or end is None or attribute(moved, "perm") != SPLIT:
+        if q is None or k is None or v is None or not q.heads == k.heads == v.heads:
+            return None
+        if end is None or attribute(moved, "perm") != SPLIT or not np.all(self.constants.get(end.input[1], 0)):
             return None
         if mask and self.shapes[mask][-2:] != (q.tokens, k.tokens):
             return None
@@ -155,8 +157,7 @@ def _written(match: _Attention, graph: _Graph) -> list[Any]:
             nodes.append(helper.make_node("Reshape", [part.value, _shape(graph.graph, [-1, *shape])], [source]))
         inputs.append(source)
     whole = [-1, match.queries.tokens, match.values.heads * match.values.depth]
-    target = graph.constants.get(match.end.input[1])
-    behind = target is None or target.tolist() != whole
+    behind = graph.constants[match.end.input[1]].tolist() != whole
     output = f"{result}_joined" if behind else result
     options = {"q_num_heads": match.queries.heads, "kv_num_heads": match.keys.heads, "scale": match.scale}
     nodes.append(helper.make_node("Attention", [*inputs, *filter(None, [match.mask])], [output], **options))
