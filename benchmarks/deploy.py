@@ -31,7 +31,7 @@ from torch import nn
 import leanvit.models
 from leanvit import export
 from leanvit.bench import Target, benchmark, describe
-from leanvit.config import MPTQConfig, Preprocess
+from leanvit.config import MPTQConfig
 from leanvit.data import Loader, load_split, preprocess_for, to_input
 from leanvit.engines import open_engine, openvino_core, without_openvino_telemetry
 from leanvit.errors import BundleError
@@ -52,6 +52,14 @@ MODELS = (
     "vitaev2_small",
 )
 OURS: dict[str, dict[str, Any]] = {"w8a8": {}, "w4a8": {"weight_bits": 4}}
+LOWERED: dict[str, tuple[str, Any, Any]] = {
+    "w8a8": ("w8a8", "w8a8", 23),
+    "w8a8-opset21": ("w8a8", "w8a8", 21),
+    "w4a8": ("w4a8", "w4a8", 23),
+    "exact-w8a8": ("w8a8", "exact", 23),
+}
+"""By case: which of OURS it is, the profile and the opset of its file."""
+
 BOTH = ("onnxruntime", "openvino", "openvino-bf16")
 PRODUCTS = "fp32-opset21"
 CASES: dict[str, tuple[str, ...]] = {
@@ -88,22 +96,23 @@ def write_files(name: str, folder: Path, cases: list[str]) -> tuple[dict[str, Pa
     written = {case: folder / f"{case}.onnx" for case in opsets}
     for case, opset in opsets.items():
         written[case].write_bytes(lower(graph, preprocess, "fp32", opset=opset).SerializeToString())
+    ours = {LOWERED[case][0] for case in cases if case in LOWERED}
+    quantized = {kind: quantize(model, images, MPTQConfig(**OURS[kind])).graph for kind in sorted(ours)}
     for case in (case for case in cases if case not in written):
         note(f"{name}: writing {case}")
-        written[case] = _write_case(case, model, preprocess, images, calibration, written[PRODUCTS])
+        if case in LOWERED:
+            kind, profile, opset = LOWERED[case]
+            written[case] = folder / f"{case}.onnx"
+            proto = lower(quantized[kind], preprocess, profile, opset=opset)
+            written[case].write_bytes(proto.SerializeToString())
+        else:
+            written[case] = _write_peer(case, calibration, written[PRODUCTS])
     return {case: written[case] for case in dict.fromkeys(["fp32", *cases])}, held_out
 
 
-def _write_case(
-    case: str, model: nn.Module, preprocess: Preprocess, images: torch.Tensor, pixels: Any, fp32: Path
-) -> Path:
+def _write_peer(case: str, pixels: Any, fp32: Path) -> Path:
     target = fp32.with_name(f"{case}.onnx")
-    if case in OURS or case in ("exact-w8a8", "w8a8-opset21"):
-        quantized = quantize(model, images, MPTQConfig(**OURS.get(case, {})))
-        profile: Any = "exact" if case.startswith("exact") else case.removesuffix("-opset21")
-        opset: Any = 21 if case.endswith("opset21") else 23
-        target.write_bytes(lower(quantized.graph, preprocess, profile, opset=opset).SerializeToString())
-    elif case == "nncf":
+    if case == "nncf":
         target = target.with_suffix(".xml")
         _nncf(fp32, target, pixels)
     else:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from leanvit.export.packing import put
+
 OPSET = 23
 """The first with Attention; every other operation of ours is that of opset 21."""
 
@@ -81,7 +83,7 @@ class _Graph:
         logits, mask = self._without_mask(softmax.input[0])
         logits, scale = self._without_scale(logits)
         scores, mixed = self._made(logits, "MatMul"), self._only_reader(softmax.output[0], "MatMul")
-        if attribute(softmax, "axis", -1) not in (-1, 3) or scores is None or mixed is None:
+        if _attribute(softmax, "axis", -1) not in (-1, 3) or scores is None or mixed is None:
             return None
         queries, of_queries = self._without_scale(scores.input[0])
         keys, of_keys = self._without_scale(scores.input[1])
@@ -90,7 +92,7 @@ class _Graph:
         end = self._only_reader(moved.output[0], "Reshape") if moved is not None else None
         if q is None or k is None or v is None or not q.heads == k.heads == v.heads:
             return None
-        if end is None or attribute(moved, "perm") != SPLIT or not np.all(self.constants.get(end.input[1], 0)):
+        if end is None or _attribute(moved, "perm") != SPLIT or not np.all(self.constants.get(end.input[1], 0)):
             return None
         if mask and self.shapes[mask][-2:] != (q.tokens, k.tokens):
             return None
@@ -125,7 +127,7 @@ class _Graph:
 
     def _heads(self, name: str, perm: list[int]) -> _Heads | None:
         moved = self.maker.get(name)
-        if moved is None or moved.op_type != "Transpose" or attribute(moved, "perm") != perm:
+        if moved is None or moved.op_type != "Transpose" or _attribute(moved, "perm") != perm:
             return None
         shaped = self.maker.get(moved.input[0])
         target = self.constants.get(shaped.input[1]) if shaped is not None and shaped.op_type == "Reshape" else None
@@ -134,7 +136,7 @@ class _Graph:
         return _Heads(shaped.input[0], *(int(size) for size in target[1:]))
 
 
-def attribute(node: Any, name: str, default: Any = None) -> Any:
+def _attribute(node: Any, name: str, default: Any = None) -> Any:
     """An attribute's value, `default` where the node has none."""
     from onnx import helper
 
@@ -184,7 +186,5 @@ def _keep_what_is_read(graph: Any, nodes: list[Any]) -> None:
         if read.intersection(node.output):
             kept.append(node)
             read.update(node.input)
-    constants = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
-    graph.initializer.extend(constants)
+    put(graph.node, kept[::-1])
+    put(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])

@@ -37,13 +37,14 @@ def pack_four_bits(proto: Any, *, cast: bool = True) -> Any:
         tensor.CopyFrom(helper.make_tensor(stored, kind, dims, _nibbles(codes), raw=True))
         if signed and cast:
             casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.INT8))
-    return _with_nodes(proto, [*casts, *proto.graph.node])
-
-
-def _with_nodes(proto: Any, nodes: list[Any]) -> Any:
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
+    put(proto.graph.node, [*casts, *proto.graph.node])
     return proto
+
+
+def put(field: Any, items: list[Any]) -> None:
+    """Let a repeated field of a message hold `items`, which may be its own, and nothing else."""
+    del field[:]
+    field.extend(items)
 
 
 def _nibbles(codes: np.ndarray[Any, Any]) -> bytes:
@@ -77,7 +78,8 @@ def compute_at_load(proto: Any) -> Any:
             helper.make_node("Cast", [codes], [values], to=TensorProto.FLOAT),
             helper.make_node("Mul", [values, scale], list(node.output)),
         ]
-    return _with_nodes(proto, nodes)
+    put(proto.graph.node, nodes)
+    return proto
 
 
 def half_constants(proto: Any) -> Any:
@@ -88,9 +90,11 @@ def half_constants(proto: Any) -> Any:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    floats = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    vectors, nodes = [], []
-    for tensor in floats:
+    vectors: dict[str, Any] = {}
+    nodes = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
         values = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
@@ -98,30 +102,30 @@ def half_constants(proto: Any) -> Any:
         if values.size < shortest or not np.array_equal(halves.astype(np.float32), values):
             continue
         if values.ndim == 1:
-            vectors.append((tensor, halves))
+            vectors[tensor.name] = halves
             continue
         stored = f"{tensor.name}_half"
         nodes.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
         tensor.CopyFrom(numpy_helper.from_array(halves, stored))
     if vectors:
         nodes += _one_vector(proto.graph, vectors)
-    return _with_nodes(proto, [*nodes, *proto.graph.node])
+    put(proto.graph.node, [*nodes, *proto.graph.node])
+    return proto
 
 
-def _one_vector(graph: Any, vectors: list[tuple[Any, Any]]) -> list[Any]:
-    """Put vectors of float16 in the place of constants as one; returns the nodes that give them in float32."""
+def _one_vector(graph: Any, vectors: dict[str, Any]) -> list[Any]:
+    """Store constants, by name their float16 values, as one; returns the nodes that give them in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
-    names = [tensor.name for tensor, _ in vectors]
-    sizes = np.array([halves.size for _, halves in vectors], np.int64)
-    for tensor, _ in vectors:
-        graph.initializer.remove(tensor)
-    joined = np.concatenate([halves for _, halves in vectors])
-    graph.initializer.append(numpy_helper.from_array(joined, "vectors_half"))
-    graph.initializer.append(numpy_helper.from_array(sizes, "vectors_sizes"))
+    stored = {
+        "vectors_half": np.concatenate(list(vectors.values())),
+        "vectors_sizes": np.array([halves.size for halves in vectors.values()], np.int64),
+    }
+    others = [tensor for tensor in graph.initializer if tensor.name not in vectors]
+    put(graph.initializer, [*others, *(numpy_helper.from_array(values, name) for name, values in stored.items())])
     return [
         helper.make_node("Cast", ["vectors_half"], ["vectors"], to=TensorProto.FLOAT),
-        helper.make_node("Split", ["vectors", "vectors_sizes"], names),
+        helper.make_node("Split", ["vectors", "vectors_sizes"], list(vectors)),
     ]
 
 
@@ -146,8 +150,7 @@ def without_defaults(proto: Any) -> Any:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         kept = [a for a in node.attribute if not _same(values[a.name], usual.get(a.name))]
         if len(kept) < len(node.attribute):
-            del node.attribute[:]
-            node.attribute.extend(kept)
+            put(node.attribute, kept)
     return proto
 
 
