@@ -5,7 +5,7 @@
     leanvit data compose runs/scenes_all --train 3000 --val 500 --size 128 --seed 0
     OMP_NUM_THREADS=1 python benchmarks/tasks.py                    all cases (about two hours on one core)
     OMP_NUM_THREADS=1 python benchmarks/tasks.py --cases pose       one of them
-    OMP_NUM_THREADS=1 python benchmarks/tasks.py --speed-only       times of the bundles alone
+    OMP_NUM_THREADS=1 python benchmarks/tasks.py --speed-only       times, sizes and metrics of bundles that are there
 
 A case is a recipe in configs/tasks. What is there already (a finished run, a bundle) is not made again. The metric of
 every stage is measured on the 500 validation pictures: float, quantized in simulation, and the two bundles executed in
@@ -81,25 +81,28 @@ def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
     result.report |= {"task": info.task, "data": data, "metric": metric, "float_metrics": row["float"]}
     row["simulated"] = result.report["metrics"] = measure_network(result.module, info, val, 16)
     save_network(folder / "w8a8", result, info)
-    bundles = {
-        "fp32": export_network(network, info, folder / "bundle_fp32", scenes=val, float_metric=row["float"][metric]),
-        "w8a8": export_network(result, info, folder / "bundle_w8a8", scenes=val, float_metric=row["float"][metric]),
-    }
-    for profile, bundle in bundles.items():
-        accuracy = read_json(bundle / "bundle.json")["accuracy"]
-        row[profile] = {"metrics": accuracy["metrics"], "bytes": (bundle / "model.onnx").stat().st_size}
-    return row | time_bundles(name)
+    for profile, form in (("fp32", network), ("w8a8", result)):
+        export_network(form, info, folder / f"bundle_{profile}", scenes=val, float_metric=row["float"][metric])
+    return row | read_bundles(name)
 
 
-def time_bundles(name: str) -> dict[str, Any]:
-    """Both bundles of a case in turns, with one thread and with two."""
+def read_bundles(name: str) -> dict[str, Any]:
+    """What both bundles of a case say of themselves, and their times in turns, with one thread and with two."""
     folder = Path(from_dict(TaskTrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name).output)
-    targets = [describe(str(folder / f"bundle_{profile}"), "onnxruntime") for profile in ("fp32", "w8a8")]
+    bundles = {profile: folder / f"bundle_{profile}" for profile in ("fp32", "w8a8")}
+    found: dict[str, Any] = {
+        profile: {
+            "metrics": read_json(bundle / "bundle.json")["accuracy"]["metrics"],
+            "bytes": (bundle / "model.onnx").stat().st_size,
+        }
+        for profile, bundle in bundles.items()
+    }
+    targets = [describe(str(bundle), "onnxruntime") for bundle in bundles.values()]
     timed = {
         str(threads): benchmark(targets, batch_sizes=(1, 8), threads=threads, rounds=ROUNDS)["results"]
         for threads in (1, 2)
     }
-    return {"case": name, "speed": timed}
+    return {"case": name, "speed": timed} | found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -126,14 +129,14 @@ def main() -> None:
     """Measure the cases that were asked for, and print all that are known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--speed-only", action="store_true", help="time bundles that are there again")
+    parser.add_argument("--speed-only", action="store_true", help="read and time bundles that are there again")
     parser.add_argument("--train-only", action="store_true", help="leave quantization and export out")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "tasks.json"))
     options = parser.parse_args()
     output = Path(options.output)
     rows: list[dict[str, Any]] = read_json(output)["results"] if output.is_file() else []
     for name in options.cases:
-        row = time_bundles(name) if options.speed_only else measure_case(name, quantized=not options.train_only)
+        row = read_bundles(name) if options.speed_only else measure_case(name, quantized=not options.train_only)
         row |= {"facts": facts()}
         rows = merged(output, [row], ("case",))
         write_json(output, {"version": 1, "results": rows})

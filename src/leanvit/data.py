@@ -208,8 +208,30 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 def to_input(images: Tensor, preprocess: Preprocess, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W) on `device`."""
     count, height, width, _ = images.shape
+    on_cpu = images.device.type == torch.device(device).type == "cpu"
     # Whole rows instead of three channels at a time: four times as fast on a CPU, and the same numbers.
-    rows = images.to(device, non_blocking=True).reshape(count, height, width * 3).float()
-    mean = torch.tensor(preprocess.mean, device=rows.device).repeat(width)
-    std = torch.tensor(preprocess.std, device=rows.device).repeat(width)
-    return rows.div_(255.0).sub_(mean).div_(std).view(count, height, width, 3).permute(0, 3, 1, 2)
+    rows = images.reshape(count, height, width * 3)
+    rows = (
+        _normalised_by_numpy(rows, preprocess)
+        if on_cpu
+        else _normalised(rows.to(device, non_blocking=True), preprocess)
+    )
+    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _normalised(rows: Tensor, preprocess: Preprocess) -> Tensor:
+    mean, std = (
+        torch.tensor(three, device=rows.device).repeat(rows.shape[-1] // 3)
+        for three in (preprocess.mean, preprocess.std)
+    )
+    return rows.float().div_(255.0).sub_(mean).div_(std)
+
+
+def _normalised_by_numpy(rows: Tensor, preprocess: Preprocess) -> Tensor:
+    """The same numbers in one thread and in huge pages: torch's threads wait for cores that decode the next batch."""
+    mean, std = (np.tile(np.float32(three), rows.shape[-1] // 3) for three in (preprocess.mean, preprocess.std))
+    found = rows.numpy().astype(np.float32)
+    found /= np.float32(255)
+    found -= mean
+    found /= std
+    return torch.from_numpy(found)
