@@ -26,6 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 BATCH, TOKENS, HEADS, DEPTH, VALUE_DEPTH = 2, 5, 3, 4, 6
+KEY_BIAS = np.linspace(-3, 3, TOKENS * HEADS * DEPTH, dtype=np.float32).reshape(TOKENS, HEADS * DEPTH)
 MASKS = {"none": None, "heads": (1, HEADS, TOKENS, TOKENS), "rows": (TOKENS, TOKENS), "all": (BATCH, 1, TOKENS, TOKENS)}
 
 
@@ -42,6 +43,7 @@ class Form:
     axis: int = -1
     logits_out: bool = False
     codes: bool = False
+    key_bias: str = "none"
     moved: tuple[int, ...] = (0, 2, 1, 3)
 
 
@@ -65,7 +67,11 @@ def model(form: Form) -> Any:
     heads = {}
     for name, perm in (("q", form.moved), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3))):
         constants.append(tensor([-1, TOKENS, HEADS, depth[name]], f"{name}_shape"))
-        heads[name] = op("Transpose", [op("Reshape", [name, f"{name}_shape"], f"{name}r")], f"{name}t", perm=perm)
+        value = name
+        if name == "k" and form.key_bias != "none":
+            constants.append(tensor(KEY_BIAS if form.key_bias == "tokens" else KEY_BIAS[0], "k_bias"))
+            value = op("Add", ["k_bias", name] if form.key_bias == "first" else [name, "k_bias"], "kb")
+        heads[name] = op("Transpose", [op("Reshape", [value, f"{name}_shape"], f"{name}r")], f"{name}t", perm=perm)
     if form.moved != (0, 2, 1, 3):
         heads["q"] = op("Transpose", [heads["q"]], "qtt", perm=(1, 0, 2, 3))
     logits = scaled(op("MatMul", [scaled(heads["q"], "queries"), scaled(heads["k"], "keys")], "l"), "logits")
@@ -103,8 +109,10 @@ def operands(form: Form, seed: int) -> dict[str, Any]:
     return given | ({"mask": generator.normal(0, 2, shape).astype(np.float32)} if shape else {})
 
 
-def expected(given: dict[str, Any]) -> Any:
+def expected(given: dict[str, Any], form: Form) -> Any:
     """Attention in float64: (B, N, heads * depth)."""
+    bias = {"none": np.zeros(1), "tokens": KEY_BIAS}.get(form.key_bias, KEY_BIAS[0])
+    given = given | {"k": given["k"].astype(np.float64) + bias}
     split = {n: x.astype(np.float64).reshape(BATCH, TOKENS, HEADS, -1) for n, x in given.items() if n != "mask"}
     logits = np.einsum("bihd,bjhd->bhij", split["q"], split["k"]) / 4 + given.get("mask", 0)
     shares = np.exp(logits - logits.max(-1, keepdims=True))
@@ -131,6 +139,7 @@ def outputs(proto: Any, given: dict[str, Any]) -> list[Any]:
         mask_first=st.booleans(),
         windows=st.booleans(),
         behind=st.sampled_from(["tokens", "grid"]),
+        key_bias=st.sampled_from(["none", "first", "last"]),
     ),
     st.integers(0, 2**16),
 )
@@ -139,11 +148,18 @@ def test_every_way_to_write_it_is_found_and_computes_attention(form: Form, seed:
     proto = fuse_attention(model(form))
     onnx.checker.check_model(proto, full_check=True)
     assert operations(proto).count("Attention") == 1
-    assert not {"Softmax", "MatMul", "Transpose"} & set(operations(proto))
+    assert not {"Softmax", "MatMul", "Transpose", "Add"} & set(operations(proto))
     assert "unused" not in [constant.name for constant in proto.graph.initializer]
     given = operands(form, seed)
     found = outputs(proto, given)[0]
-    assert np.abs(found.reshape(BATCH, TOKENS, -1) - expected(given)).max() < 1e-5
+    assert np.abs(found.reshape(BATCH, TOKENS, -1) - expected(given, form)).max() < 1e-5
+
+
+def test_what_differs_between_keys_is_no_bias_to_leave_out() -> None:
+    form = Form(key_bias="tokens")
+    proto, given = fuse_attention(model(form)), operands(form, 0)
+    assert operations(proto).count("Attention") == operations(proto).count("Add") == 1
+    assert np.abs(outputs(proto, given)[0] - expected(given, form)).max() < 1e-5
 
 
 def test_the_plain_form_becomes_one_operation() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from leanvit.errors import NumericalError, VerificationError
 from leanvit.export import speed
 from leanvit.export.golden import synthetic_images
 from leanvit.quant import QuantizedModel, quantize
+
+onnx = pytest.importorskip("onnx")
 
 SIDE = 64
 PREPROCESS = Preprocess(input_size=(SIDE, SIDE))
@@ -48,6 +51,20 @@ def pretend(monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float]) -> None:
 
     monkeypatch.setattr(speed, "benchmark", timed)
     monkeypatch.setattr(speed, "FEWEST_MACS", 0)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, times: Callable[..., dict[str, Any]]) -> dict[str, list[str]]:
+    """The operations of the files that are timed, by name, filled while `times` gives the times."""
+    seen: dict[str, list[str]] = {}
+
+    def timed(targets: list[Any], **options: Any) -> dict[str, Any]:
+        for target in targets:
+            seen[target.path.stem] = [node.op_type for node in onnx.load(target.path).graph.node]
+        return times(targets, **options)
+
+    monkeypatch.setattr(speed, "benchmark", timed)
+    monkeypatch.setattr(speed, "FEWEST_MACS", 0)
+    return seen
 
 
 def test_a_file_slower_than_float_is_rejected_by_name(
@@ -98,21 +115,21 @@ def test_what_cannot_be_timed_is_not_verified_and_not_rejected(
 def test_the_float_form_has_no_grid_and_the_times_are_of_these_files(
     model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "FEWEST_MACS", 0)
-    seen: dict[str, list[str]] = {}
-
-    def timed(targets: list[Any], **options: Any) -> dict[str, Any]:
-        import onnx
-
-        for target in targets:
-            seen[target.path.stem] = [node.op_type for node in onnx.load(target.path).graph.node]
-        return benchmark(targets, **options)
-
-    benchmark = speed.benchmark
-    monkeypatch.setattr(speed, "benchmark", timed)
+    seen = watched(monkeypatch, speed.benchmark)
     # The least that any machine reaches: what is tested is that both files ran and were compared.
     check = written(model, tmp_path, min_speedup=1e-6)["speed"]
     assert check["passed"] is True
     assert "times at batch 1" in check["found"]
     assert "QuantizeLinear" in seen["model"]
     assert "QuantizeLinear" not in seen["float"]
+
+
+@pytest.mark.parametrize("opset", [21, 23])
+def test_the_float_form_has_the_opset_of_the_file(
+    opset: int, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, {1: 1.1, 8: 1.1})
+    seen = watched(monkeypatch, speed.benchmark)
+    written(model, tmp_path, opset=opset)
+    assert {"Attention" in operations for operations in seen.values()} == {opset == 23}
+    assert len(seen) == 2

@@ -108,7 +108,8 @@ def _own_checks(job: _Job, min_speedup: float) -> list[Callable[[], list[Check]]
     """What can only be checked while the model is at hand."""
     if not isinstance(job.model, QuantizedModel):
         return []
-    return [functools.partial(check_speed, job.staging, job.model, job.preprocess, job.profile, min_speedup)]
+    how = (job.staging, job.model, job.preprocess, job.profile, job.opset, min_speedup)
+    return [functools.partial(check_speed, *how)]
 
 
 @dataclasses.dataclass(frozen=True)

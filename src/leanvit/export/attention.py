@@ -2,12 +2,13 @@
 
 The pattern is what every vision transformer has behind its three linears: queries, keys and values are split into
 heads, queries @ keys, softmax, @ values, heads joined. One with codes in between, or whose logits are read elsewhere
-(ReViT carries them on), stays as it is.
+(ReViT carries them on), stays as it is. The bias of the keys is left out: it adds the same number to every logit of a
+query, which the softmax takes away again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,15 @@ class _Graph:
             return None
         if mask and self.shapes[mask][-2:] != (q.tokens, k.tokens):
             return None
-        return _Attention(q, k, v, mask, scale * of_queries * of_keys, end)
+        return _Attention(q, self._without_bias(k), v, mask, scale * of_queries * of_keys, end)
+
+    def _without_bias(self, keys: _Heads) -> _Heads:
+        """Keys before one constant a channel is added to them."""
+        added = self._made(keys.value, "Add")
+        for one, other in () if added is None else (added.input, added.input[::-1]):
+            if other in self.constants and self.shapes[other] == (keys.heads * keys.depth,):
+                return replace(keys, value=one)
+        return keys
 
     def _made(self, name: str, op_type: str) -> Any:
         """The node that makes a value which is read once, if it is of this type."""

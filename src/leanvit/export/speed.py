@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from leanvit.bench import benchmark, describe
-from leanvit.config import Preprocess
+from leanvit.config import Opset, Preprocess
 from leanvit.errors import LeanvitError
 from leanvit.export.executed import FAST, LoweredProfile
 from leanvit.export.facts import Check
@@ -25,11 +25,12 @@ ROUNDS = 5
 
 
 def check_speed(
-    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, minimum: float
+    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, opset: Opset, minimum: float
 ) -> list[Check]:
     """The file in `folder` beside the one with every site in float, alternated in ONNX Runtime on all cores.
 
-    minimum: least time in float over time of the file, at the batch size where that is larger; 0 measures nothing.
+    opset: of the file. minimum: least time in float over time of the file, at the batch size where that is larger; 0
+    measures nothing.
     Returns no check for profiles that promise no speed.
     """
     if profile not in FAST or not minimum:
@@ -40,7 +41,7 @@ def check_speed(
         return [Check("speed", None, f"NOT verified: {macs / 1e6:.0f} million multiply-adds are too few", expected)]
     sizes = tuple(size for size in BATCH_SIZES if size == 1 or size * macs <= MOST_MACS)
     try:
-        ratios, threads = _measured(folder, model, preprocess, profile, sizes)
+        ratios, threads = _measured(folder, model, preprocess, profile, opset, sizes)
     except (LeanvitError, OSError, AssertionError) as error:
         # multiprocessing asserts that a daemon starts no process.
         found = f"NOT verified: it could not be timed here ({' '.join(str(error).split())[:200]})"
@@ -56,12 +57,18 @@ def check_speed(
 
 
 def _measured(
-    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, sizes: tuple[int, ...]
+    folder: Path,
+    model: QuantizedModel,
+    preprocess: Preprocess,
+    profile: LoweredProfile,
+    opset: Opset,
+    sizes: tuple[int, ...],
 ) -> tuple[dict[int, float], int]:
     """{batch size: time in float over time of the file}, and the number of threads."""
     with tempfile.TemporaryDirectory() as scratch:
         float_file = Path(scratch) / "float.onnx"
-        float_file.write_bytes(lower(model.graph, preprocess, profile, tuple(model.plan)).SerializeToString())
+        proto = lower(model.graph, preprocess, profile, tuple(model.plan), opset=opset)
+        float_file.write_bytes(proto.SerializeToString())
         timed = benchmark([describe(float_file), describe(folder / MODEL_NAME)], batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]
     return {row["batch_size"]: row["ratio"] for row in rows}, timed["threads"]
