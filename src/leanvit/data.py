@@ -229,7 +229,9 @@ def _normalised(rows: Tensor, preprocess: Preprocess) -> Tensor:
 
 def _normalised_by_numpy(rows: Tensor, preprocess: Preprocess) -> Tensor:
     """The same numbers in one thread and in huge pages: torch's threads wait for cores that decode the next batch."""
-    mean, std = (np.tile(np.asarray(three, np.float32), rows.shape[-1] // 3) for three in (preprocess.mean, preprocess.std))
+    mean, std = (
+        np.tile(np.asarray(three, np.float32), rows.shape[-1] // 3) for three in (preprocess.mean, preprocess.std)
+    )
     found = rows.numpy().astype(np.float32)
     found /= np.float32(255)
     found -= mean
