@@ -56,6 +56,7 @@ LOWERED: dict[str, tuple[str, Any, Any]] = {
     "w8a8": ("w8a8", "w8a8", 23),
     "w8a8-opset21": ("w8a8", "w8a8", 21),
     "w4a8": ("w4a8", "w4a8", 23),
+    "openvino-w8a8": ("w8a8", "openvino", 23),
     "exact-w8a8": ("w8a8", "exact", 23),
 }
 """By case: which of OURS it is, the profile and the opset of its file."""
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "w8a8": BOTH,
     "w8a8-opset21": BOTH,
     "w4a8": BOTH,
+    "openvino-w8a8": BOTH,
     "exact-w8a8": BOTH,
     "ort-static": ("onnxruntime",),
     "ort-static-matmul": ("onnxruntime",),

@@ -57,6 +57,8 @@ CASES = [
     ("w8a8", {}),
     ("w4a8", {"weight_bits": 4}),
     ("w4a16", {"weight_bits": 4}),
+    ("openvino", {}),
+    ("openvino", {"weight_bits": 4}),
     ("exact", {}),
     ("exact", {"weight_bits": 4, "activation_bits": 4}),
     ("exact", {"weight_bits": 3, "activation_bits": 6, "scope": "full"}),

@@ -18,7 +18,7 @@ RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
 Opset = Literal[21, 23]
 """Of an ONNX file: 23 has attention as one operation, 21 runs in older runtimes."""
 
-Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
+Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class ExportConfig:
     model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
     output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
     profile: Profile = option(
-        "auto", "How the file computes: w8a8 and w4a8 fast, exact as simulated; auto: what fits the model's bits."
+        "auto",
+        "How the file computes: w8a8 and w4a8 fast, openvino fast in OpenVINO, exact as simulated; auto: by the bits.",
     )
     runtimes: list[Runtime] = option(
         [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."

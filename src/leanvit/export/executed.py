@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.errors import ConfigError
-from leanvit.export.operators import FloatGrid, branches_of
-from leanvit.quant.graph import CONVOLUTIONS, PRODUCTS, QuantGraph, get_tensor, node_argument, quantizer_of
+from leanvit.export.operators import CENTRE, FloatGrid, branches_of
+from leanvit.quant.graph import CONVOLUTIONS, PRODUCTS, QuantGraph, aten, get_tensor, node_argument, quantizer_of
 from leanvit.quant.outputs import integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
-LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "exact", "accelerator"]
-SMALL = ("w8a8", "w4a8", "w4a16", "mixed")
+LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
+SMALL = ("w8a8", "w4a8", "w4a16", "mixed", "openvino")
 """Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
 round alike) and lose their names."""
 
@@ -27,9 +27,15 @@ HALF_ROUNDING = 2.0**-11
 SMALLEST_SHARE = 1 / 256
 """Of the largest value of a constant: below it values are rounded as if they had this size."""
 
-FAST = ("w8a8", "w4a8", "mixed")
-"""Profiles for speed. Products of two activations stay in float there: attention gains no time from int8 and loses
-accuracy (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their output."""
+FAST = ("w8a8", "w4a8", "mixed", "openvino")
+"""Profiles for speed. Products of two activations stay in float there but in openvino: attention gains no time from
+int8 in ONNX Runtime and loses accuracy (benchmarks/deploy.py). So do convolutions without codes for their output."""
+
+MOVES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
+    aten.contiguous.default, aten.clone.default,
+)  # fmt: skip
+"""Operations that move values and change none."""
 
 
 def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
@@ -50,6 +56,8 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
     module.graph.eliminate_dead_code()
     if profile in FAST:
         quantize_outputs(graph, module, integer)
+    if profile == "openvino":
+        _centre_products(module)
     module.delete_all_unused_submodules()
     _scale_dead_channels(module)
     if profile in SMALL:
@@ -114,7 +122,36 @@ def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, int
         if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
             return False
         return node.name not in integer
-    return node.target in PRODUCTS
+    return node.target in PRODUCTS and not (profile == "openvino" and _reads_plain_codes(module, node))
+
+
+def _reads_plain_codes(module: GraphModule, product: Node) -> bool:
+    """Whether both operands of a product are uniform codes of 8 bits with one scale."""
+    operands = [quantizer_of(module, node_argument(product, i)) for i in (0, 1)]
+    return all(isinstance(quantizer, ActivationQuantizer) and _uniform_8(quantizer) for quantizer in operands)
+
+
+def _uniform_8(quantizer: ActivationQuantizer) -> bool:
+    return (quantizer.form, quantizer.bits, quantizer.scale.dim()) == ("uniform", 8, 0)
+
+
+@torch.no_grad()
+def _centre_products(module: GraphModule) -> None:
+    """Make the codes that products read and give symmetric where they have negative values, in place.
+
+    OpenVINO's attention kernel takes and gives int8 without a zero point; one with a zero point it computes in float.
+    """
+    for node in module.graph.nodes:
+        quantizer = quantizer_of(module, node)
+        if not isinstance(quantizer, ActivationQuantizer) or not _uniform_8(quantizer):
+            continue
+        source = node_argument(node, 0)
+        while source.target in MOVES:
+            source = node_argument(source, 0)
+        below = int(quantizer.zero_point)
+        if below and (source.target in PRODUCTS or all(user.target in PRODUCTS for user in node.users)):
+            reach = quantizer.scale * max(below, quantizer.high - below)
+            quantizer.set_parameters(reach / (quantizer.high - CENTRE), torch.full_like(quantizer.zero_point, CENTRE))
 
 
 def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
@@ -124,7 +161,7 @@ def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
 
 def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
     quantizers = activation_quantizers(module)
-    if profile in ("w8a8", "w4a8"):
+    if profile in ("w8a8", "w4a8", "openvino"):
         low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
         if low:
             raise ConfigError(

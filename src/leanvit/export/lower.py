@@ -21,11 +21,12 @@ from torch.fx import GraphModule, Node
 from leanvit.config import Opset, Preprocess
 from leanvit.errors import ExportError, require
 from leanvit.export.attention import fuse_attention
-from leanvit.export.executed import FAST, SMALL, LoweredProfile, executed_form
+from leanvit.export.executed import FAST, MOVES, SMALL, LoweredProfile, executed_form
 from leanvit.export.operators import (
     OPSET,
     BlockLinear,
     Branch,
+    CodePair,
     OnnxLinear,
     OnnxPatchEmbedding,
     OnnxWeight,
@@ -43,6 +44,7 @@ from leanvit.quant.graph import (
     CONVOLUTIONS,
     LINEAR,
     PRODUCTS,
+    SOFTMAX,
     QuantGraph,
     aten,
     get_tensor,
@@ -52,8 +54,11 @@ from leanvit.quant.graph import (
 from leanvit.quant.outputs import gives_codes, is_patch_embedding
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
-FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "exact", "accelerator")
+FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
+
+SUMS = (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.addcmul.default)
+"""What may stand between a product and its softmax: a scale, a bias, a mask, logits of the layer before."""
 
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
@@ -157,9 +162,43 @@ def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
             lowering.product(node)
     lowering.rest()
     module.graph.eliminate_dead_code()
+    if profile == "openvino":
+        _quantize_before_moves(module)
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
+
+
+def _quantize_before_moves(module: GraphModule) -> None:
+    """Turn what a product gives into codes before it is transposed: a quarter of the bytes are moved, in place."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or not isinstance(module.get_submodule(str(node.target)), CodePair):
+            continue
+        moved = source = node_argument(node, 0)
+        while source.target in MOVES and len(source.users) == 1:
+            first, source = source, node_argument(source, 0)
+        if source is moved or source.target not in PRODUCTS or len(source.users) > 1:
+            continue
+        node.replace_all_uses_with(moved)
+        with module.graph.inserting_after(source):
+            codes = module.graph.call_module(str(node.target), (source,))
+        first.replace_input_with(source, codes)
+        module.graph.erase_node(node)
+
+
+def _has_one_reader(product: Node) -> bool:
+    """Whether a product of two activations is read by one softmax or move alone, perhaps behind sums.
+
+    OpenVINO 2026.4 gives wrong numbers where sums of products of int8 are read twice, as ReViT's logits are.
+    """
+    node = product
+    while product.target in PRODUCTS and len(node.users) == 1:
+        (node,) = node.users
+        if node.target in (*SOFTMAX, *MOVES):
+            return True
+        if node.target not in SUMS:
+            return False
+    return False
 
 
 class _Lowering:
@@ -222,14 +261,16 @@ class _Lowering:
                     # none for a Gemm with float output.
                     self.matrices.add(node)
                     source = self._call(aten.unsqueeze.default, source, 0)
+                signed = self.profile == "openvino" and all(_has_one_reader(user) for user in node.users)
+                branches = self._branches_of(quantizer, signed=signed)
                 self.written[node] = [
                     (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
-                    for i, branch in enumerate(self._branches_of(quantizer))
+                    for i, branch in enumerate(branches)
                 ]
         return self.written[node]
 
-    def _branches_of(self, quantizer: ActivationQuantizer) -> list[Branch]:
-        return branches_of(quantizer, four_bit_types=self.profile == "accelerator")
+    def _branches_of(self, quantizer: ActivationQuantizer, *, signed: bool = False) -> list[Branch]:
+        return branches_of(quantizer, four_bit_types=self.profile == "accelerator", signed=signed)
 
     def _linear(self, node: Node, quantizer: WeightQuantizer) -> None:
         bias = node.args[2] if len(node.args) > 2 else None

@@ -21,6 +21,8 @@ OPSET = 21
 """Of what torch.onnx writes."""
 
 UINT8_MAX = 255
+CENTRE = 128
+"""Zero point of uint8 codes that lie evenly around zero; as int8 they have none."""
 BLOCK_SIZE = 32
 """Inputs that share a scale in MatMulNBits; ours repeat the scale of their channel."""
 
@@ -36,7 +38,7 @@ def _dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 class CodePair(nn.Module):
-    """QuantizeLinear with one scale, DequantizeLinear with another, on uint8 codes with one zero point.
+    """QuantizeLinear with one scale, DequantizeLinear with another, on uint8 or int8 codes with one zero point.
 
     low, high: range of x that the codes may take, where it is less than what 8 bits give.
     """
@@ -52,15 +54,20 @@ class CodePair(nn.Module):
         limits: tuple[float, float] | None = None,
         *,
         four_bit_type: bool = False,
+        signed: bool = False,
     ) -> None:
-        """scale_back: of DequantizeLinear, None for the same. four_bit_type: codes are UINT4, see `packing`."""
+        """scale_back: of DequantizeLinear, None for the same. four_bit_type: codes are UINT4, see `packing`.
+
+        signed: codes are int8, and the zero point one of these.
+        """
         super().__init__()
         self.limits = limits
+        self.codes = torch.int8 if signed else torch.uint8
         self.name = "zero_point4" if four_bit_type else "zero_point"
         self.register_buffer("scale", scale.clone().float().reshape(()))
         self.register_buffer("scale_back", (scale if scale_back is None else scale_back).clone().float().reshape(()))
         # Of another dtype until it is packed: torch.onnx merges equal constants, whatever their names.
-        kind = torch.int8 if four_bit_type else torch.uint8
+        kind = torch.int8 if four_bit_type else self.codes
         self.register_buffer(self.name, torch.tensor(zero_point, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +75,7 @@ class CodePair(nn.Module):
         if self.limits is not None:
             x = x.clamp(*self.limits)
         zero_point = self.get_buffer(self.name)
-        codes = onnx_operation("QuantizeLinear", (x, self.scale, zero_point), torch.uint8, x.shape)
+        codes = onnx_operation("QuantizeLinear", (x, self.scale, zero_point), self.codes, x.shape)
         inputs = (codes, self.scale_back, zero_point)
         return onnx_operation("DequantizeLinear", inputs, torch.float32, x.shape)
 
@@ -157,15 +164,18 @@ class Branch:
     factor: Tensor | None = None
 
 
-def branches_of(quantizer: ActivationQuantizer, *, four_bit_types: bool = False) -> list[Branch]:
+def branches_of(quantizer: ActivationQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
     """The summands of a quantizer as uint8 codes; a FloatGrid where it has none.
 
     four_bit_types: uniform codes of 4 bits and below as UINT4, which compilers for accelerators look for.
+    signed: uniform codes of 8 bits around CENTRE as int8 codes around zero, which mean the same.
     """
     if isinstance(quantizer, LogQuantizer):
         return [Branch(FloatGrid(quantizer))]
     by_head = quantizer.scale.dim() > 0
     if not isinstance(quantizer, TwoRegionQuantizer) and not by_head:
+        if signed and quantizer.bits == 8 and int(quantizer.zero_point) == CENTRE:
+            return [Branch(CodePair(quantizer.scale, 0, signed=True))]
         return [Branch(_uniform_pair(quantizer, four_bit_types))]
     whole = WholeNumbers(quantizer)
     if whole.fits:

@@ -27,7 +27,7 @@ ROUNDS = 5
 def check_speed(
     folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, opset: Opset, minimum: float
 ) -> list[Check]:
-    """The file in `folder` beside the one with every site in float, alternated in ONNX Runtime on all cores.
+    """The file in `folder` beside the one with every site in float, alternated on all cores in the profile's runtime.
 
     opset: of the file. minimum: least time in float over time of the file, at the batch size where that is larger; 0
     measures nothing.
@@ -69,6 +69,8 @@ def _measured(
         float_file = Path(scratch) / "float.onnx"
         proto = lower(model.graph, preprocess, profile, tuple(model.plan), opset=opset)
         float_file.write_bytes(proto.SerializeToString())
-        timed = benchmark([describe(float_file), describe(folder / MODEL_NAME)], batch_sizes=sizes, rounds=ROUNDS)
+        runtime = "openvino" if profile == "openvino" else "onnxruntime"
+        targets = [describe(file, runtime) for file in (float_file, folder / MODEL_NAME)]
+        timed = benchmark(targets, batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]
     return {row["batch_size"]: row["ratio"] for row in rows}, timed["threads"]
