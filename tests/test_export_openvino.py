@@ -119,14 +119,23 @@ def test_every_family_computes_what_is_simulated(name: str, tmp_path: Path) -> N
             assert sqnr_db(expected, open_engine(path, runtime, 1)(pixels)) >= 35, runtime
 
 
-def test_operands_without_plain_codes_stay_in_float() -> None:
-    result, _ = quantized("vit_micro", mode="best")
-    kept = executed_form(result.graph, "openvino")
-    for node in kept.graph.nodes:
-        quantizer = quantizer_of(kept, node)
-        if isinstance(quantizer, ActivationQuantizer):
-            products = [user for user in node.users if "matmul" in str(user.target)]
-            assert not products or (quantizer.form == "uniform" and quantizer.scale.dim() == 0)
+@pytest.mark.parametrize("name", ["swin_micro", "revit_micro", "reswin_micro"])
+def test_attention_with_more_than_a_scale_before_its_softmax_is_that_of_w8a8(name: str) -> None:
+    result, _ = quantized(name)
+    preprocess = preprocess_for(timm.create_model(name))
+    files = [lower(result.graph, preprocess, profile, opset=21) for profile in ("openvino", "w8a8")]
+    operations = [[node.op_type for node in proto.graph.node] for proto in files]
+    assert operations[0] == operations[1]
+
+
+def test_products_without_plain_codes_stay_in_float() -> None:
+    result, _ = quantized("vit_micro", scope="full")
+    form = executed_form(result.graph, "openvino")
+    products = [node for node in form.graph.nodes if "matmul" in str(node.target)]
+    assert len(products) == 12
+    assert not [
+        source for node in products for source in node.all_input_nodes if quantizer_of(form, source) is not None
+    ]
 
 
 def test_its_speed_is_that_in_openvino(

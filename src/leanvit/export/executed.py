@@ -12,7 +12,16 @@ from torch.fx import GraphModule, Node
 
 from leanvit.errors import ConfigError
 from leanvit.export.operators import CENTRE, FloatGrid, branches_of
-from leanvit.quant.graph import CONVOLUTIONS, PRODUCTS, QuantGraph, aten, get_tensor, node_argument, quantizer_of
+from leanvit.quant.graph import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    SOFTMAX,
+    QuantGraph,
+    aten,
+    get_tensor,
+    node_argument,
+    quantizer_of,
+)
 from leanvit.quant.outputs import integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -37,6 +46,9 @@ MOVES = (
 )  # fmt: skip
 """Operations that move values and change none."""
 
+SCALES = (aten.mul.Tensor, aten.div.Tensor)
+"""What may stand between queries @ keys and the softmax of plain attention."""
+
 
 def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
     """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
@@ -46,7 +58,9 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
     """
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
     raised = {graph.sites[name].node for name in lifted}
-    integer = integer_convolutions(graph, module, raised) if profile in FAST else set()
+    convolutions = integer_convolutions(graph, module, raised) if profile in FAST else set()
+    products = [node for node in module.graph.nodes if node.target in PRODUCTS and profile == "openvino"]
+    integer = {*convolutions, *(node.name for node in products if _on_integers(module, node))}
     for node in list(module.graph.nodes):
         in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
         if node.op == "call_function" and in_float:
@@ -55,7 +69,7 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
                     node.replace_input_with(source, node_argument(source, 0))
     module.graph.eliminate_dead_code()
     if profile in FAST:
-        quantize_outputs(graph, module, integer)
+        quantize_outputs(graph, module, convolutions)
     if profile == "openvino":
         _centre_products(module)
     module.delete_all_unused_submodules()
@@ -111,7 +125,7 @@ def _scale_dead_channels(module: GraphModule) -> None:
 def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
     """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
 
-    integer: nodes of convolutions that a fast profile runs on integers.
+    integer: nodes of convolutions and products that a fast profile runs on integers.
     """
     if profile == "w4a16":
         return True
@@ -122,11 +136,39 @@ def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, int
         if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
             return False
         return node.name not in integer
-    return node.target in PRODUCTS and not (profile == "openvino" and _reads_plain_codes(module, node))
+    return node.target in PRODUCTS and node.name not in integer
+
+
+def _on_integers(module: GraphModule, product: Node) -> bool:
+    """Whether a product is one of plain attention, both of whose products read uniform codes of 8 bits with one scale.
+
+    Plain: queries @ keys, perhaps scaled, softmax, @ values. With a bias, a mask or logits of the layer before in
+    between (Swin, ReViT), OpenVINO 2026.4 takes more time for integers than for bfloat16, and computes sums that are
+    read twice wrongly.
+    """
+    softmax = _without_grid(module, node_argument(product, 0))
+    logits = product
+    if softmax.target in SOFTMAX:
+        logits = node_argument(softmax, 0)
+        while logits.target in SCALES:
+            logits = node_argument(logits, 0)
+    reader = logits
+    while reader is logits or reader.target in SCALES:
+        if len(reader.users) != 1:
+            return False
+        (reader,) = reader.users
+    if logits.target not in PRODUCTS or reader.target not in SOFTMAX or len(reader.users) != 1:
+        return False
+    (grid,) = reader.users
+    mixed = [user for user in grid.users if quantizer_of(module, grid) is not None and user.target in PRODUCTS]
+    return len(mixed) == 1 and all(_reads_plain_codes(module, node) for node in (logits, mixed[0]))
+
+
+def _without_grid(module: GraphModule, node: Node) -> Node:
+    return node_argument(node, 0) if isinstance(quantizer_of(module, node), ActivationQuantizer) else node
 
 
 def _reads_plain_codes(module: GraphModule, product: Node) -> bool:
-    """Whether both operands of a product are uniform codes of 8 bits with one scale."""
     operands = [quantizer_of(module, node_argument(product, i)) for i in (0, 1)]
     return all(isinstance(quantizer, ActivationQuantizer) and _uniform_8(quantizer) for quantizer in operands)
 
@@ -149,7 +191,8 @@ def _centre_products(module: GraphModule) -> None:
         while source.target in MOVES:
             source = node_argument(source, 0)
         below = int(quantizer.zero_point)
-        if below and (source.target in PRODUCTS or all(user.target in PRODUCTS for user in node.users)):
+        given = source.target in PRODUCTS and _reads_plain_codes(module, source)
+        if below and (given or all(user.target in PRODUCTS for user in node.users)):
             reach = quantizer.scale * max(below, quantizer.high - below)
             quantizer.set_parameters(reach / (quantizer.high - CENTRE), torch.full_like(quantizer.zero_point, CENTRE))
 

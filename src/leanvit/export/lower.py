@@ -44,7 +44,6 @@ from leanvit.quant.graph import (
     CONVOLUTIONS,
     LINEAR,
     PRODUCTS,
-    SOFTMAX,
     QuantGraph,
     aten,
     get_tensor,
@@ -56,9 +55,6 @@ from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator")
 """Profiles that store weights of 4 bits and below as INT4."""
-
-SUMS = (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.addcmul.default)
-"""What may stand between a product and its softmax: a scale, a bias, a mask, logits of the layer before."""
 
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
@@ -177,28 +173,14 @@ def _quantize_before_moves(module: GraphModule) -> None:
         moved = source = node_argument(node, 0)
         while source.target in MOVES and len(source.users) == 1:
             first, source = source, node_argument(source, 0)
-        if source is moved or source.target not in PRODUCTS or len(source.users) > 1:
+        of_codes = any(value.op == "call_module" for value in source.all_input_nodes)
+        if source is moved or source.target not in PRODUCTS or len(source.users) > 1 or not of_codes:
             continue
         node.replace_all_uses_with(moved)
         with module.graph.inserting_after(source):
             codes = module.graph.call_module(str(node.target), (source,))
         first.replace_input_with(source, codes)
         module.graph.erase_node(node)
-
-
-def _has_one_reader(product: Node) -> bool:
-    """Whether a product of two activations is read by one softmax or move alone, perhaps behind sums.
-
-    OpenVINO 2026.4 gives wrong numbers where sums of products of int8 are read twice, as ReViT's logits are.
-    """
-    node = product
-    while product.target in PRODUCTS and len(node.users) == 1:
-        (node,) = node.users
-        if node.target in (*SOFTMAX, *MOVES):
-            return True
-        if node.target not in SUMS:
-            return False
-    return False
 
 
 class _Lowering:
@@ -261,7 +243,7 @@ class _Lowering:
                     # none for a Gemm with float output.
                     self.matrices.add(node)
                     source = self._call(aten.unsqueeze.default, source, 0)
-                signed = self.profile == "openvino" and all(_has_one_reader(user) for user in node.users)
+                signed = self.profile == "openvino" and all(user.target in PRODUCTS for user in node.users)
                 branches = self._branches_of(quantizer, signed=signed)
                 self.written[node] = [
                     (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
