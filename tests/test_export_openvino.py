@@ -12,17 +12,19 @@ import torch
 
 import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import export
-from leanvit.config import MPTQConfig
+from leanvit.config import MPTQConfig, Preprocess
 from leanvit.data import preprocess_for, to_input
 from leanvit.engines import available, open_engine
 from leanvit.export import speed
 from leanvit.export.executed import executed_form
 from leanvit.export.golden import synthetic_images
 from leanvit.export.lower import lower
+from leanvit.export.verify import leave_out_failed
+from leanvit.files import read_json
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.graph import quantizer_of
 from leanvit.quant.quantizers import ActivationQuantizer
-from leanvit.runtime import sqnr_db
+from leanvit.runtime import Manifest, sqnr_db
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,8 +33,7 @@ IMAGES = 32
 
 
 def quantized(name: str, **options: Any) -> tuple[QuantizedModel, Any]:
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=name.endswith("_micro")).eval()
+    model = timm.create_model(name, pretrained=True).eval()
     preprocess = preprocess_for(model)
     pixels = np.stack(synthetic_images(IMAGES, preprocess.input_size))
     return quantize(model, to_input(torch.from_numpy(pixels), preprocess), MPTQConfig(**options)), pixels
@@ -151,5 +152,20 @@ def test_its_speed_is_that_in_openvino(
     monkeypatch.setattr(speed, "benchmark", timed)
     monkeypatch.setattr(speed, "FEWEST_MACS", 0)
     preprocess = preprocess_for(timm.create_model("vit_micro"))
-    export(vit[0], tmp_path / "bundle", profile="openvino", preprocess=preprocess, runtimes=["onnxruntime"])
+    bundle = export(vit[0], tmp_path / "bundle", profile="openvino", preprocess=preprocess, runtimes=["onnxruntime"])
     assert seen == ["openvino", "openvino"]
+    check = next(row for row in read_json(bundle / "verify.json")["checks"] if row["name"] == "speed")
+    assert "(OpenVINO, 2 threads" in check["found"]
+
+
+def test_a_file_for_openvino_that_fails_there_is_not_for_other_runtimes_alone() -> None:
+    ratios = {"onnxruntime": 35.0, "openvino": 35.0, "openvino-bf16": 20.0}
+    manifest = Manifest("vit_micro", "openvino", ("a",), Preprocess(input_size=(8, 8)), 35.0, runtimes=ratios)
+    failed = [
+        {"name": f"golden in {runtime}", "passed": False, "found": "3 dB", "expected": "35"} for runtime in ratios
+    ]
+    kept, result = leave_out_failed(manifest, {"passed": False, "checks": failed}, ["openvino"])
+    assert list(kept.runtimes) == ["onnxruntime", "openvino"]
+    assert result["passed"] is False
+    assert [row["name"] for row in result["checks"]] == ["golden in onnxruntime", "golden in openvino"]
+    assert list(leave_out_failed(manifest, {"passed": False, "checks": failed})[0].runtimes) == ["onnxruntime"]

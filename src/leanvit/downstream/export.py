@@ -22,6 +22,7 @@ from leanvit.downstream.measure import batches_of
 from leanvit.downstream.predictor import TaskPredictor
 from leanvit.downstream.quantize import QuantizedNetwork
 from leanvit.downstream.verify import Measured, verify_task_bundle
+from leanvit.engines import available
 from leanvit.errors import ConfigError, require
 from leanvit.export.api import profile_for
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
@@ -59,7 +60,8 @@ def export_network(
 
     model: float network or QuantizedNetwork. profile: as in leanvit.export. scenes: annotated pictures; with them the
     task's metric is measured in the runtime, and float_metric (0 to 1) allows a drop of max_drop points, 0.1 for a
-    float network. runtimes: that must pass. opset: as in leanvit.export, 21 for a detector.
+    float network. runtimes: that must pass; for profile openvino OpenVINO as well, where it is installed.
+    opset: as in leanvit.export, 21 for a detector.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
     MissingDependencyError.
     """
@@ -70,6 +72,8 @@ def export_network(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {info.task}", 3) as bar:
+            if profile == "openvino" and "openvino" in available():
+                runtimes = tuple(dict.fromkeys((*runtimes, "openvino")))
             manifest = _write(model, info, profile, staging, scenes, runtimes, opset)
             bar.advance(detail="written")
             manifest, measured = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)

@@ -65,16 +65,17 @@ def export(
 
     model: float network or QuantizedModel. labels: class names in the order of the logits.
     profile: how the file computes (docs/bundle.md): fp32; w8a8 and w4a8 for speed, with 8-bit or 4-bit weights;
-    mixed for a plan of many bits; exact, which runs every product of the plan on int8 kernels as simulated; w4a16,
-    weights only; accelerator, for compilers, marked simulated. auto: what fits the model.
+    mixed for a plan of many bits; openvino for speed there; exact, which runs every product of the plan on int8
+    kernels as simulated; w4a16, weights only; accelerator, for compilers, marked simulated. auto: what fits the model.
     preprocess: default is that of the model's pretrained_cfg. images: labelled images; with them accuracy
     is measured in the runtime. float_top1: accuracy in percent of the float model on the same images; then
     the drop must be at most `max_drop` points (0.1 for a float model): where it is more, the sites that lost most
-    in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed).
-    runtimes: beside ONNX Runtime, that must pass too; None: those installed, and the bundle names those that pass.
+    in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed, openvino).
+    runtimes: beside ONNX Runtime, that must pass too; None: those installed, and the bundle names those that pass
+    (OpenVINO must, where profile openvino is written and it is installed).
     data: where the model's own split comes from, kept for later checks.
     min_speedup: time of the same network in float over that of the file, which profiles w8a8, w4a8 and mixed must reach
-    in ONNX Runtime on this machine; 0 measures nothing.
+    in ONNX Runtime and openvino in OpenVINO on this machine; 0 measures nothing.
     opset: 23, or 21 for ONNX Runtime before 1.24, where attention takes more time.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError,
     ConfigError, MissingDependencyError.
@@ -94,7 +95,8 @@ def export(
             manifest = sign(job.staging, dataclasses.replace(manifest, runtimes=least))
             checks = verify_bundle(job.staging, evaluation, _origin(model), _own_checks(job, min_speedup))
             if runtimes is None:
-                manifest, checks = leave_out_failed(manifest, checks)
+                wanted = ("openvino",) if chosen == "openvino" else ()
+                manifest, checks = leave_out_failed(manifest, checks, wanted)
             bar.advance(detail="verified")
         target = finish(job.staging, output, manifest, checks)
     except BaseException:

@@ -38,7 +38,8 @@ SMALLEST_SHARE = 1 / 256
 
 FAST = ("w8a8", "w4a8", "mixed", "openvino")
 """Profiles for speed. Products of two activations stay in float there but in openvino: attention gains no time from
-int8 in ONNX Runtime and loses accuracy (benchmarks/deploy.py). So do convolutions without codes for their output."""
+int8 in ONNX Runtime (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their
+output."""
 
 MOVES = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
@@ -150,18 +151,23 @@ def _on_integers(module: GraphModule, product: Node) -> bool:
     logits = product
     if softmax.target in SOFTMAX:
         logits = node_argument(softmax, 0)
-        while logits.target in SCALES:
+        while _scales(logits):
             logits = node_argument(logits, 0)
     reader = logits
-    while reader is logits or reader.target in SCALES:
+    while reader is logits or _scales(reader):
         if len(reader.users) != 1:
             return False
         (reader,) = reader.users
     if logits.target not in PRODUCTS or reader.target not in SOFTMAX or len(reader.users) != 1:
         return False
     (grid,) = reader.users
-    mixed = [user for user in grid.users if quantizer_of(module, grid) is not None and user.target in PRODUCTS]
-    return len(mixed) == 1 and all(_reads_plain_codes(module, node) for node in (logits, mixed[0]))
+    mixed = [user for user in grid.users if user.target in PRODUCTS and node_argument(user, 0) is grid]
+    return len(mixed) == len(grid.users) == 1 and all(_reads_plain_codes(module, node) for node in (logits, *mixed))
+
+
+def _scales(node: Node) -> bool:
+    """Whether a value is multiplied with or divided by one number."""
+    return node.target in SCALES and not (isinstance(node.args[1], Node) and node.args[1].op != "get_attr")
 
 
 def _without_grid(module: GraphModule, node: Node) -> Node:

@@ -168,12 +168,12 @@ def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
 def _quantize_before_moves(module: GraphModule) -> None:
     """Turn what a product gives into codes before it is transposed: a quarter of the bytes are moved, in place."""
     for node in list(module.graph.nodes):
-        if node.op != "call_module" or not isinstance(module.get_submodule(str(node.target)), CodePair):
+        if not _is_code_pair(module, node):
             continue
         moved = source = node_argument(node, 0)
         while source.target in MOVES and len(source.users) == 1:
             first, source = source, node_argument(source, 0)
-        of_codes = any(value.op == "call_module" for value in source.all_input_nodes)
+        of_codes = any(_is_code_pair(module, value) for value in source.all_input_nodes)
         if source is moved or source.target not in PRODUCTS or len(source.users) > 1 or not of_codes:
             continue
         node.replace_all_uses_with(moved)
@@ -181,6 +181,10 @@ def _quantize_before_moves(module: GraphModule) -> None:
             codes = module.graph.call_module(str(node.target), (source,))
         first.replace_input_with(source, codes)
         module.graph.erase_node(node)
+
+
+def _is_code_pair(module: GraphModule, node: Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), CodePair)
 
 
 class _Lowering:

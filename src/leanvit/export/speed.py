@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from leanvit.bench import benchmark, describe
+from leanvit.bench import RUNTIME_LABELS, benchmark, describe
 from leanvit.config import Opset, Preprocess
 from leanvit.errors import LeanvitError
 from leanvit.export.executed import FAST, LoweredProfile
@@ -39,18 +39,20 @@ def check_speed(
     expected = f"at least {minimum:g} times the same network in float"
     if macs < FEWEST_MACS:
         return [Check("speed", None, f"NOT verified: {macs / 1e6:.0f} million multiply-adds are too few", expected)]
+    runtime = "openvino" if profile == "openvino" else "onnxruntime"
     sizes = tuple(size for size in BATCH_SIZES if size == 1 or size * macs <= MOST_MACS)
     try:
-        ratios, threads = _measured(folder, model, preprocess, profile, opset, sizes)
+        ratios, threads = _measured(folder, model, preprocess, profile, opset, sizes, runtime)
     except (LeanvitError, OSError, AssertionError) as error:
         # multiprocessing asserts that a daemon starts no process.
         found = f"NOT verified: it could not be timed here ({' '.join(str(error).split())[:200]})"
         return [Check("speed", None, found, expected, "Leave it out with --min-speedup 0.")]
-    found = ", ".join(f"{ratio:.2f} times at batch {size}" for size, ratio in ratios.items())
+    times = ", ".join(f"{ratio:.2f} times at batch {size}" for size, ratio in ratios.items())
+    found = f"{times} ({RUNTIME_LABELS[runtime]}, {threads} threads of this machine)"
     return [
         Check(
-            "speed", max(ratios.values()) >= minimum, f"{found} ({threads} threads of this machine)", expected,
-            "Use the float model here (leanvit export CHECKPOINT), compare --profile exact and OpenVINO (leanvit "
+            "speed", max(ratios.values()) >= minimum, found, expected,
+            "Use the float model here (leanvit export CHECKPOINT), compare profiles w8a8, exact and openvino (leanvit "
             "benchmark), or lower --min-speedup where the size alone is wanted.",
         )
     ]  # fmt: skip
@@ -63,13 +65,13 @@ def _measured(
     profile: LoweredProfile,
     opset: Opset,
     sizes: tuple[int, ...],
+    runtime: str,
 ) -> tuple[dict[int, float], int]:
     """{batch size: time in float over time of the file}, and the number of threads."""
     with tempfile.TemporaryDirectory() as scratch:
         float_file = Path(scratch) / "float.onnx"
         proto = lower(model.graph, preprocess, profile, tuple(model.plan), opset=opset)
         float_file.write_bytes(proto.SerializeToString())
-        runtime = "openvino" if profile == "openvino" else "onnxruntime"
         targets = [describe(file, runtime) for file in (float_file, folder / MODEL_NAME)]
         timed = benchmark(targets, batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]

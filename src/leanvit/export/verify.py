@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -366,12 +366,17 @@ def _check_other_answers(predictor: Predictor, evaluation: Evaluation | None) ->
     return checks
 
 
-def leave_out_failed(manifest: Manifest, result: dict[str, Any]) -> tuple[Manifest, dict[str, Any]]:
-    """Manifest and checks without the runtimes beside ONNX Runtime in which a check failed; says which and why."""
+def leave_out_failed(
+    manifest: Manifest, result: dict[str, Any], required: Collection[str] = ()
+) -> tuple[Manifest, dict[str, Any]]:
+    """Manifest and checks without the runtimes beside ONNX Runtime in which a check failed; says which and why.
+
+    required: runtimes that stay all the same, so that what failed there rejects the bundle.
+    """
     kept, rows = dict(manifest.runtimes), result["checks"]
     for runtime in others(manifest):
         failed = [row for row in rows if row["passed"] is False and row["name"].endswith(f" in {runtime}")]
-        if failed:
+        if failed and runtime not in required:
             note(f"{runtime} is left out: {failed[0]['name']}: {failed[0]['found']}, expected {failed[0]['expected']}")
             del kept[runtime]
             rows = [row for row in rows if not row["name"].endswith(f" in {runtime}")]
