@@ -22,7 +22,7 @@ from leanvit.downstream.measure import batches_of
 from leanvit.downstream.predictor import TaskPredictor
 from leanvit.downstream.quantize import QuantizedNetwork
 from leanvit.downstream.verify import Measured, verify_task_bundle
-from leanvit.engines import available
+from leanvit.engines import available, runtime_of
 from leanvit.errors import ConfigError, require
 from leanvit.export.api import profile_for
 from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
@@ -72,8 +72,8 @@ def export_network(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {info.task}", 3) as bar:
-            if profile == "openvino" and "openvino" in available():
-                runtimes = tuple(dict.fromkeys((*runtimes, "openvino")))
+            if runtime_of(profile) in available():
+                runtimes = (*runtimes, runtime_of(profile))
             manifest = _write(model, info, profile, staging, scenes, runtimes, opset)
             bar.advance(detail="written")
             manifest, measured = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)

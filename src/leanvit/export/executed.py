@@ -60,8 +60,7 @@ def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
     raised = {graph.sites[name].node for name in lifted}
     convolutions = integer_convolutions(graph, module, raised) if profile in FAST else set()
-    products = [node for node in module.graph.nodes if node.target in PRODUCTS and profile == "openvino"]
-    integer = {*convolutions, *(node.name for node in products if _on_integers(module, node))}
+    integer = convolutions | (_plain_attention(module) if profile == "openvino" else set())
     for node in list(module.graph.nodes):
         in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
         if node.op == "call_function" and in_float:
@@ -140,38 +139,35 @@ def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, int
     return node.target in PRODUCTS and node.name not in integer
 
 
-def _on_integers(module: GraphModule, product: Node) -> bool:
-    """Whether a product is one of plain attention, both of whose products read uniform codes of 8 bits with one scale.
+def _plain_attention(module: GraphModule) -> set[str]:
+    """Names of the products of plain attention, both of which read uniform codes of 8 bits with one scale.
 
     Plain: queries @ keys, perhaps scaled, softmax, @ values. With a bias, a mask or logits of the layer before in
     between (Swin, ReViT), OpenVINO 2026.4 takes more time for integers than for bfloat16, and computes sums that are
     read twice wrongly.
     """
-    softmax = _without_grid(module, node_argument(product, 0))
-    logits = product
-    if softmax.target in SOFTMAX:
+    found = set()
+    for softmax in (node for node in module.graph.nodes if node.target in SOFTMAX):
         logits = node_argument(softmax, 0)
-        while _scales(logits):
+        while _scales(logits) and len(logits.users) == 1:
             logits = node_argument(logits, 0)
-    reader = logits
-    while reader is logits or _scales(reader):
-        if len(reader.users) != 1:
-            return False
-        (reader,) = reader.users
-    if logits.target not in PRODUCTS or reader.target not in SOFTMAX or len(reader.users) != 1:
-        return False
-    (grid,) = reader.users
-    mixed = [user for user in grid.users if user.target in PRODUCTS and node_argument(user, 0) is grid]
-    return len(mixed) == len(grid.users) == 1 and all(_reads_plain_codes(module, node) for node in (logits, *mixed))
+        grid = _only_user(softmax)
+        mixed = _only_user(grid) if grid else None
+        if mixed is None or logits.target not in PRODUCTS or mixed.target not in PRODUCTS:
+            continue
+        read_once = _only_user(logits) is not None and node_argument(mixed, 0) is grid
+        if read_once and _reads_plain_codes(module, logits) and _reads_plain_codes(module, mixed):
+            found |= {logits.name, mixed.name}
+    return found
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _scales(node: Node) -> bool:
     """Whether a value is multiplied with or divided by one number."""
     return node.target in SCALES and not (isinstance(node.args[1], Node) and node.args[1].op != "get_attr")
-
-
-def _without_grid(module: GraphModule, node: Node) -> Node:
-    return node_argument(node, 0) if isinstance(quantizer_of(module, node), ActivationQuantizer) else node
 
 
 def _reads_plain_codes(module: GraphModule, product: Node) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from leanvit.bench import RUNTIME_LABELS, benchmark, describe
 from leanvit.config import Opset, Preprocess
+from leanvit.engines import runtime_of
 from leanvit.errors import LeanvitError
 from leanvit.export.executed import FAST, LoweredProfile
 from leanvit.export.facts import Check
@@ -39,16 +40,15 @@ def check_speed(
     expected = f"at least {minimum:g} times the same network in float"
     if macs < FEWEST_MACS:
         return [Check("speed", None, f"NOT verified: {macs / 1e6:.0f} million multiply-adds are too few", expected)]
-    runtime = "openvino" if profile == "openvino" else "onnxruntime"
     sizes = tuple(size for size in BATCH_SIZES if size == 1 or size * macs <= MOST_MACS)
     try:
-        ratios, threads = _measured(folder, model, preprocess, profile, opset, sizes, runtime)
+        ratios, threads = _measured(folder, model, preprocess, profile, opset, sizes)
     except (LeanvitError, OSError, AssertionError) as error:
         # multiprocessing asserts that a daemon starts no process.
         found = f"NOT verified: it could not be timed here ({' '.join(str(error).split())[:200]})"
         return [Check("speed", None, found, expected, "Leave it out with --min-speedup 0.")]
     times = ", ".join(f"{ratio:.2f} times at batch {size}" for size, ratio in ratios.items())
-    found = f"{times} ({RUNTIME_LABELS[runtime]}, {threads} threads of this machine)"
+    found = f"{times} ({RUNTIME_LABELS[runtime_of(profile)]}, {threads} threads of this machine)"
     return [
         Check(
             "speed", max(ratios.values()) >= minimum, found, expected,
@@ -65,14 +65,13 @@ def _measured(
     profile: LoweredProfile,
     opset: Opset,
     sizes: tuple[int, ...],
-    runtime: str,
 ) -> tuple[dict[int, float], int]:
     """{batch size: time in float over time of the file}, and the number of threads."""
     with tempfile.TemporaryDirectory() as scratch:
         float_file = Path(scratch) / "float.onnx"
         proto = lower(model.graph, preprocess, profile, tuple(model.plan), opset=opset)
         float_file.write_bytes(proto.SerializeToString())
-        targets = [describe(file, runtime) for file in (float_file, folder / MODEL_NAME)]
+        targets = [describe(file, runtime_of(profile)) for file in (float_file, folder / MODEL_NAME)]
         timed = benchmark(targets, batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]
     return {row["batch_size"]: row["ratio"] for row in rows}, timed["threads"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import Preprocess, Runtime, to_dict
-from leanvit.engines import PACKAGES, RUNTIMES, available
+from leanvit.engines import PACKAGES, RUNTIMES, available, runtime_of
 from leanvit.errors import BundleError, LeanvitError, VerificationError
 from leanvit.export.facts import Check, check_disjoint, check_facts, with_worst_sites
 from leanvit.export.graph import check_file
@@ -366,17 +366,15 @@ def _check_other_answers(predictor: Predictor, evaluation: Evaluation | None) ->
     return checks
 
 
-def leave_out_failed(
-    manifest: Manifest, result: dict[str, Any], required: Collection[str] = ()
-) -> tuple[Manifest, dict[str, Any]]:
+def leave_out_failed(manifest: Manifest, result: dict[str, Any]) -> tuple[Manifest, dict[str, Any]]:
     """Manifest and checks without the runtimes beside ONNX Runtime in which a check failed; says which and why.
 
-    required: runtimes that stay all the same, so that what failed there rejects the bundle.
+    The runtime that the profile is made for stays, so that what failed there rejects the bundle.
     """
     kept, rows = dict(manifest.runtimes), result["checks"]
     for runtime in others(manifest):
         failed = [row for row in rows if row["passed"] is False and row["name"].endswith(f" in {runtime}")]
-        if failed and runtime not in required:
+        if failed and runtime != runtime_of(manifest.profile):
             note(f"{runtime} is left out: {failed[0]['name']}: {failed[0]['found']}, expected {failed[0]['expected']}")
             del kept[runtime]
             rows = [row for row in rows if not row["name"].endswith(f" in {runtime}")]
