@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leanvit.export.packing import put
+from leanvit.export.view import GraphView, attribute, keep_what_is_read
 
 OPSET = 23
 """The first with Attention; every other operation of ours is that of opset 21."""
@@ -56,44 +56,29 @@ def fuse_attention(proto: Any) -> Any:
     found = [match for node in proto.graph.node if node.op_type == "Softmax" if (match := graph.attention(node))]
     replaced = {match.end.output[0]: _written(match, graph) for match in found}
     nodes = [new for node in proto.graph.node for new in replaced.get(node.output[0], [node])]
-    _keep_what_is_read(proto.graph, nodes)
+    keep_what_is_read(proto.graph, nodes)
     next(entry for entry in proto.opset_import if not entry.domain).version = OPSET
     return proto
 
 
-class _Graph:
-    """What makes and what reads each value of a graph."""
-
-    def __init__(self, graph: Any) -> None:
-        from onnx import numpy_helper
-
-        self.graph = graph
-        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        self.maker = {name: node for node in graph.node for name in node.output}
-        self.readers: dict[str, list[Any]] = {value.name: [None] for value in graph.output}
-        for node in graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.shapes: dict[str, tuple[int, ...]] = {
-            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-            for value in (*graph.value_info, *graph.input)
-        } | {name: value.shape for name, value in self.constants.items()}
+class _Graph(GraphView):
+    """Finds attention."""
 
     def attention(self, softmax: Any) -> _Attention | None:
         """The attention around a softmax; None where it is no such pattern."""
         logits, mask = self._without_mask(softmax.input[0])
         logits, scale = self._without_scale(logits)
-        scores, mixed = self._made(logits, "MatMul"), self._only_reader(softmax.output[0], "MatMul")
-        if _attribute(softmax, "axis", -1) not in (-1, 3) or scores is None or mixed is None:
+        scores, mixed = self.made(logits, "MatMul"), self.only_reader(softmax.output[0], "MatMul")
+        if attribute(softmax, "axis", -1) not in (-1, 3) or scores is None or mixed is None:
             return None
         queries, of_queries = self._without_scale(scores.input[0])
         keys, of_keys = self._without_scale(scores.input[1])
         q, k, v = self._heads(queries, SPLIT), self._heads(keys, SPLIT_TRANSPOSED), self._heads(mixed.input[1], SPLIT)
-        moved = self._only_reader(mixed.output[0], "Transpose")
-        end = self._only_reader(moved.output[0], "Reshape") if moved is not None else None
+        moved = self.only_reader(mixed.output[0], "Transpose")
+        end = self.only_reader(moved.output[0], "Reshape") if moved is not None else None
         if q is None or k is None or v is None or not q.heads == k.heads == v.heads:
             return None
-        if end is None or _attribute(moved, "perm") != SPLIT or not np.all(self.constants.get(end.input[1], 0)):
+        if end is None or attribute(moved, "perm") != SPLIT or not np.all(self.constants.get(end.input[1], 0)):
             return None
         if mask and self.shapes[mask][-2:] != (q.tokens, k.tokens):
             return None
@@ -101,34 +86,23 @@ class _Graph:
 
     def _without_bias(self, keys: _Heads) -> _Heads:
         """Keys before one constant a channel is added to them."""
-        added = self._made(keys.value, "Add")
+        added = self.made(keys.value, "Add")
         for one, other in () if added is None else (added.input, added.input[::-1]):
             if other in self.constants and self.shapes[other] == (keys.heads * keys.depth,):
                 return replace(keys, value=one)
         return keys
 
-    def _made(self, name: str, op_type: str) -> Any:
-        """The node that makes a value which is read once, if it is of this type."""
-        node = self.maker.get(name)
-        return node if node is not None and node.op_type == op_type and len(self.readers[name]) == 1 else None
-
-    def _only_reader(self, name: str, op_type: str) -> Any:
-        """The node that alone reads a value, as its first input, if it is of this type."""
-        readers = self.readers.get(name, [])
-        node = readers[0] if len(readers) == 1 else None
-        return node if node is not None and node.op_type == op_type and node.input[0] == name else None
-
     def _without_mask(self, logits: str) -> tuple[str, str]:
         """Logits before a sum, and what is added to them; '' where nothing is."""
-        added = self._made(logits, "Add")
+        added = self.made(logits, "Add")
         for one, other in () if added is None else (added.input, added.input[::-1]):
-            if self._made(self._without_scale(one)[0], "MatMul") and 2 <= len(self.shapes.get(other, ())) <= 4:
+            if self.made(self._without_scale(one)[0], "MatMul") and 2 <= len(self.shapes.get(other, ())) <= 4:
                 return one, other
         return logits, ""
 
     def _without_scale(self, name: str) -> tuple[str, float]:
         """A value before it is multiplied with or divided by one number, and the factor."""
-        node = self._made(name, "Mul") or self._made(name, "Div")
+        node = self.made(name, "Mul") or self.made(name, "Div")
         number = self.constants.get(node.input[1]) if node is not None else None
         if node is None or number is None or number.ndim:
             return name, 1.0
@@ -136,21 +110,13 @@ class _Graph:
 
     def _heads(self, name: str, perm: list[int]) -> _Heads | None:
         moved = self.maker.get(name)
-        if moved is None or moved.op_type != "Transpose" or _attribute(moved, "perm") != perm:
+        if moved is None or moved.op_type != "Transpose" or attribute(moved, "perm") != perm:
             return None
         shaped = self.maker.get(moved.input[0])
         target = self.constants.get(shaped.input[1]) if shaped is not None and shaped.op_type == "Reshape" else None
         if shaped is None or target is None or target.size != 4 or np.any(target[1:] < 1):
             return None
         return _Heads(shaped.input[0], *(int(size) for size in target[1:]))
-
-
-def _attribute(node: Any, name: str, default: Any = None) -> Any:
-    """An attribute's value, `default` where the node has none."""
-    from onnx import helper
-
-    found = (entry for entry in node.attribute if entry.name == name)
-    return next((helper.get_attribute_value(entry) for entry in found), default)
 
 
 def _written(match: _Attention, graph: _Graph) -> list[Any]:
@@ -185,15 +151,3 @@ def _shape(graph: Any, sizes: list[int]) -> str:
     if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
     return name
-
-
-def _keep_what_is_read(graph: Any, nodes: list[Any]) -> None:
-    """Replace the nodes of a graph; those, and constants, that nothing reads are left out."""
-    read = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(nodes):
-        if read.intersection(node.output):
-            kept.append(node)
-            read.update(node.input)
-    put(graph.node, kept[::-1])
-    put(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])

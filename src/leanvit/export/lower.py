@@ -40,6 +40,7 @@ from leanvit.export.packing import (
     without_defaults,
     without_metadata,
 )
+from leanvit.export.products import fuse_products
 from leanvit.quant.graph import (
     CONVOLUTIONS,
     LINEAR,
@@ -66,15 +67,25 @@ class ImageInput(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
-        """Put `preprocess` in front of `network`."""
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, channels_last: bool) -> None:
+        """Put `preprocess` in front of `network`.
+
+        channels_last: normalise before channels come first, for a network that puts them last again.
+        """
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+        self.channels_last = channels_last
+        # A whole row of pixels at a time: ONNX Runtime is slow where a constant of three values is repeated.
+        shape = (-1,) if channels_last else (1, 3, 1, 1)
+        times = preprocess.input_size[1] if channels_last else 1
+        self.register_buffer("mean", torch.tensor(preprocess.mean).repeat(times).view(shape))
+        self.register_buffer("std", torch.tensor(preprocess.std).repeat(times).view(shape))
 
     def forward(self, images: Tensor) -> Any:
         """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32, or what else the network gives."""
+        if self.channels_last:
+            rows = images.flatten(2).float() / 255.0
+            return self.network(((rows - self.mean) / self.std).view(images.shape).permute(0, 3, 1, 2))
         x = images.permute(0, 3, 1, 2).float() / 255.0
         return self.network((x - self.mean) / self.std)
 
@@ -104,7 +115,7 @@ def lower(
     _keep_small_terms(module)
     network: nn.Module = module
     if preprocess:
-        network = ImageInput(module, preprocess).eval()
+        network = ImageInput(module, preprocess, channels_last=_reads_patches(module)).eval()
         example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     else:
         placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
@@ -129,9 +140,21 @@ def lower(
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
     proto = program.model_proto if opset == OPSET else fuse_attention(program.model_proto)
+    if profile in (*FAST, "exact"):
+        fuse_products(proto, transpose_codes=profile == "openvino")
     proto = compute_at_load(without_metadata(proto))
     proto = pack_four_bits(proto, cast=profile != "accelerator")
     return shortest_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
+
+
+def _reads_patches(module: GraphModule) -> bool:
+    """Whether nothing but lowered patch embeddings reads the image's values."""
+    image = next(node for node in module.graph.nodes if node.op == "placeholder")
+    readers = [user for user in image.users if user.target is not aten.sym_size.int]
+    return all(
+        user.op == "call_module" and isinstance(module.get_submodule(str(user.target)), OnnxPatchEmbedding)
+        for user in readers
+    )
 
 
 def _keep_small_terms(module: GraphModule) -> None:
@@ -183,6 +206,18 @@ def _quantize_before_moves(module: GraphModule) -> None:
         module.graph.erase_node(node)
 
 
+def _tokens(convolution: Node) -> Node | None:
+    """The node that makes tokens (B, H W, C) of a map (B, C, H, W), where nothing else reads the map."""
+    users = list(convolution.users)
+    flat = users[0] if len(users) == 1 else None
+    batch, channels, height, width = convolution.meta["val"].shape
+    if flat is None or not flat.users or tuple(flat.meta["val"].shape) != (batch, channels, height * width):
+        return None
+    tokens = next(iter(flat.users))
+    swapped = tokens.target is aten.transpose.int and sorted(int(i) % 3 for i in tokens.args[1:]) == [1, 2]  # type: ignore[arg-type]
+    return tokens if swapped and len(flat.users) == 1 else None
+
+
 def _is_code_pair(module: GraphModule, node: Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), CodePair)
 
@@ -194,7 +229,6 @@ class _Lowering:
         self.module = module
         self.profile = profile
         self.written: dict[Node, list[tuple[Node, Tensor | None]]] = {}
-        self.matrices: set[Node] = set()
         self.constants = 0
 
     def product(self, node: Node) -> None:
@@ -242,11 +276,6 @@ class _Lowering:
         if node not in self.written:
             source = node_argument(node, 0)
             with self.module.graph.inserting_before(node):
-                if node.meta["val"].dim() == 2 and all(user.target is LINEAR for user in node.users):
-                    # ONNX Runtime makes a Gemm of two matrices and a bias before it looks for integer kernels, and has
-                    # none for a Gemm with float output.
-                    self.matrices.add(node)
-                    source = self._call(aten.unsqueeze.default, source, 0)
                 signed = self.profile == "openvino" and all(user.target in PRODUCTS for user in node.users)
                 branches = self._branches_of(quantizer, signed=signed)
                 self.written[node] = [
@@ -275,8 +304,7 @@ class _Lowering:
                     self._submodule(name, module, value, own if i == 0 else None)
                     for i, (value, _) in enumerate(branches)
                 ]
-                total = self._sum(summands)
-                values.append(self._call(aten.squeeze.dim, total, 0) if source in self.matrices else total)
+                values.append(self._sum(summands))
         if parts:
             self._replace_parts(node, parts, values)
         else:
@@ -370,12 +398,13 @@ class _Lowering:
         branches = self._branches_of(activation)
         if len(branches) > 1:
             return False
-        linear = self._linear_module(quantizer.codes, quantizer.scale, quantizer.bits)
+        linear = self._linear_module(quantizer.codes.permute(0, 2, 3, 1), quantizer.scale, quantizer.bits)
         rows, columns = quantizer.codes.shape[2:]
-        module = OnnxPatchEmbedding(branches[0].module, linear, (rows, columns))
+        tokens = _tokens(node)
+        module = OnnxPatchEmbedding(branches[0].module, linear, (rows, columns), tokens=tokens is not None)
         name = f"{node_argument(node, 1).target}_patches"
         with self.module.graph.inserting_before(node):
-            self._replace(node, [self._submodule(name, module, node_argument(source, 0), bias)])
+            self._replace(tokens or node, [self._submodule(name, module, node_argument(source, 0), bias)])
         return True
 
     def _weight_only_or_convolution(self, node: Node, quantizer: WeightQuantizer, *, folded: bool) -> None:

@@ -247,23 +247,31 @@ class BlockLinear(nn.Module):
 
 
 class OnnxPatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel, as one product over flattened patches."""
+    """A convolution whose stride is its kernel, as one product over flattened patches.
 
-    def __init__(self, activation: nn.Module, linear: nn.Module, stride: tuple[int, int]) -> None:
-        """Quantize after the reshape, so that nothing stands between the quantizer and the product."""
+    A patch is read row by row, its channels last: so it lies in the image that a file is given.
+    """
+
+    def __init__(self, activation: nn.Module, linear: nn.Module, stride: tuple[int, int], *, tokens: bool) -> None:
+        """Quantize after the reshape, so that nothing stands between the quantizer and the product.
+
+        linear: of (rows, columns, channels) flattened. tokens: give (B, patches, out) and no map.
+        """
         super().__init__()
         self.stride = stride
         self.activation = activation
         self.linear = linear
+        self.tokens = tokens
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, out, H / stride, W / stride)."""
+        """(B, C, H, W) to (B, out, H / stride, W / stride), or to tokens."""
         batch, channels, height, width = x.shape
         rows, columns = self.stride
-        x = x.reshape(batch, channels, height // rows, rows, width // columns, columns)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // rows, width // columns, -1)
+        down, across = height // rows, width // columns
+        x = x.permute(0, 2, 3, 1).reshape(batch, down, rows, across, columns * channels)
+        x = x.permute(0, 1, 3, 2, 4).reshape(batch, down * across, -1)
         product: Tensor = self.linear(self.activation(x), bias)
-        return product.permute(0, 3, 1, 2)
+        return product if self.tokens else product.reshape(batch, down, across, -1).permute(0, 3, 1, 2)
 
 
 class OnnxWeight(nn.Module):
