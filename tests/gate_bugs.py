@@ -50,14 +50,17 @@ def insert_after(proto: onnx.ModelProto, value: str, kind: str, *inputs: str, **
     graph.node.insert(producer + 1, helper.make_node(kind, [value, *inputs], ["bug_result"], **attributes))
 
 
+def subtracted_mean(proto: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in proto.graph.node if node.op_type == "Sub")
+
+
 def wrong_mean(proto: onnx.ModelProto) -> None:
-    (tensor, _), _ = initializers(proto, 1, 3, 1, 1)
-    put(tensor, np.full((1, 3, 1, 1), 0.5, np.float32))
+    subtracted_mean(proto).input[1] = constant(proto, np.float32(0.5))
 
 
 def wrong_std(proto: onnx.ModelProto) -> None:
-    _, (tensor, _) = initializers(proto, 1, 3, 1, 1)
-    put(tensor, np.full((1, 3, 1, 1), 0.5, np.float32))
+    centred = subtracted_mean(proto).output[0]
+    next(node for node in proto.graph.node if centred in node.input).input[1] = constant(proto, np.float32(0.5))
 
 
 def bgr(proto: onnx.ModelProto) -> None:
@@ -163,7 +166,7 @@ def one_scale_for_all_channels(proto: onnx.ModelProto) -> None:
     cast = next(node for node in proto.graph.node if split.input[0] in node.output)
     values = numpy_helper.to_array(constants[cast.input[0]]).copy()
     sizes = numpy_helper.to_array(constants[split.input[1]])
-    scales = {n.input[1] for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
+    scales = {node.input[3] for node in proto.graph.node if node.op_type == "MatMulIntegerToFloat"}
     index = next(i for i, name in enumerate(split.output) if name in scales and sizes[i] == 192)
     part = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
     values[part] = values[part].mean()

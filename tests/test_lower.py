@@ -120,7 +120,8 @@ def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
 ) -> None:
     result = quantized(model, pixels)
     proto = lower(result.graph, PREPROCESS, "w8a8")
-    scales = {node.input[1] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    scales = {node.input[3] for node in proto.graph.node if node.op_type == "MatMulIntegerToFloat"}
+    assert scales
     assert not [t for t in proto.graph.initializer if t.name in scales and np.prod(t.dims) >= 32]
     halves = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
     stored = b"".join(onnx.numpy_helper.to_array(t).tobytes() for t in halves)
@@ -129,6 +130,43 @@ def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
     exact = result.module.state_dict()["quantizer_blocks_0_mlp_fc1_weight.scale"]
     rounded = simulated["quantizer_blocks_0_mlp_fc1_weight.scale"]
     assert 0 < float((rounded / exact - 1).abs().max()) <= 2**-11
+
+
+class Patches(torch.nn.Module):
+    """Patches that are no squares, as tokens, as a map, or as tokens whose map is read as well."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form = form
+        self.proj = torch.nn.Conv2d(3, 12, (4, 8), (4, 8))
+        self.head = torch.nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.proj(x)
+        if self.form == "map":
+            return self.head(torch.relu(patches).amax((2, 3)))
+        tokens = self.head(torch.relu(patches.flatten(2).transpose(1, 2)))
+        # Which patch stands where shows in the answer.
+        answer = (tokens * torch.linspace(0, 1, tokens.shape[1])[:, None]).sum(1)
+        return answer + patches.amax((2, 3))[:, :5] if self.form == "both" else answer
+
+
+@pytest.mark.parametrize("form", ["tokens", "map", "both"])
+def test_patches_are_read_where_they_lie(form: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    network = Patches(form).eval()
+    result = quantized(network, pixels)
+    proto = lower(result.graph, PREPROCESS, "w8a8")
+    x = to_input(torch.from_numpy(pixels), PREPROCESS)
+    with torch.no_grad():
+        expected = executed_form(result.graph, "w8a8")(x).numpy()
+        exact = network.double()(x.double()).numpy()
+    found = open_engine(written(proto, tmp_path), "onnxruntime", 1)(pixels)
+    assert sqnr_db(expected, found) >= 45
+    assert sqnr_db(exact, found) >= 25
+    moves = [list(node.attribute[0].ints) for node in proto.graph.node if node.op_type == "Transpose"]
+    assert moves[0] == [0, 1, 3, 2, 4]  # rows of patches, of which each is 8 pixels of 3 channels in a piece
+    assert len(moves) == {"tokens": 1, "map": 2, "both": 3}[form]
 
 
 class Masked(torch.nn.Module):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanvit.bench import table_of_times
 from leanvit.errors import require
+from leanvit.export.products import fuse_products
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +66,7 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     """One site as an ONNX model (onnx.ModelProto) with float inputs and random weights.
 
     shapes: of what the site reads; their first dimension is left open. quantized: inputs as uint8 and the weight
-    as int8 per output channel, by QuantizeLinear and DequantizeLinear.
+    as int8 per output channel, in the form that profile w8a8 has.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -91,7 +92,8 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     inner = [None] * 3 if site.kind == "conv2d" else [*shapes[0][1:-1], (site.weight_shape or shapes[-1][::-1])[0]]
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *inner])
     body = helper.make_graph(nodes, "site", inputs, [output], initializers)
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return fuse_products(model, transpose_codes=False)
 
 
 def _through_codes(nodes: list[Any], name: str, quantized: bool) -> str:

@@ -67,7 +67,7 @@ class ImageInput(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, *, channels_last: bool) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, channels_last: bool = False) -> None:
         """Put `preprocess` in front of `network`.
 
         channels_last: normalise before channels come first, for a network that puts them last again.
