@@ -64,7 +64,8 @@ class _Graph(GraphView):
         types = (self._dtype(zero_point), self._dtype(weight))
         if types != (np.uint8, np.int8) or self.shapes.get(scale) != () or attribute(right, "axis", 1) != 1:
             return []
-        return [codes, weight, scale, scales, zero_point] if self.shapes[weight][1:] == self.shapes[scales] else []
+        by_channel = self.shapes.get(scales) == self.shapes[weight][1:]
+        return [codes, weight, scale, scales, zero_point] if by_channel else []
 
     def _dequantized(self, name: str) -> Any:
         node = self.maker.get(name)
