@@ -2,6 +2,7 @@
 
     python benchmarks/ptq.py                      default table: paper and best, eight settings, all models
     python benchmarks/ptq.py --ablation           the paper's ablation at W4A4, and `best` without each of its passes
+    python benchmarks/ptq.py --ablation --outliers   the same of ViT and DeiT with outliers as large networks have
     python benchmarks/ptq.py --random-plans 20    Greedy MP at 5 bits beside uniform 5 and random plans of equal cost
     python benchmarks/ptq.py --search             Greedy MP beside the plain greedy search: evaluations and loss
 
@@ -35,6 +36,7 @@ from leanvit.quant.costs import Costs, stepped
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.journal import Journal
 from leanvit.quant.mptq import choices_of, prepare
+from leanvit.quant.outliers import add_outliers
 from leanvit.quant.plan import Plan, parts_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +52,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full W8A8": {"weight_bits": 8, "activation_bits": 8, "scope": "full"},
     "full MP 6": {"budget": Budget(average_bits=6), "scope": "full"},
 }
+HEAD_SCALE = 10.0
+WITH_BLOCKS = ("deit_micro", "vit_micro")
+"""Models that outliers can be put into."""
+
 W4A4 = SETTINGS["W4A4"]
 NAIVE = {"smoothing": "none", "ratio_search": False}
 ABLATION: dict[str, dict[str, Any]] = {
@@ -91,6 +97,8 @@ class Bench:
     def __init__(self, name: str, args: argparse.Namespace, results: Results) -> None:
         self.name, self.args, self.results = name, args, results
         self.model = timm.create_model(name, pretrained=True).eval()
+        if args.outliers:
+            add_outliers(self.model, head_scale=HEAD_SCALE)
         self.preprocess = preprocess_for(self.model)
         self.train = load_split("fashion-mnist", "train")
         test = load_split("fashion-mnist", "val")
@@ -294,6 +302,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=128, help="calibration images")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--ablation", action="store_true", help="the ablation instead of the default table")
+    parser.add_argument("--outliers", action="store_true", help="put outliers into the models, which change no answer")
     parser.add_argument("--methods", nargs="+", default=list(ABLATION), choices=list(ABLATION), metavar="METHOD")
     parser.add_argument("--random-plans", type=int, nargs="?", const=20, default=0, help="compare with so many")
     parser.add_argument("--search", action="store_true", help="compare with the plain greedy search (two models)")
@@ -305,9 +314,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table of what is there")
     parser.add_argument("--output", type=Path, help="JSON of the rows; default: benchmarks/results/ptq[_...].json")
     args = parser.parse_args()
+    if args.outliers:
+        args.models = [name for name in args.models if name in WITH_BLOCKS]
+        if not (args.ablation and args.models):
+            parser.error(f"--outliers goes with --ablation and models of {', '.join(WITH_BLOCKS)}")
     torch.set_num_threads(args.threads)
     chosen = (
-        (ablation, "ptq_ablation.json") if args.ablation
+        (ablation, "ptq_outliers.json" if args.outliers else "ptq_ablation.json") if args.ablation
         else (random_plans, "ptq_random.json") if args.random_plans
         else (search, "ptq_search.json") if args.search
         else (default_table, "ptq.json")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import MPTQConfig, quantize
 from leanvit.data import FASHION_MNIST_FOLDER, Loader, load_split, preprocess_for, to_input
-from outliers import add_outliers
+from leanvit.quant.outliers import add_outliers
 
 TEST_IMAGES = 1000
 
