@@ -8,13 +8,15 @@ float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
 @torch.no_grad()
 def add_outliers(
-    model: nn.Module,
+    model: Any,
     *,
     channels: float = 0.05,
     scale: float = 60.0,
@@ -22,7 +24,7 @@ def add_outliers(
     head_scale: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Put outliers into a VisionTransformer (or a distilled one), in place.
+    """Put outliers into a timm VisionTransformer (or a distilled one), in place; its float answers stay.
 
     channels: share of the channels of each norm. scale: largest factor; factors are drawn from scale / 3 to scale.
     shift: by which outlying channels are moved, in units of their factor, to either side.
