@@ -19,7 +19,7 @@ from leanvit import MPTQConfig, quantize
 from leanvit.cli import main
 from leanvit.config import Budget
 from leanvit.export.latency import measure_table, site_model
-from leanvit.quant.costs import read_latency_table, site_key
+from leanvit.quant.costs import TABLE_VERSION, read_latency_table, site_key
 from leanvit.quant.graph import QuantGraph, trace
 
 
@@ -88,7 +88,7 @@ def test_a_table_is_made_on_the_command_line_and_obeyed(tmp_path: Path, capsys: 
     for row in rows.values():
         # By decree: what is obeyed is the file, not this machine's mood.
         row |= {"float_ms": 1.0, "int8_ms": 0.5}
-    path.write_text(json.dumps({"version": 1, "sites": rows}))
+    path.write_text(json.dumps({"version": TABLE_VERSION, "sites": rows}))
     model = timm.create_model("vit_micro.fmnist", pretrained=True).eval()
     images = torch.randn(16, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
     sites = len(trace(model, images[:1]).sites)

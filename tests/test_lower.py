@@ -133,7 +133,7 @@ def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
 
 
 class Patches(torch.nn.Module):
-    """Patches that are no squares, as tokens, as a map, or as tokens whose map is read as well."""
+    """Patches that are no squares, as tokens, as a map, in parts, or as tokens whose map is read as well."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -144,6 +144,9 @@ class Patches(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         patches = self.proj(x)
+        if self.form == "parts":
+            gate, values = patches.chunk(2, 1)
+            return torch.cat([gate.sigmoid() * values, gate], 1).mean((2, 3))
         if self.form == "map":
             return self.head(torch.relu(patches).amax((2, 3)))
         tokens = self.head(torch.relu(patches.flatten(2).transpose(1, 2)))
@@ -152,7 +155,7 @@ class Patches(torch.nn.Module):
         return answer + patches.amax((2, 3))[:, :5] if self.form == "both" else answer
 
 
-@pytest.mark.parametrize("form", ["tokens", "map", "both"])
+@pytest.mark.parametrize("form", ["tokens", "map", "parts", "both"])
 def test_patches_are_read_where_they_lie(form: str, pixels: np.ndarray, tmp_path: Path) -> None:
     network = Patches(form).eval()
     result = quantized(network, pixels)
@@ -166,7 +169,7 @@ def test_patches_are_read_where_they_lie(form: str, pixels: np.ndarray, tmp_path
     assert sqnr_db(exact, found) >= 25
     moves = [list(node.attribute[0].ints) for node in proto.graph.node if node.op_type == "Transpose"]
     assert moves[0] == [0, 1, 3, 2, 4]  # rows of patches, of which each is 8 pixels of 3 channels in a piece
-    assert len(moves) == {"tokens": 1, "map": 2, "both": 3}[form]
+    assert len(moves) == {"tokens": 1, "map": 2, "parts": 2, "both": 3}[form]
 
 
 class Masked(torch.nn.Module):

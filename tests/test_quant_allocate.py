@@ -20,7 +20,7 @@ from leanvit.errors import ConfigError
 from leanvit.quant.allocate import allocate, plain_greedy
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
-from leanvit.quant.costs import Costs, site_key
+from leanvit.quant.costs import TABLE_VERSION, Costs, site_key
 from leanvit.quant.evaluate import Evaluator
 from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
 from leanvit.quant.losses import network_divergence
@@ -232,7 +232,7 @@ def latency_table(path: Path, graph: QuantGraph, **changes: Any) -> str:
             rows[site_key(site)] = {"float_ms": 1.0, "int8_ms": 1.5}
         else:
             rows[site_key(site)] = {"float_ms": 2.0, "int8_ms": 1.0}
-    path.write_text(json.dumps({"version": 1, "sites": rows} | changes))
+    path.write_text(json.dumps({"version": TABLE_VERSION, "sites": rows} | changes))
     return str(path)
 
 
@@ -254,7 +254,7 @@ def test_latency_tables_that_do_not_fit_are_refused(graph: QuantGraph, tmp_path:
     with pytest.raises(ConfigError, match="no such file"):
         allocate(graph, images(4), scheme(latency_ms=1.0, latency_table=str(tmp_path / "none.json")), CHOICES)
     old = latency_table(tmp_path / "old.json", graph, version=0)
-    with pytest.raises(ConfigError, match="version 1"):
+    with pytest.raises(ConfigError, match=f"version {TABLE_VERSION}"):
         allocate(graph, images(4), scheme(latency_ms=1.0, latency_table=old), CHOICES)
     good = latency_table(tmp_path / "good.json", graph)
     with pytest.raises(ConfigError, match="can't be met"):

@@ -1,7 +1,7 @@
 """From a traced graph to ONNX: uint8 images in, logits out, every site in the form that a profile runs.
 
 Layout facts (measured on AVX512-VNNI): unsigned activations with signed per-channel weights are the fast
-pair; a linear must be MatMul + Add with its weight stored transposed; a non-overlapping convolution (patch
+pair; a linear must read its weight stored transposed; a non-overlapping convolution (patch
 embedding) is the same product after a reshape; q, k and v of their own beat one packed product that is cut apart.
 """
 
@@ -211,7 +211,8 @@ def _tokens(convolution: Node) -> Node | None:
     users = list(convolution.users)
     flat = users[0] if len(users) == 1 else None
     batch, channels, height, width = convolution.meta["val"].shape
-    if flat is None or not flat.users or tuple(flat.meta["val"].shape) != (batch, channels, height * width):
+    value = flat.meta["val"] if flat is not None else None
+    if flat is None or not isinstance(value, Tensor) or tuple(value.shape) != (batch, channels, height * width):
         return None
     tokens = next(iter(flat.users))
     swapped = tokens.target is aten.transpose.int and sorted(int(i) % 3 for i in tokens.args[1:]) == [1, 2]  # type: ignore[arg-type]

@@ -88,11 +88,16 @@ class _Graph(GraphView):
         moved = self._behind_codes(product.input[1]) if of_codes else product.input[1]
         transposition = self.made(moved, "Transpose")
         order = attribute(transposition, "perm") if transposition is not None else None
-        if not order or order[-2] != len(order) - 1:
+        # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers behind MatMul alone.
+        if not order or len(order) < 3 or order[-2] != len(order) - 1:
             return {}
         order = [*order[:-2], order[-1], order[-2]]
         move = helper.make_node("Transpose", list(transposition.input), list(transposition.output), perm=order)
-        node = helper.make_node("FusedMatMul", list(product.input), list(product.output), domain=DOMAIN, transB=1)
+        second = product.input[1]
+        if order == sorted(order) and second == moved:
+            second = transposition.input[0]
+        inputs = [product.input[0], second]
+        node = helper.make_node("FusedMatMul", inputs, list(product.output), domain=DOMAIN, transB=1)
         return {moved: [move], product.output[0]: [node]}
 
     def _behind_codes(self, name: str) -> str:
