@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leanvit.export.view import GraphView, attribute, keep_what_is_read
+from leanvit.export.view import GraphView, attribute, rewrite
 
 OPSET = 23
 """The first with Attention; every other operation of ours is that of opset 21."""
@@ -54,9 +54,7 @@ def fuse_attention(proto: Any) -> Any:
     """
     graph = _Graph(proto.graph)
     found = [match for node in proto.graph.node if node.op_type == "Softmax" if (match := graph.attention(node))]
-    replaced = {match.end.output[0]: _written(match, graph) for match in found}
-    nodes = [new for node in proto.graph.node for new in replaced.get(node.output[0], [node])]
-    keep_what_is_read(proto.graph, nodes)
+    rewrite(proto.graph, {match.end.output[0]: _written(match, graph) for match in found})
     next(entry for entry in proto.opset_import if not entry.domain).version = OPSET
     return proto
 
@@ -109,11 +107,11 @@ class _Graph(GraphView):
         return node.input[0], float(number) if node.op_type == "Mul" else 1 / float(number)
 
     def _heads(self, name: str, perm: list[int]) -> _Heads | None:
-        moved = self.maker.get(name)
-        if moved is None or moved.op_type != "Transpose" or attribute(moved, "perm") != perm:
+        moved = self.maker_of(name, "Transpose")
+        if moved is None or attribute(moved, "perm") != perm:
             return None
-        shaped = self.maker.get(moved.input[0])
-        target = self.constants.get(shaped.input[1]) if shaped is not None and shaped.op_type == "Reshape" else None
+        shaped = self.maker_of(moved.input[0], "Reshape")
+        target = self.constants.get(shaped.input[1]) if shaped is not None else None
         if shaped is None or target is None or target.size != 4 or np.any(target[1:] < 1):
             return None
         return _Heads(shaped.input[0], *(int(size) for size in target[1:]))

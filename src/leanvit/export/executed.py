@@ -20,6 +20,7 @@ from leanvit.quant.graph import (
     aten,
     get_tensor,
     node_argument,
+    only_user,
     quantizer_of,
 )
 from leanvit.quant.outputs import integer_convolutions, is_patch_embedding, quantize_outputs
@@ -151,18 +152,14 @@ def _plain_attention(module: GraphModule) -> set[str]:
         logits = node_argument(softmax, 0)
         while _scales(logits) and len(logits.users) == 1:
             logits = node_argument(logits, 0)
-        grid = _only_user(softmax)
-        mixed = _only_user(grid) if grid else None
+        grid = only_user(softmax)
+        mixed = only_user(grid) if grid else None
         if mixed is None or logits.target not in PRODUCTS or mixed.target not in PRODUCTS:
             continue
-        read_once = _only_user(logits) is not None and node_argument(mixed, 0) is grid
+        read_once = only_user(logits) is not None and node_argument(mixed, 0) is grid
         if read_once and _reads_plain_codes(module, logits) and _reads_plain_codes(module, mixed):
             found |= {logits.name, mixed.name}
     return found
-
-
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _scales(node: Node) -> bool:

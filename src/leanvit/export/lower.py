@@ -49,6 +49,7 @@ from leanvit.quant.graph import (
     aten,
     get_tensor,
     node_argument,
+    only_user,
     quantizer_of,
 )
 from leanvit.quant.outputs import gives_codes, is_patch_embedding
@@ -83,11 +84,9 @@ class ImageInput(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32, or what else the network gives."""
-        if self.channels_last:
-            rows = images.flatten(2).float() / 255.0
-            return self.network(((rows - self.mean) / self.std).view(images.shape).permute(0, 3, 1, 2))
-        x = images.permute(0, 3, 1, 2).float() / 255.0
-        return self.network((x - self.mean) / self.std)
+        x = images.flatten(2) if self.channels_last else images.permute(0, 3, 1, 2)
+        x = (x.float() / 255.0 - self.mean) / self.std
+        return self.network(x.view(images.shape).permute(0, 3, 1, 2) if self.channels_last else x)
 
 
 def lower(
@@ -118,8 +117,7 @@ def lower(
         network = ImageInput(module, preprocess, channels_last=_reads_patches(module)).eval()
         example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     else:
-        placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
-        example = torch.zeros(2, *placeholder.meta["val"].shape[1:])
+        example = torch.zeros(2, *_input_of(module).meta["val"].shape[1:])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -147,10 +145,13 @@ def lower(
     return shortest_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
 
 
+def _input_of(module: GraphModule) -> Node:
+    return next(node for node in module.graph.nodes if node.op == "placeholder")
+
+
 def _reads_patches(module: GraphModule) -> bool:
     """Whether nothing but lowered patch embeddings reads the image's values."""
-    image = next(node for node in module.graph.nodes if node.op == "placeholder")
-    readers = [user for user in image.users if user.target is not aten.sym_size.int]
+    readers = [user for user in _input_of(module).users if user.target is not aten.sym_size.int]
     return all(
         user.op == "call_module" and isinstance(module.get_submodule(str(user.target)), OnnxPatchEmbedding)
         for user in readers
@@ -208,15 +209,14 @@ def _quantize_before_moves(module: GraphModule) -> None:
 
 def _tokens(convolution: Node) -> Node | None:
     """The node that makes tokens (B, H W, C) of a map (B, C, H, W), where nothing else reads the map."""
-    users = list(convolution.users)
-    flat = users[0] if len(users) == 1 else None
-    batch, channels, height, width = convolution.meta["val"].shape
-    value = flat.meta["val"] if flat is not None else None
-    if flat is None or not isinstance(value, Tensor) or tuple(value.shape) != (batch, channels, height * width):
+    flat = only_user(convolution)
+    tokens = only_user(flat) if flat is not None else None
+    if flat is None or tokens is None or tokens.target is not aten.transpose.int:
         return None
-    tokens = next(iter(flat.users))
-    swapped = tokens.target is aten.transpose.int and sorted(int(i) % 3 for i in tokens.args[1:]) == [1, 2]  # type: ignore[arg-type]
-    return tokens if swapped and len(flat.users) == 1 else None
+    batch, channels, height, width = convolution.meta["val"].shape
+    value = flat.meta["val"]
+    is_flat = isinstance(value, Tensor) and tuple(value.shape) == (batch, channels, height * width)
+    return tokens if is_flat and sorted(int(i) % 3 for i in tokens.args[1:]) == [1, 2] else None  # type: ignore[arg-type]
 
 
 def _is_code_pair(module: GraphModule, node: Node) -> bool:
@@ -348,10 +348,10 @@ class _Lowering:
         """reshape, permute and unbind behind a packed product of q, k and v, as timm and leanvit write it."""
         chain: list[Node] = []
         for target in (aten.reshape.default, aten.permute.default, aten.unbind.int):
-            users = list((chain[-1] if chain else node).users)
-            if len(users) != 1 or users[0].target is not target:
+            user = only_user(chain[-1] if chain else node)
+            if user is None or user.target is not target:
                 return []
-            chain.append(users[0])
+            chain.append(user)
         shape, order = chain[0].args[1], chain[1].args[1]
         leading = order[0] if isinstance(order, list) and isinstance(order[0], int) else -1
         if not isinstance(shape, list) or leading != len(shape) - 3 or shape[leading] != 3:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leanvit.export.view import GraphView, attribute, keep_what_is_read
+from leanvit.export.view import GraphView, attribute, rewrite
 
 DOMAIN = "com.microsoft"
 
@@ -27,13 +27,11 @@ def fuse_products(proto: Any, *, transpose_codes: bool) -> Any:
     from onnx import helper
 
     graph = _Graph(proto.graph)
-    products = [node for node in proto.graph.node if node.op_type == "MatMul"]
     replaced: dict[str, list[Any]] = {}
-    for product in products:
+    for product in (node for node in proto.graph.node if node.op_type == "MatMul"):
         replaced |= graph.linear(product) or graph.transposed(product, of_codes=transpose_codes)
     if replaced:
-        nodes = [new for node in proto.graph.node for new in replaced.get(node.output[0], [node])]
-        keep_what_is_read(proto.graph, nodes)
+        rewrite(proto.graph, replaced)
         if all(entry.domain != DOMAIN for entry in proto.opset_import):
             proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return proto
@@ -56,7 +54,7 @@ class _Graph(GraphView):
 
     def _codes_and_weight(self, product: Any) -> list[str]:
         """Codes, weight, their scales and the zero point of the codes; none where this is no linear on codes."""
-        left, right = (self._dequantized(name) for name in product.input)
+        left, right = (self.maker_of(name, "DequantizeLinear") for name in product.input)
         if left is None or right is None or len(left.input) < 3 or len(right.input) > 2:
             return []
         codes, scale, zero_point = left.input
@@ -66,10 +64,6 @@ class _Graph(GraphView):
             return []
         by_channel = self.shapes.get(scales) == self.shapes[weight][1:]
         return [codes, weight, scale, scales, zero_point] if by_channel else []
-
-    def _dequantized(self, name: str) -> Any:
-        node = self.maker.get(name)
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
 
     def _dtype(self, name: str) -> Any:
         """Of a constant, None where this is none."""

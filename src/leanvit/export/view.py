@@ -30,10 +30,14 @@ class GraphView:
             for value in (*graph.value_info, *graph.input)
         } | {name: value.shape for name, value in self.constants.items()}
 
+    def maker_of(self, name: str, op_type: str) -> Any:
+        """The node that makes a value, if it is of this type; else None."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type == op_type else None
+
     def made(self, name: str, op_type: str) -> Any:
         """The node that makes a value which is read once, if it is of this type; else None."""
-        node = self.maker.get(name)
-        return node if node is not None and node.op_type == op_type and len(self.readers[name]) == 1 else None
+        return self.maker_of(name, op_type) if len(self.readers.get(name, [])) == 1 else None
 
     def only_reader(self, name: str, op_type: str) -> Any:
         """The node that alone reads a value, as its first input, if it is of this type; else None."""
@@ -50,8 +54,12 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
     return next((helper.get_attribute_value(entry) for entry in found), default)
 
 
-def keep_what_is_read(graph: Any, nodes: list[Any]) -> None:
-    """Replace the nodes of a graph; those, and constants, that nothing reads are left out."""
+def rewrite(graph: Any, replaced: dict[str, list[Any]]) -> None:
+    """Put other nodes in the place of some; those, and constants, that nothing reads any more are left out.
+
+    replaced: {first value that a node gives: the nodes in its place}.
+    """
+    nodes = [new for node in graph.node for new in replaced.get(node.output[0], [node])]
     read = {value.name for value in graph.output}
     kept = []
     for node in reversed(nodes):

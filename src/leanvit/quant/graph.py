@@ -97,6 +97,11 @@ def set_tensor(module: nn.Module, path: str, value: Tensor) -> None:
     get_tensor(module, path).data = value.detach().to(get_tensor(module, path).dtype)
 
 
+def only_user(node: Node) -> Node | None:
+    """The node that alone reads a value; None where there are none or several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def node_argument(node: Node, index: int) -> Node:
     """Argument `index` of a node, which must be a node. Raises ExportError where it is a constant."""
     argument = node.args[index]

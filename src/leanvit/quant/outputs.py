@@ -27,6 +27,7 @@ from leanvit.quant.graph import (
     aten,
     conv_options,
     node_argument,
+    only_user,
     quantizer_of,
 )
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
@@ -47,8 +48,8 @@ _KEEP_CODES = (*RESHAPES, RELU, aten.max_pool2d.default, aten.hardtanh.default)
 
 def output_node(convolution: Node) -> Node:
     """Where the codes stand: behind the ReLU, where a convolution has one of its own, as kernels take it in."""
-    users = list(convolution.users)
-    return users[0] if len(users) == 1 and users[0].target is RELU else convolution
+    user = only_user(convolution)
+    return user if user is not None and user.target is RELU else convolution
 
 
 def is_patch_embedding(convolution: Node, weight_shape: tuple[int, ...]) -> bool:
