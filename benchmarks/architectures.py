@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import timm
-from measure import facts
 from timm.models import register_model
 from torch import nn
 
@@ -31,12 +30,14 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.analysis import attention_layers, layer_tokens, token_diversity
 from leanvit.checkpoint import load_checkpoint
 from leanvit.config import TrainConfig
-from leanvit.data import Loader, load_split, to_input
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
 from leanvit.errors import ModelError
 from leanvit.evaluation import network_predict, shift_robustness
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.train import run
+from measure import facts
 
 EPOCHS = {0.01: 40, 0.1: 8, 1.0: 1}
 SHIFT, SHIFTED_IMAGES, TOKEN_IMAGES = 4, 500, 256

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from measure import SEED, facts
 from onnx import TensorProto, helper, numpy_helper
 
 from leanvit.files import write_json
+from measure import SEED, facts
 
 ROUNDS = 40
 WARM = 5

@@ -26,16 +26,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import SEED, facts
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_dataset, create_loader
 
 from leanvit.config import Preprocess, TrainConfig
-from leanvit.data import Loader, load_split, to_input
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
 from leanvit.files import write_json
 from leanvit.train.batches import Batches
 from leanvit.train.processes import Processes
+from measure import SEED, facts
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 PREPROCESS = Preprocess(input_size=(224, 224), crop_pct=0.875)

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from leanvit.commands.demo import run
 from leanvit.config import DemoConfig
-from leanvit.demo import run
 from leanvit.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"

@@ -25,23 +25,25 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from measure import SEED, facts, merged
 from torch import nn
 
 import leanvit.models
 from leanvit import export
 from leanvit.bench import Target, benchmark, describe
+from leanvit.checkpoint import preprocess_for
 from leanvit.config import MPTQConfig
-from leanvit.data import Loader, load_split, preprocess_for, to_input
-from leanvit.engines import open_engine, openvino_core, without_openvino_telemetry
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
 from leanvit.errors import BundleError
-from leanvit.export.golden import synthetic_images
-from leanvit.export.lower import lower
+from leanvit.export.gate.golden import synthetic_images
+from leanvit.export.onnx.lower import lower
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant import quantize
 from leanvit.quant.graph import trace
-from leanvit.runtime import read_manifest, sqnr_db
+from leanvit.runtime.bundle import read_manifest, sqnr_db
+from leanvit.runtime.engines import open_engine, openvino_core, without_openvino_telemetry
+from measure import SEED, facts, merged
 
 RESULTS = Path(__file__).parent / "results" / "deploy.json"
 MODELS = (

@@ -16,11 +16,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from measure import facts
-
 from leanvit.config import TrainConfig, from_dict, load_yaml
 from leanvit.files import write_json
 from leanvit.train import run
+from measure import facts
 
 RECIPE = Path(__file__).parent.parent / "configs" / "train" / "vit_micro_distill_fmnist.yaml"
 WAYS: dict[str, dict[str, Any]] = {

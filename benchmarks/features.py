@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 from timm.layers import set_fused_attn
 
 from leanvit.files import write_json
 from leanvit.progress import note
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features, check_strides
+from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 
 SHOWN = (640, 800)
 ROUNDS = 3

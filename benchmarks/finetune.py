@@ -18,12 +18,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from measure import facts
-
 from leanvit.config import TrainConfig, from_dict, load_yaml
 from leanvit.files import write_json
 from leanvit.progress import note
 from leanvit.train import run
+from measure import facts
 
 RECIPES = Path(__file__).parent.parent / "configs" / "train"
 WAYS = {

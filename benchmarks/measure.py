@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from leanvit.bench import machine, memory_megabytes
-from leanvit.export.bundle import versions
 from leanvit.quant.memory import give_back
+from leanvit.runtime.bundle import versions
 
 SEED = 0
 

@@ -29,13 +29,13 @@ from unittest import mock
 
 import timm
 import torch
-from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from leanvit.files import write_json
 from leanvit.models import _cells, _pooling_attention, fuse, remvit, reswin, revit
 from leanvit.progress import note
+from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
 # name: (ours, peer, input side)

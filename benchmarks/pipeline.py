@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import facts
-
 from leanvit.config import TrainConfig, from_dict, load_yaml
 from leanvit.files import write_json
 from leanvit.train import Trainer
+from measure import facts
 
 RECIPES = Path(__file__).parent.parent / "configs" / "train"
 

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 import timm
-from measure import SEED, facts
 from PIL import Image
 
 import leanvit.models  # noqa: F401 - registers vit_micro
 from leanvit import export
 from leanvit.bench import memory_megabytes
 from leanvit.files import write_json
+from measure import SEED, facts
 
 RESULTS = Path(__file__).parent / "results" / "predict.json"
 MODEL = "vit_micro"

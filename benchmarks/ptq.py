@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 import leanvit.models
 from leanvit.bench import machine
+from leanvit.checkpoint import preprocess_for
 from leanvit.config import BEST_PASSES, Budget, MPTQConfig
-from leanvit.data import Loader, load_split, preprocess_for, to_input
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
 from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
 from leanvit.quant.allocate import Greedy, allocate, plain_greedy
@@ -36,8 +38,8 @@ from leanvit.quant.costs import Costs, stepped
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.journal import Journal
 from leanvit.quant.mptq import choices_of, prepare
-from leanvit.quant.outliers import add_outliers
 from leanvit.quant.plan import Plan, parts_of
+from outliers import add_outliers
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path(leanvit.models.__file__).parent / "weights"

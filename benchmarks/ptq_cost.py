@@ -24,12 +24,12 @@ from typing import Any
 
 import timm
 import torch
-from measure import SEED, facts, merged, run_with_peak
 
 import leanvit.models  # noqa: F401 - registers its architectures, which --model may name
 from leanvit.config import Budget, MPTQConfig
 from leanvit.files import write_json
 from leanvit.quant import quantize
+from measure import SEED, facts, merged, run_with_peak
 
 CASES: dict[str, dict[str, Any]] = {
     "paper W4A4": {"weight_bits": 4, "activation_bits": 4},

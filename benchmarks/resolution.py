@@ -25,11 +25,11 @@ from typing import Any
 
 import timm
 import torch
-from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 
 from leanvit.files import write_json
 from leanvit.models import count_macs, fuse
 from leanvit.progress import note
+from measure import SEED, facts, in_fresh_process, merged, run_with_peak
 
 RESULTS = Path(__file__).parent / "results" / "resolution.json"
 LIMIT = 12 * 1024

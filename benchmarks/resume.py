@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import facts
 
 import leanvit.models  # noqa: F401 - imported before the fork
 from leanvit.checkpoint import read_tensors
 from leanvit.config import TrainConfig
-from leanvit.data import load_split
+from leanvit.data.sets import load_split
 from leanvit.files import write_atomic, write_json
 from leanvit.train import LAST_NAME, run, state
 from leanvit.train.state import Progress
+from measure import facts
 
 LONGEST_SECONDS = 120
 

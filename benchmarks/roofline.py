@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from deploy import write_files
-from measure import SEED, facts
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy import write_files
 from leanvit.files import write_json
+from measure import SEED, facts
 
 RUNS, WARM = 20, 3
 SIDES = (1024, 1536, 2048)

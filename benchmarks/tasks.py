@@ -20,19 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import SEED, facts, merged
-
+from leanvit.annotations.load import load_scenes
 from leanvit.bench import benchmark, describe
+from leanvit.commands.quantize_task import calibration_inputs
 from leanvit.config import MPTQConfig, TaskTrainConfig, from_dict, load_yaml
-from leanvit.downstream.answers import METRICS
-from leanvit.downstream.export import export_network
-from leanvit.downstream.measure import measure_network
-from leanvit.downstream.quantize import calibration_inputs, quantize_network, save_network
-from leanvit.downstream.train import run
+from leanvit.export.tasks import export_network
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
-from leanvit.scenes.load import load_scenes
+from leanvit.quant.parts import quantize_network, save_network
+from leanvit.runtime.answers import METRICS
 from leanvit.tasks.build import load_network
+from leanvit.tasks.measure import measure_network
+from leanvit.train.tasks import run
+from measure import SEED, facts, merged
 
 RECIPES = Path(__file__).parents[1] / "configs" / "tasks"
 CASES = {

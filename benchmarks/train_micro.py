@@ -24,7 +24,8 @@ from torch import Tensor
 
 from leanvit.checkpoint import build, load_checkpoint, load_weights, read_tensors, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, from_dict, load_yaml
-from leanvit.data import Loader, load_split
+from leanvit.data.loader import Loader
+from leanvit.data.sets import load_split
 from leanvit.errors import CheckpointError
 from leanvit.files import read_json
 from leanvit.models._pretrained import weights_file

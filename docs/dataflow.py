@@ -9,7 +9,7 @@ from drawing import EDGES, FAINT, arrow, box, picture, text
 from torch import nn
 from torch.fx import Node
 
-from leanvit._svg import Markup
+from leanvit.report.svg import Markup
 
 SEEN_THROUGH = {
     "reshape", "view", "permute", "unbind", "getitem", "transpose", "flatten", "dropout", "contiguous", "clone", "to",

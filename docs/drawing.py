@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from leanvit._svg import Markup, tag
+from leanvit.report.svg import Markup, tag
 
 WIDTH = 860
 ROW, GAP = 46, 30

@@ -24,11 +24,11 @@ from dataflow import dataflow
 from drawing import EDGES, FILLS, PALETTE, Row, arrow, box, merged, picture, stack, text
 from torch import nn
 
-from leanvit._svg import Markup, tag
 from leanvit.models import list_models
 from leanvit.models._attention import History, make_windows
 from leanvit.models.exmobilevit import OFFICIAL_WINDOWS
 from leanvit.models.revit import ResidualAttention
+from leanvit.report.svg import Markup, tag
 
 PAGES = Path(__file__).parent / "models"
 COMMAND = ".venv/bin/python docs/figures.py"

@@ -6,34 +6,14 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from common import LABELS, Outcome, save_image, smooth
 
 pytest_plugins = ("fixtures_run",)
-
-LABELS = tuple(f"label {i}" for i in range(10))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that says what went wrong; it is the last, and no traceback stands above it."""
-        lines = self.err.splitlines()
-        assert [line for line in lines if line.startswith("leanvit:")] == lines[-1:], self.err
-        assert "Traceback" not in self.err
-        return lines[-1]
 
 
 @pytest.fixture
@@ -123,17 +103,3 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def smooth(height: int, width: int, seed: int) -> np.ndarray:
-    """A colourful picture without hard edges: (height, width, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x * a / width + y * b / height + c) for a, b, c in rng.uniform(1, 6, (3, 3))]
-    return np.stack([np.rint(127.5 + 127 * wave) for wave in waves], axis=2).astype(np.uint8)
-
-
-def save_image(path: Path, pixels: np.ndarray) -> Path:
-    """Write pixels losslessly; returns the path."""
-    Image.fromarray(pixels).save(path)
-    return path

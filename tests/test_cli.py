@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import LABELS, Outcome, save_image, smooth
+from common import LABELS, Outcome, save_image, smooth
 from leanvit import cli
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from leanvit.cli import VERBS, main, parse
@@ -375,7 +375,7 @@ def test_a_bundle_with_a_changed_byte_is_refused_with_5(
 
 def test_every_changed_byte_of_a_manifest_is_found(bundle: Path) -> None:
     from leanvit.errors import LeanvitError
-    from leanvit.runtime import read_manifest
+    from leanvit.runtime.bundle import read_manifest
 
     path = bundle / "bundle.json"
     good = path.read_bytes()
@@ -510,7 +510,7 @@ def test_an_interrupted_prediction_exits_130_without_speaking_of_resume(
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leanvit.predict.decode", interrupt)
+    monkeypatch.setattr("leanvit.runtime.predict.decode", interrupt)
     done = leanvit("predict", shared_bundle, photo)
     assert done.code == 130
     assert done.error == "leanvit: interrupted; what was finished before is kept"

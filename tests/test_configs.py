@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common import ROOT
 from leanvit.cli import parse
 from leanvit.config import TaskTrainConfig, TrainConfig, from_dict, load_yaml
 
-ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 HEADER = ("Recipe:", "Command:", "Hardware:", "Reached:", "Paper:")
 

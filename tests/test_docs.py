@@ -17,12 +17,12 @@ import onnx
 import pytest
 import timm
 
+from common import ROOT
 from leanvit.cli import parse
-from leanvit.datasets import KINDS, load_split
+from leanvit.data.sets import KINDS, load_split
 from leanvit.models import model_names
 from leanvit.models._convert import FAMILIES as OFFICIAL
 
-ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "models"
 FAMILIES = sorted({timm.model_entrypoint(name).__module__.rpartition(".")[2] for name in model_names()})
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from common import ROOT
 from leanvit import errors
 
-DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
-SRC = Path(__file__).parents[1] / "src"
+DOCS = ROOT / "docs" / "errors.md"
+SRC = ROOT / "src"
 
 
 def documented_codes() -> set[int]:

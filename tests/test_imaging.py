@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms
 
-from conftest import save_image, smooth
+from common import save_image, smooth
 from leanvit import imaging
 from leanvit.config import Preprocess
 from leanvit.errors import ConfigError, DataError, ImageError

@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 
 import leanvit.models  # noqa: F401 - registers our architectures
+from common import ROOT
+from leanvit.checkpoint import preprocess_for
 from leanvit.cli import VERBS, main, parse
+from leanvit.commands.demo import next_commands
 from leanvit.config import TrainConfig
-from leanvit.data import preprocess_for, to_input
-from leanvit.demo import next_commands
+from leanvit.data.loader import to_input
 from leanvit.export.api import synthetic_images
-from leanvit.runtime import load_golden
+from leanvit.runtime.bundle import load_golden
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from leanvit.config import Budget, MPTQConfig
     from leanvit.export.api import export
     from leanvit.quant import QuantizedModel, quantize
-    from leanvit.runtime import Predictor
+    from leanvit.runtime.predictor import Predictor
 
 # Nothing phones home. ONNX Runtime and huggingface_hub read these when they are imported, hence here.
 for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
@@ -24,7 +24,7 @@ for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 _LAZY = {
     "Budget": "leanvit.config",
     "MPTQConfig": "leanvit.config",
-    "Predictor": "leanvit.runtime",
+    "Predictor": "leanvit.runtime.predictor",
     "QuantizedModel": "leanvit.quant",
     "quantize": "leanvit.quant",
 }

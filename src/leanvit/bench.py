@@ -26,12 +26,12 @@ import numpy as np
 
 from leanvit import imaging
 from leanvit.config import Runtime
-from leanvit.engines import cpuinfo, open_engine, open_session, processor
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
-from leanvit.export.bundle import versions
 from leanvit.progress import Bar
-from leanvit.route import CLASSIFY, task_of
-from leanvit.runtime import MANIFEST_NAME, MODEL_NAME, Predictor, load_golden, read_manifest
+from leanvit.runtime.bundle import MANIFEST_NAME, MODEL_NAME, load_golden, read_manifest, versions
+from leanvit.runtime.engines import cpuinfo, open_engine, open_session, processor
+from leanvit.runtime.predictor import Predictor
+from leanvit.runtime.task_of import CLASSIFY, task_of
 
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
@@ -362,7 +362,7 @@ def _load_torch(target: Target, threads: int) -> Callable[[int], Any]:
     import torch
 
     from leanvit.checkpoint import load_checkpoint
-    from leanvit.data import to_input
+    from leanvit.data.loader import to_input
 
     torch.set_num_threads(threads)
     model, info = load_checkpoint(target.path)

@@ -28,7 +28,7 @@ class CheckpointInfo:
     architecture: timm name. kwargs: arguments of timm.create_model beside num_classes.
     labels: class names in the order of the logits. metrics: what was measured, e.g. {"top1": 98.6}.
     task: "classify", or what a network with another head does (leanvit.tasks). head: arguments of that head.
-    keypoints: of a pose network: names, swapped, sigmas and skeleton (leanvit.scenes.KeypointScheme).
+    keypoints: of a pose network: names, swapped, sigmas and skeleton (leanvit.annotations.KeypointScheme).
     """
 
     architecture: str
@@ -209,3 +209,43 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 def with_metrics(info: CheckpointInfo, **metrics: Any) -> CheckpointInfo:
     """A copy of `info` with more measurements."""
     return dataclasses.replace(info, metrics={**info.metrics, **metrics})
+
+
+def preprocess_for(model: Any, img_size: int | None = None) -> Preprocess:
+    """The preprocessing that a timm model's pretrained_cfg asks for."""
+    from timm.data import resolve_model_data_config
+
+    wanted = resolve_model_data_config(model)
+    size = (img_size, img_size) if img_size else wanted["input_size"][-2:]
+    return Preprocess(
+        input_size=size,
+        mean=_three(wanted["mean"]),
+        std=_three(wanted["std"]),
+        interpolation=wanted["interpolation"],
+        crop_pct=wanted["crop_pct"],
+        crop_mode="squash" if wanted.get("crop_mode") == "squash" else "center",
+    )
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    values = tuple(float(v) for v in values) * (3 if len(values) == 1 else 1)
+    return (values[0], values[1], values[2])
+
+
+def load_model(spec: str) -> tuple[nn.Module, CheckpointInfo]:
+    """Model (eval mode, CPU) and info of a checkpoint, a run folder, or an architecture with a tag: 'vit_micro.fmnist'.
+
+    Raises CheckpointError where it is none of them, or where the weights name no classes.
+    """
+    import timm
+
+    import leanvit.models  # noqa: F401 - registers our architectures
+
+    name, _, tag = spec.partition(".")
+    if Path(spec).exists() or not tag or not timm.is_model(name):
+        return load_checkpoint(spec)
+    labels = tuple(getattr(timm.get_pretrained_cfg(spec), "label_names", None) or ())
+    if not labels:
+        raise CheckpointError(f"the weights of '{spec}' name no classes, expected label_names. Give a checkpoint file.")
+    model = build(spec, len(labels), pretrained=True).eval()
+    return model, CheckpointInfo(name, labels, preprocess_for(model))

@@ -6,6 +6,7 @@ jsonargparse and rich, so that a machine that serves a bundle installs onnxrunti
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -38,9 +39,6 @@ VERBS = {
     "convert": ("ConvertConfig", "turn a checkpoint of the papers' authors into leanvit's"),
     "doctor": ("DoctorConfig", "show versions, CPU features and what is missing"),
 }
-
-_TASK_FILES = {"val": "model", "quantize": "model", "export": "model", "verify": "bundle", "predict": "bundle"}
-"""Verbs that serve every task, and the field with the file that tells which."""
 
 
 class Terminated(BaseException):
@@ -143,21 +141,10 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise errors.ConfigError(f"unknown verb '{verb}'.{errors.did_you_mean(verb, VERBS)} Run: leanvit --help")
     config = parse(verb, arguments[words:])
-    result: int = getattr(_verbs_for(verb, config), verb.replace(" ", "_"))(config)
+    room, _, function = verb.partition(" ")
+    command = importlib.import_module(f"leanvit.commands.{room}")
+    result: int = getattr(command, function or "run")(config)
     return result
-
-
-def _verbs_for(verb: str, config: Any) -> Any:
-    """The module that does a verb: that of the tasks, where the configuration names one or a file of one."""
-    from leanvit import verbs
-    from leanvit.route import CLASSIFY, task_of
-
-    path = getattr(config, _TASK_FILES[verb], None) if verb in _TASK_FILES else None
-    if getattr(config, "task", CLASSIFY) != CLASSIFY or (path and task_of(path) != CLASSIFY):
-        from leanvit.downstream import verbs as task_verbs
-
-        return task_verbs
-    return verbs
 
 
 def usage() -> str:

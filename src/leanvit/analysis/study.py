@@ -31,11 +31,12 @@ from leanvit.analysis.shortcut import require_scales, shortcut_ablation
 from leanvit.bench import machine
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import AnalyzeConfig, command_line
-from leanvit.data import ImageSet, Loader, check_classes, load_split, to_input
+from leanvit.data.loader import Loader, check_classes, to_input
+from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import DataError, ImageError, LeanvitError, ModelError, PartialError
-from leanvit.export.bundle import versions
 from leanvit.files import write_atomic, write_json
 from leanvit.progress import Bar, note, print_table
+from leanvit.runtime.bundle import versions
 
 Json = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from leanvit.bench import machine
 from leanvit.config import ValConfig, command_line, save_yaml
-from leanvit.data import ImageSet, Loader, check_classes, load_split
+from leanvit.data.loader import Loader, check_classes
+from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import ConfigError
 from leanvit.evaluation.corruptions import CORRUPTIONS, parameter_set
 from leanvit.evaluation.measure import (
@@ -28,9 +29,9 @@ from leanvit.evaluation.measure import (
     shifts_at,
 )
 from leanvit.evaluation.subject import Subject, open_subject
-from leanvit.export.bundle import versions
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import Bar, print_table
+from leanvit.runtime.bundle import versions
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
@@ -64,7 +65,7 @@ class _Work:
             write_json(Path(self.config.output) / RESULT_NAME, self.result)
 
 
-def run(config: ValConfig) -> Json:
+def measure_model(config: ValConfig) -> Json:
     """Measure a model; returns what val.json holds (docs/evaluate.md).
 
     With `config.output` the folder has val.json, predictions.csv and config.yaml, saved whenever a part is done, so

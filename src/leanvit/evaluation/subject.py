@@ -14,8 +14,8 @@ from leanvit.bench import machine
 from leanvit.config import Preprocess, ValConfig
 from leanvit.errors import ConfigError
 from leanvit.evaluation.measure import Predict
-from leanvit.export.bundle import is_bundle
-from leanvit.runtime import Predictor
+from leanvit.runtime.bundle import is_bundle
+from leanvit.runtime.predictor import Predictor
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, to
     """
     import torch
 
-    from leanvit.loading import load_model
+    from leanvit.checkpoint import load_model
     from leanvit.quant.store import is_quantized, load_quantized
     from leanvit.train import pick_device
 
@@ -121,7 +121,7 @@ def network_predict(network: torch.nn.Module, preprocess: Preprocess, device: to
     """
     import torch
 
-    from leanvit.data import to_input
+    from leanvit.data.loader import to_input
 
     network = network.to(device).eval()
 

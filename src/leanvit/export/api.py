@@ -15,18 +15,16 @@ import torch
 from torch import nn
 
 from leanvit import imaging
+from leanvit.checkpoint import preprocess_for
 from leanvit.config import Opset, Preprocess, Profile, Runtime
-from leanvit.data import ImageSet, Loader, preprocess_for, to_input
-from leanvit.engines import available
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError, require
-from leanvit.export.bundle import finish, sign, staging_folder, versions, write_bundle
-from leanvit.export.executed import FAST, LoweredProfile, executed_form
-from leanvit.export.facts import Check
-from leanvit.export.golden import golden_images, records, synthetic_images
-from leanvit.export.lower import lower
-from leanvit.export.rounding import in_double, least_sqnr_db, some_tensor
-from leanvit.export.speed import check_speed
-from leanvit.export.verify import (
+from leanvit.export.gate.calibration import Check
+from leanvit.export.gate.golden import golden_images, records, synthetic_images
+from leanvit.export.gate.rounding import in_double, least_sqnr_db, some_tensor
+from leanvit.export.gate.speed import check_speed
+from leanvit.export.gate.verify import (
     FLOAT_SQNR_DB,
     Evaluation,
     Origin,
@@ -37,12 +35,16 @@ from leanvit.export.verify import (
     top1_percent,
     verify_bundle,
 )
+from leanvit.export.onnx.lower import lower
+from leanvit.export.onnx.simulation import FAST, LoweredProfile, executed_form
 from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
-from leanvit.quant.check import repeat_probe
+from leanvit.quant.calibration_images import repeat_probe
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.plan import Plan
-from leanvit.runtime import Logits, Manifest, Predictor, sqnr_db
+from leanvit.runtime.bundle import Logits, Manifest, finish, sign, sqnr_db, staging_folder, versions, write_bundle
+from leanvit.runtime.engines import available
+from leanvit.runtime.predictor import Predictor
 
 
 def export(
@@ -61,7 +63,7 @@ def export(
     min_speedup: float = 1.0,
     opset: Opset = 23,
 ) -> Path:
-    """Write `model` as a bundle folder that passes the gate (leanvit.export.verify).
+    """Write `model` as a bundle folder that passes the gate (leanvit.export.gate.verify).
 
     model: float network or QuantizedModel. labels: class names in the order of the logits.
     profile: how the file computes (docs/bundle.md): fp32; w8a8 and w4a8 for speed, with 8-bit or 4-bit weights;

@@ -10,7 +10,7 @@ import numpy as np
 
 from leanvit._version import __version__
 from leanvit.config import DataInspectConfig, save_yaml
-from leanvit.datasets import SPLITS, ImageSet, Split, find_parts, load_split
+from leanvit.data.sets import SPLITS, ImageSet, Split, find_parts, load_split
 from leanvit.errors import PartialError
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.inspection.annotated import inspect_scenes

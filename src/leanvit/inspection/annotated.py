@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 
 from leanvit import imaging
+from leanvit.annotations import IGNORED, Instance, SceneSet
+from leanvit.annotations.load import SceneSplit, load_scenes
+from leanvit.annotations.maps import load_map
 from leanvit.config import DataInspectConfig, Task
 from leanvit.errors import DataError, require
 from leanvit.inspection.annotated_page import render_scenes
 from leanvit.inspection.examine import Seen, describe, equal_images, look_at, look_at_all
 from leanvit.progress import track
-from leanvit.scenes import IGNORED, Instance, SceneSet
-from leanvit.scenes.load import SceneSplit, load_scenes
-from leanvit.scenes.maps import load_map
 
 MAPS_COUNTED = 500
 SPLITS: tuple[SceneSplit, ...] = ("train", "val")

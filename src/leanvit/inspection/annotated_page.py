@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leanvit import imaging
-from leanvit._svg import Markup, Row, bar_chart, figure, fixed, join, panels, short, table, tag
+from leanvit.annotations import Found, Instance, Scene, SceneSet
+from leanvit.annotations.load import SceneSplit
+from leanvit.annotations.maps import load_map
+from leanvit.annotations.masks import decode_mask
 from leanvit.config import DataInspectConfig
 from leanvit.errors import DataError
 from leanvit.inspection.examine import Seen
@@ -20,12 +23,9 @@ from leanvit.inspection.page import corrupt_table, kinds_table
 from leanvit.progress import track
 from leanvit.report.pictures import Shot, gallery
 from leanvit.report.shell import document
+from leanvit.report.svg import Markup, Row, bar_chart, figure, fixed, join, panels, short, table, tag
 from leanvit.report.task_words import TASKS
-from leanvit.scenes import Found, Instance, Scene, SceneSet
-from leanvit.scenes.draw import draw_found, draw_map, fitted
-from leanvit.scenes.load import SceneSplit
-from leanvit.scenes.maps import load_map
-from leanvit.scenes.masks import decode_mask
+from leanvit.runtime.draw import draw_found, draw_map, fitted
 
 PROBLEMS_SHOWN = 50
 _BARS = 30

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from leanvit import imaging
-from leanvit.datasets import ImageSet, Split
+from leanvit.data.sets import ImageSet, Split
 from leanvit.errors import ImageError
 from leanvit.progress import Bar
 

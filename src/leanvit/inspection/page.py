@@ -11,10 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from leanvit._svg import Markup, Row, bar_chart, facts, figure, fixed, join, panels, short, significant, table, tag
-from leanvit.datasets import ImageSet
+from leanvit.data.sets import ImageSet
 from leanvit.progress import track
 from leanvit.report.shell import document
+from leanvit.report.svg import (
+    Markup,
+    Row,
+    bar_chart,
+    facts,
+    figure,
+    fixed,
+    join,
+    panels,
+    short,
+    significant,
+    table,
+    tag,
+)
 
 THUMBNAIL = 72
 _GAP = 4

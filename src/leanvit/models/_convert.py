@@ -8,13 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.errors import CheckpointError, ConfigError, did_you_mean
-from leanvit.models import (
-    _convert_exmobilevit,
-    _convert_remvit,
-    _convert_reswin,
-    _convert_revit,
-    _convert_vitae,
-)
+from leanvit.models import _convert_exmobilevit, _convert_remvit, _convert_reswin, _convert_revit, _convert_vitae
 from leanvit.models.exmobilevit import ExMobileViT
 from leanvit.models.remvit import ReMViT
 from leanvit.models.reswin import ReSwin

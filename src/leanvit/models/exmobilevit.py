@@ -34,10 +34,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from leanvit.errors import ConfigError, ShapeError
 
 # Whole models that earlier versions pickled name these blocks in this module.
-from leanvit.models._mobilevit import InvertedResidual as InvertedResidual
 from leanvit.models._mobilevit import MobileViT, init_weights
-from leanvit.models._mobilevit import MobileViTBlock as MobileViTBlock
-from leanvit.models._mobilevit import TransformerLayer as TransformerLayer
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
 

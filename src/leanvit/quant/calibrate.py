@@ -18,8 +18,8 @@ from torch.fx import GraphModule, Node, map_arg
 
 from leanvit.progress import Bar
 from leanvit.quant.attach import Forms
+from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
-from leanvit.quant.outputs import fit_output, sites_with_outputs
 from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample

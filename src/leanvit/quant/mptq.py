@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from leanvit.checkpoint import preprocess_for
 from leanvit.config import MPTQConfig, Preprocess, to_dict
-from leanvit.data import preprocess_for
 from leanvit.errors import ConfigError
 from leanvit.quant.allocate import allocate
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
-from leanvit.quant.check import check_calibration, check_weights, collect_batches, make_probe
+from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.heads import balance_heads
 from leanvit.quant.losses import histograms_of, measure_sites, network_divergence

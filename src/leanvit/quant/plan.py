@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from leanvit.config import MPTQConfig
 from leanvit.errors import ConfigError, did_you_mean
+from leanvit.files import read_json
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, end_sites
 
 Plan = dict[str, tuple[int, int]]
@@ -118,3 +120,16 @@ def sizes(graph: QuantGraph, plan: Plan, float_bytes: int) -> dict[str, Any]:
         "average_bits": average_bits(graph, plan),
         "bitops": bit_operations(graph, plan),
     }
+
+
+def load_plan(path: str) -> dict[str, Iterable[int]]:
+    """A plan from a JSON file {site: [weight bits, activation bits]}. Raises ConfigError where it is none."""
+    if not Path(path).is_file():
+        raise ConfigError(f"plan {path}: no such file. leanvit quantize writes plan.json beside its model.")
+    try:
+        plan = read_json(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"plan {path} is not valid JSON: {error}. Correct the file.") from error
+    if not isinstance(plan, dict) or not all(isinstance(v, list) for v in plan.values()):
+        raise ConfigError(f"plan {path}: expected {{site: [weight bits, activation bits], ...}}. Correct the file.")
+    return plan

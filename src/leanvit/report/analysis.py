@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join, significant, tag
+from leanvit.report import svg
 from leanvit.report.analysis_pictures import field_pictures, head_pictures, map_pictures, read_arrays, rollout_pictures
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
 from leanvit.report.words import megabytes
 
 Section = tuple[str, str, Markup | None]

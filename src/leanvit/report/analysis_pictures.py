@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join, tag
 from leanvit.errors import DataError
+from leanvit.report import svg
 from leanvit.report.attention import attention_figure, picture, pictures, ramp
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join, tag
 
 Arrays = dict[str, NDArray[np.float64]]
 IMAGES_SHOWN = 4

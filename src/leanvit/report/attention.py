@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, fixed, tag
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, fixed, tag
 
 
 def attention_section(run: Run) -> Markup | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, fixed, join, significant, tag
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, fixed, join, significant, tag
 from leanvit.report.task_evaluation import metrics_of
 from leanvit.report.task_words import is_task, metric_text, names_of
 from leanvit.report.words import accuracy_text, ratio, versions

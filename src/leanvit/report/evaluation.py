@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join, significant, tag
+from leanvit.report import svg
 from leanvit.report.evaluation_charts import confusion_chart, reliability_chart
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
 from leanvit.report.words import accuracy_text, interval, percent
 
 Section = tuple[str, str, Markup | None]

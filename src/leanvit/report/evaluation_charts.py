@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, Scale, finite, fixed, tag
+from leanvit.report import svg
 from leanvit.report.run import Json
+from leanvit.report.svg import Markup, Scale, finite, fixed, tag
 from leanvit.report.words import percent
 
 LEFT, TOP = 128.0, 22.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, join, tag
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, join, tag
 
 _STATES = {
     True: ("passed", "yes", tag("polyline", points="2.5,8.5 6.5,12.5 13.5,4")),

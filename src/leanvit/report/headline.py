@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit._svg import Markup, finite, fixed, significant, tag
 from leanvit.report.gate import count_checks
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, significant, tag
 from leanvit.report.task_words import task_cards
 from leanvit.report.words import accuracy_text, megabytes, ratio
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, tag
+from leanvit.report import svg
 from leanvit.report.run import Run
+from leanvit.report.svg import Markup, finite, tag
 from leanvit.report.words import duration, versions
 
 

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, tag
+from leanvit.report import svg
+from leanvit.report.svg import Markup, tag
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join, significant, tag
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
 from leanvit.report.words import megabytes, ratio
 
 SHOWN_NORMS = 6

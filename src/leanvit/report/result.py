@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join, significant, tag
+from leanvit.report import svg
 from leanvit.report.headline import pick
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
 from leanvit.report.words import interval, megabytes, ratio
 
 

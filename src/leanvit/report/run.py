@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanvit._svg import finite
 from leanvit.errors import DataError
 from leanvit.files import read_json
+from leanvit.report.svg import finite
 
 Json = dict[str, Any]
 # Part of the report: where its file may lie in a run folder; the first that exists is read.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanvit._svg import Markup, tag
 from leanvit._version import __version__
 from leanvit.report.style import STYLE
+from leanvit.report.svg import Markup, tag
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

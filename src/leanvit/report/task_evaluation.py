@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, fixed, join
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, fixed, join
 from leanvit.report.task_words import TASKS, Names, counts_of, meaning_of, names_of, numbers_of, tables_of
 
 BARS = 30

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join
 from leanvit.report.task_words import meaning_of, numbers_of, points
 from leanvit.report.words import megabytes, ratio
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanvit._svg import finite, fixed
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import finite, fixed
 from leanvit.report.words import ratio
-from leanvit.route import CLASSIFY, description_of
+from leanvit.runtime.task_of import CLASSIFY, description_of
 
 TASKS = {
     "detect": "detection",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from leanvit import _svg as svg
-from leanvit._svg import Markup, finite, fixed, join
+from leanvit.report import svg
 from leanvit.report.run import Json, Run
+from leanvit.report.svg import Markup, finite, fixed, join
 from leanvit.report.words import accuracy_text, duration
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from leanvit._svg import finite, fixed, significant
 from leanvit.report.run import Json
+from leanvit.report.svg import finite, fixed, significant
 
 
 def megabytes(value: Any, unit: str = "") -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leanvit.annotations import KeypointScheme, Outputs
 from leanvit.checkpoint import CheckpointInfo, find_checkpoint, info_from_metadata, load_weights, read_tensors
 from leanvit.config import TaskTrainConfig, from_dict, to_dict
 from leanvit.config.tasks import Task
 from leanvit.errors import CheckpointError
-from leanvit.scenes import KeypointScheme, Outputs
 from leanvit.tasks.detect import Detector, DetectorConfig
 from leanvit.tasks.features import BackboneConfig, Features
 from leanvit.tasks.pose import PoseConfig, PoseNetwork

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanvit.annotations import IGNORED
 from leanvit.errors import ConfigError, require
-from leanvit.scenes import IGNORED
 from leanvit.tasks.features import BackboneConfig, Features
 
 

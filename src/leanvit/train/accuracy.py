@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from leanvit.data import Loader, to_input
+from leanvit.data.loader import Loader, to_input
 from leanvit.errors import DataError, NumericalError
 from leanvit.train.processes import Processes
 

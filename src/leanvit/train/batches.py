@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leanvit.config import TrainConfig
-from leanvit.data import ImageSet, Loader, epoch_order
+from leanvit.data.loader import Loader, epoch_order
+from leanvit.data.sets import ImageSet
 from leanvit.errors import ImageError
 from leanvit.train.augment import CROPPING, POLICY, make_policy, seed_of
 from leanvit.train.processes import Processes

@@ -14,14 +14,15 @@ from torch.nn import functional as F
 
 from leanvit.checkpoint import CHECKPOINT_NAME, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, save_yaml
-from leanvit.data import ImageSet, Loader, load_split, to_input
-from leanvit.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
 from leanvit.progress import Bar, note, silence
 from leanvit.train.accuracy import Accuracy, evaluate
 from leanvit.train.augment import DROPPING, draws, erase, mix, resample, seed_of
 from leanvit.train.batches import Batches, Part
+from leanvit.train.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.train.logs import Tracker, open_trackers, write_history
 from leanvit.train.optimizer import balanced_weights, freeze, learning_rate, make_optimizer, set_learning_rate
 from leanvit.train.processes import Processes, connected, from_environment, shard, without_sync, wrap

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from leanvit.checkpoint import CheckpointInfo, build, load_weights, read_tensors
+from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors
 from leanvit.config import TrainConfig
-from leanvit.data import ImageSet, preprocess_for
+from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
 
 

@@ -1,0 +1,1 @@
+"""Practice pictures with exact annotations: cut-outs placed on parts of photographs."""

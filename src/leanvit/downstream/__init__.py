@@ -1,1 +1,0 @@
-"""The whole path of the tasks: train, validate, quantize, export, predict."""

@@ -1,0 +1,184 @@
+"""What bundle.json says of calibration and quantization, judged. Torch-free, like the rest of the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanvit import imaging
+from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from leanvit.files import fingerprint
+from leanvit.runtime.bundle import Manifest
+
+MIN_CALIBRATION_IMAGES = 32
+MIN_NEIGHBOUR_CORRELATION = 0.2
+MAX_NOISY_SHARE = 0.1
+MIN_GREY_LEVELS = 4.0
+LEVELS_BEYOND = 64.0
+"""Grey levels that a resize in float may overshoot 0 and 255 by."""
+
+MIN_SITE_SQNR_DB = 0.0
+"""Noise of a site with 8 bits must not exceed its signal: vitae_micro is accurate with 4 dB at one site."""
+
+MAX_PROBE_LOSS_DB = 3.0
+MAX_SHARED_SHARE = 0.01
+
+NORMALISATIONS = {
+    "ImageNet": (IMAGENET_MEAN, IMAGENET_STD),
+    "Inception": ((0.5,) * 3, (0.5,) * 3),
+    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "no": ((0.0,) * 3, (1.0,) * 3),
+    "0..255": ((0.0,) * 3, (1 / 255.0,) * 3),
+}
+"""What images that do not fit the preprocessing were most likely normalised with."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of verify.json; passed is None where the check could not be made."""
+
+    name: str
+    passed: bool | None
+    found: str
+    expected: str
+    hint: str = ""
+
+
+def check_facts(manifest: Manifest) -> list[Check]:
+    """Calibration saw enough images of the right kind, and the quantized network is the one that was measured."""
+    if not manifest.plan:
+        return []
+    facts = manifest.quantization.get("calibration") or {}
+    checks = _check_calibration(facts, manifest.preprocess) if facts else []
+    return [*checks, _check_sites(manifest), _check_probe(manifest.quantization.get("probe"))]
+
+
+def _check_calibration(facts: dict[str, Any], preprocess: Preprocess) -> list[Check]:
+    count, correlation, noisy = facts["images"], facts["neighbour_correlation"], facts.get("noisy", 0)
+    different = len(set(facts["fingerprints"])) if "fingerprints" in facts else count
+    return [
+        Check(
+            "calibration images", different >= MIN_CALIBRATION_IMAGES, f"{different} different images of {count}",
+            f"at least {MIN_CALIBRATION_IMAGES}", "Give more calibration images.",
+        ),
+        Check(
+            "calibration content",
+            correlation >= MIN_NEIGHBOUR_CORRELATION and noisy <= MAX_NOISY_SHARE * count,
+            f"correlation of neighbouring pixels {correlation:.2f}, {noisy} of {count} images are noise",
+            f"at least {MIN_NEIGHBOUR_CORRELATION} as in images (noise has 0), at most {MAX_NOISY_SHARE:.0%} noise",
+            "Calibrate on images of the task.",
+        ),
+        _check_range(facts, preprocess),
+        _check_normalisation(facts, preprocess),
+    ]  # fmt: skip
+
+
+def _check_range(facts: dict[str, Any], preprocess: Preprocess) -> Check:
+    """Extremes and spread in grey levels, as the preprocessing of the bundle translates them back."""
+    name, expected = "calibration range", f"grey levels 0 to 255 that spread by at least {MIN_GREY_LEVELS:.0f}"
+    if "minimum" not in facts:
+        return Check(name, None, "NOT verified: quantized by an older leanvit", expected, "Quantize again.")
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    low = float(((np.array(facts["minimum"]) * std + mean) * 255).min())
+    high = float(((np.array(facts["maximum"]) * std + mean) * 255).max())
+    spread = float((np.array(facts["channel_std"]) * std * 255).max())
+    inside = low >= -LEVELS_BEYOND and high <= 255 + LEVELS_BEYOND
+    return Check(
+        name, inside and spread >= MIN_GREY_LEVELS,
+        f"grey levels {low:.4g} to {high:.4g} that spread by {spread:.3g}, with mean {preprocess.mean} and std "
+        f"{preprocess.std}", expected,
+        "Normalise the calibration images once, as the preprocessing says, and look for damaged ones.",
+    )  # fmt: skip
+
+
+def _check_normalisation(facts: dict[str, Any], preprocess: Preprocess) -> Check:
+    """8-bit images lie on a grid that only their own normalisation turns back into whole grey levels."""
+    name, expected = "calibration normalisation", f"8-bit images, mean {preprocess.mean}, std {preprocess.std}"
+    if not facts.get("pixels"):
+        return Check(name, None, "NOT verified: quantized by an older leanvit", expected, "Quantize again.")
+    pixels = np.array([[float(value) for value in pixel.split()] for pixel in facts["pixels"]])
+    if _on_grid(pixels, preprocess.mean, preprocess.std):
+        return Check(name, True, "whole grey levels", expected)
+    others = {
+        **NORMALISATIONS,
+        "BGR": (preprocess.mean[::-1], preprocess.std[::-1]),
+        "twofold": (preprocess.mean, tuple(255 * s for s in preprocess.std)),
+    }
+    for other, (mean, std) in others.items():
+        if _on_grid(pixels, mean, std):
+            return Check(
+                name, False, f"images with {other} normalisation, mean {mean}, std {std}", expected,
+                "Calibrate with leanvit.data.to_input(images, preprocess), or export with the preprocessing that "
+                "the model was trained with.",
+            )  # fmt: skip
+    found = "NOT verified: pixels are no whole grey levels under any known normalisation (resized in float?)"
+    return Check(name, None, found, expected, "Resize 8-bit images before they are normalised.")
+
+
+def _on_grid(pixels: NDArray[np.float64], mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    levels = (pixels * np.array(std) + np.array(mean)) * 255.0
+    whole = (np.abs(levels - np.rint(levels)) < 0.02) & (levels > -0.5) & (levels < 255.5)
+    return bool(whole.mean() >= 0.95)
+
+
+def _check_sites(manifest: Manifest) -> Check:
+    """Noise of every quantized site, as it was measured on the calibration images."""
+    name, hint = "site SQNR", "Give these sites more bits, or leave them out with --ignored-scope."
+    ratios: dict[str, float] = manifest.quantization.get("site_sqnr_db") or {}
+    if not ratios:
+        return Check(name, None, "NOT verified: quantized by an older leanvit", "SQNR of every site", "Quantize again.")
+    judged = [site for site in ratios if min(bits for bits in (*manifest.plan.get(site, ()), 8) if bits) == 8]
+    low = [site for site in judged if not ratios[site] >= MIN_SITE_SQNR_DB]
+    return Check(
+        name, not low, f"{len(low)} of {len(judged)} sites with 8 bits are mostly noise; {worst_sites(manifest)}",
+        f"at least {MIN_SITE_SQNR_DB:.0f} dB with 8 bits; fewer bits are judged by accuracy", hint,
+    )  # fmt: skip
+
+
+def worst_sites(manifest: Manifest, count: int = 3) -> str:
+    """The sites with the lowest SQNR, as one phrase; empty where none was measured."""
+    ratios: dict[str, float] = manifest.quantization.get("site_sqnr_db") or {}
+    named = [f"{site} {ratios[site]:.1f} dB" for site in sorted(ratios, key=lambda site: ratios[site])[:count]]
+    return f"worst sites: {', '.join(named)}" if named else ""
+
+
+def with_worst_sites(hint: str, manifest: Manifest) -> str:
+    """A hint that also says where quantization costs most."""
+    return f"{hint} (In quantization the {worst_sites(manifest)}.)" if worst_sites(manifest) else hint
+
+
+def _check_probe(probe: dict[str, float] | None) -> Check:
+    """Whether the quantized network still answers as when it was quantized."""
+    name = "quantizers"
+    if not probe:
+        return Check(name, None, "NOT verified: quantized by an older leanvit", "as when quantized", "Quantize again.")
+    before, now = probe["quantized_db"], probe["exported_db"]
+    return Check(
+        name, now >= before - MAX_PROBE_LOSS_DB, f"{now:.1f} dB against the float network on the probe images",
+        f"{before:.1f} dB as when it was quantized, at most {MAX_PROBE_LOSS_DB:.0f} dB less",
+        "Scales or weights were changed after calibration: quantize again.",
+    )  # fmt: skip
+
+
+def check_disjoint(manifest: Manifest, pixels: NDArray[np.uint8]) -> list[Check]:
+    """No evaluation image was calibrated on; images are equal where every prepared pixel is."""
+    facts = manifest.quantization.get("calibration") or {}
+    if "fingerprints" not in facts:
+        return []
+    known = set(facts["fingerprints"])
+    batches = (imaging.normalize(pixels[i : i + 64], manifest.preprocess) for i in range(0, len(pixels), 64))
+    shared = sum(fingerprint(image.tobytes()) in known for batch in batches for image in batch)
+    found = f"{shared} of {len(pixels)} were calibrated on"
+    passed: bool | None = shared <= MAX_SHARED_SHARE * len(pixels)
+    if passed and not _check_normalisation(facts, manifest.preprocess).passed:
+        passed = None
+        found += "; NOT verified: calibration images were prepared otherwise, so equal ones can't be told"
+    return [
+        Check(
+            "evaluation images", passed, found, f"at most {MAX_SHARED_SHARE:.0%} of them",
+            "Evaluate on images that were held out of calibration.",
+        )
+    ]  # fmt: skip

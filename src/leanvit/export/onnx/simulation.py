@@ -1,0 +1,224 @@
+"""What a profile runs: the simulated network with the quantizers that its kernels have, and no others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from leanvit.errors import ConfigError
+from leanvit.export.onnx.quantizers import CENTRE, FloatGrid, branches_of
+from leanvit.quant.convolution_outputs import integer_convolutions, is_patch_embedding, quantize_outputs
+from leanvit.quant.graph import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    SOFTMAX,
+    QuantGraph,
+    aten,
+    get_tensor,
+    node_argument,
+    only_user,
+    quantizer_of,
+)
+from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
+
+LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
+SMALL = ("w8a8", "w4a8", "w4a16", "mixed", "openvino")
+"""Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
+round alike) and lose their names."""
+
+HALF_ROUNDING = 2.0**-11
+"""Largest relative error of rounding to float16."""
+
+SMALLEST_SHARE = 1 / 256
+"""Of the largest value of a constant: below it values are rounded as if they had this size."""
+
+FAST = ("w8a8", "w4a8", "mixed", "openvino")
+"""Profiles for speed. Products of two activations stay in float there but in openvino: attention gains no time from
+int8 in ONNX Runtime (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their
+output."""
+
+MOVES = (
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
+    aten.contiguous.default, aten.clone.default,
+)  # fmt: skip
+"""Operations that move values and change none."""
+
+SCALES = (aten.mul.Tensor, aten.div.Tensor)
+"""What may stand between queries @ keys and the softmax of plain attention."""
+
+
+def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
+    """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
+
+    A copy; (B, 3, H, W) float32 -> logits. This is what an exported file is compared with.
+    Raises ConfigError where the profile can't run a quantizer.
+    """
+    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
+    raised = {graph.sites[name].node for name in lifted}
+    convolutions = integer_convolutions(graph, module, raised) if profile in FAST else set()
+    integer = convolutions | (_plain_attention(module) if profile == "openvino" else set())
+    for node in list(module.graph.nodes):
+        in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
+        if node.op == "call_function" and in_float:
+            for source in list(node.all_input_nodes):
+                if isinstance(quantizer_of(module, source), ActivationQuantizer):
+                    node.replace_input_with(source, node_argument(source, 0))
+    module.graph.eliminate_dead_code()
+    if profile in FAST:
+        quantize_outputs(graph, module, convolutions)
+    if profile == "openvino":
+        _centre_products(module)
+    module.delete_all_unused_submodules()
+    _scale_dead_channels(module)
+    if profile in SMALL:
+        _round_constants(module)
+    module.recompile()
+    _require_runnable(module, profile)
+    return module
+
+
+@torch.no_grad()
+def _round_constants(module: GraphModule) -> None:
+    """Round biases, gains, tables and weights' scales to float16 where that loses no more than its rounding, in place.
+
+    Of what is added, values far below the largest of their tensor may lose more: nothing depends on their last bits.
+    Scales multiply, and may not.
+    """
+    for name in {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}:
+        _round_to_half(get_tensor(module, name), SMALLEST_SHARE)
+    for quantizer in _weight_quantizers(module):
+        _round_to_half(quantizer.scale, 0.0)
+
+
+def _round_to_half(value: Tensor, smallest_share: float) -> None:
+    """Round a float32 tensor in place where no value moves by more than float16's rounding of it.
+
+    smallest_share: values below this share of the largest may move as far as one of that size.
+    """
+    if value.dtype != torch.float32 or not value.numel():
+        return
+    sizes = value.abs()
+    rounded = value.half().float()
+    if ((rounded - value).abs() <= HALF_ROUNDING * sizes.clamp(min=float(sizes.max()) * smallest_share)).all():
+        value.data = rounded
+
+
+def _weight_quantizers(module: GraphModule) -> list[WeightQuantizer]:
+    return [quantizer for quantizer in module.modules() if isinstance(quantizer, WeightQuantizer)]
+
+
+@torch.no_grad()
+def _scale_dead_channels(module: GraphModule) -> None:
+    """Give channels without weights the largest scale of their tensor, in place: their products stay 0.
+
+    Runtimes count the bias of an integer convolution in steps of the scale, and there are none so small.
+    """
+    for quantizer in _weight_quantizers(module):
+        dead = ~quantizer.codes.flatten(1).any(1)
+        quantizer.scale[dead] = quantizer.scale.max()
+
+
+def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
+    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
+
+    integer: nodes of convolutions and products that a fast profile runs on integers.
+    """
+    if profile == "w4a16":
+        return True
+    if profile not in FAST:
+        return False
+    if node.target in CONVOLUTIONS:
+        weight = quantizer_of(module, node_argument(node, 1))
+        if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
+            return False
+        return node.name not in integer
+    return node.target in PRODUCTS and node.name not in integer
+
+
+def _plain_attention(module: GraphModule) -> set[str]:
+    """Names of the products of plain attention, both of which read uniform codes of 8 bits with one scale.
+
+    Plain: queries @ keys, perhaps scaled, softmax, @ values. With a bias, a mask or logits of the layer before in
+    between (Swin, ReViT), OpenVINO 2026.4 takes more time for integers than for bfloat16, and computes sums that are
+    read twice wrongly.
+    """
+    found = set()
+    for softmax in (node for node in module.graph.nodes if node.target in SOFTMAX):
+        logits = node_argument(softmax, 0)
+        while _scales(logits) and len(logits.users) == 1:
+            logits = node_argument(logits, 0)
+        grid = only_user(softmax)
+        mixed = only_user(grid) if grid else None
+        if mixed is None or logits.target not in PRODUCTS or mixed.target not in PRODUCTS:
+            continue
+        read_once = only_user(logits) is not None and node_argument(mixed, 0) is grid
+        if read_once and _reads_plain_codes(module, logits) and _reads_plain_codes(module, mixed):
+            found |= {logits.name, mixed.name}
+    return found
+
+
+def _scales(node: Node) -> bool:
+    """Whether a value is multiplied with or divided by one number."""
+    return node.target in SCALES and not (isinstance(node.args[1], Node) and node.args[1].op != "get_attr")
+
+
+def _reads_plain_codes(module: GraphModule, product: Node) -> bool:
+    operands = [quantizer_of(module, node_argument(product, i)) for i in (0, 1)]
+    return all(isinstance(quantizer, ActivationQuantizer) and _uniform_8(quantizer) for quantizer in operands)
+
+
+def _uniform_8(quantizer: ActivationQuantizer) -> bool:
+    return (quantizer.form, quantizer.bits, quantizer.scale.dim()) == ("uniform", 8, 0)
+
+
+@torch.no_grad()
+def _centre_products(module: GraphModule) -> None:
+    """Make the codes that products read and give symmetric where they have negative values, in place.
+
+    OpenVINO's attention kernel takes and gives int8 without a zero point; one with a zero point it computes in float.
+    """
+    for node in module.graph.nodes:
+        quantizer = quantizer_of(module, node)
+        if not isinstance(quantizer, ActivationQuantizer) or not _uniform_8(quantizer):
+            continue
+        source = node_argument(node, 0)
+        while source.target in MOVES:
+            source = node_argument(source, 0)
+        below = int(quantizer.zero_point)
+        given = source.target in PRODUCTS and _reads_plain_codes(module, source)
+        if below and (given or all(user.target in PRODUCTS for user in node.users)):
+            reach = quantizer.scale * max(below, quantizer.high - below)
+            quantizer.set_parameters(reach / (quantizer.high - CENTRE), torch.full_like(quantizer.zero_point, CENTRE))
+
+
+def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """All activation quantizers of a network by the name of their submodule."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
+    quantizers = activation_quantizers(module)
+    if profile in ("w8a8", "w4a8", "openvino"):
+        low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
+        if low:
+            raise ConfigError(
+                f"profile {profile} runs 8-bit activations, {len(low)} quantizers have fewer: {', '.join(low[:3])}. "
+                "Quantize with --activation-bits 8, or export with --profile exact, which runs the plan as it is."
+            )
+    if profile == "exact":
+        without = [
+            f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
+            for name, q in quantizers.items()
+            if any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
+        ]
+        if without:
+            raise ConfigError(
+                f"profile exact runs every product on integer kernels, {len(without)} quantizers have none: "
+                f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
+                "quantize with --mode paper."
+            )

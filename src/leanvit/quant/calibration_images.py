@@ -1,0 +1,137 @@
+"""Calibration images: collected, and judged before they are trusted; a probe that shows later changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leanvit.errors import CalibrationError, NumericalError
+from leanvit.files import fingerprint
+from leanvit.quant.losses import answers_from, sqnr_db
+
+LARGEST_VALUE = 1000.0
+"""Beyond what any 8-bit image reaches, also one normalised with the statistics of very dark images."""
+
+NOISE_CORRELATION = 0.2
+PIXELS = 24
+PROBE_IMAGES = 4
+PROBE_LOGITS = 16
+
+
+def collect_batches(images: Tensor | Iterable[Any]) -> list[Tensor]:
+    """Calibration images as a list of (B, 3, H, W) batches of at most 64."""
+    if isinstance(images, Tensor):
+        return list(torch.split(images, 64))
+    batches = [item[0] if isinstance(item, tuple | list) else item for item in images]
+    for batch in batches:
+        if not isinstance(batch, Tensor) or batch.dim() != 4:
+            found = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            raise CalibrationError(f"a calibration batch is {found}, expected a tensor (B, 3, H, W).")
+    return batches
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise NumericalError where a weight is not finite: no quantizer can be set for it."""
+    bad = {name: p for name, p in model.named_parameters() if not p.isfinite().all()}
+    if bad:
+        name, parameter = next(iter(bad.items()))
+        raise NumericalError(
+            f"{int((~parameter.isfinite()).sum())} values of '{name}' are NaN or infinite ({len(bad)} tensors in all), "
+            "expected finite weights. Use an earlier checkpoint or train again with a lower --lr."
+        )
+
+
+def check_calibration(batches: list[Tensor]) -> dict[str, Any]:
+    """Facts about the calibration images that a gate can judge (leanvit.export.gate.calibration).
+
+    noisy: images whose neighbouring pixels do not correlate. minimum, maximum, channel_std: per channel.
+    pixels: a few pixels as "R G B", by which a gate that knows the preprocessing recognises 8-bit images.
+    fingerprints: one an image, to count the different ones and to find them among evaluation images.
+    Raises CalibrationError for no images, values that are not finite or far out, or a range that was not
+    normalised.
+    """
+    if not batches or not len(batches[0]):
+        raise CalibrationError("no calibration images, expected at least 32. Give more --data.")
+    images = torch.cat([batch.detach().float().cpu() for batch in batches])
+    if not images.isfinite().all():
+        raise CalibrationError("calibration images hold NaN or infinity, expected finite values. Check the loader.")
+    mean, std = float(images.mean()), float(images.std())
+    far = int((images.abs() > LARGEST_VALUE).sum())
+    if 0 < far < 0.01 * images.numel():  # where it is most of them, they were not normalised
+        raise CalibrationError(
+            f"{far} values of the calibration images are beyond {LARGEST_VALUE:.0f} (up to "
+            f"{float(images.abs().max()):.3g}), expected normalised pixels, a few units from 0. One such pixel "
+            "takes the range of every quantizer: check the loader for damaged images."
+        )
+    if abs(mean) > 10 or std > 20:
+        raise CalibrationError(
+            f"calibration images have mean {mean:.1f} and standard deviation {std:.1f}; a network expects input "
+            "normalised to about 0 and 1. Normalise them with leanvit.data.to_input(images, preprocess_for(model))."
+        )
+    correlations = torch.stack([_neighbour_correlation(image) for image in images])
+    return {
+        "images": len(images),
+        "mean": mean,
+        "std": std,
+        "neighbour_correlation": float(correlations.mean()),
+        "noisy": int((correlations < NOISE_CORRELATION).sum()),
+        "minimum": images.amin((0, 2, 3)).tolist(),
+        "maximum": images.amax((0, 2, 3)).tolist(),
+        "channel_std": images.std((0, 2, 3)).tolist(),
+        "pixels": _some_pixels(images),
+        "fingerprints": [fingerprint(image.numpy().tobytes()) for image in images],
+    }
+
+
+def _neighbour_correlation(image: Tensor) -> Tensor:
+    """Correlation of horizontal neighbours within the channels: near 1 for images, near 0 for noise, 1 for blank."""
+    rows = image[:, :: max(1, image.shape[1] // 32)].double()
+    a, b = (part - part.mean((1, 2), keepdim=True) for part in (rows[..., :-1], rows[..., 1:]))
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return torch.where(scale > 1e-9, (a * b).sum() / scale.clamp(min=1e-9), 1.0)
+
+
+def _some_pixels(images: Tensor) -> list[str]:
+    """Up to PIXELS different pixels from all over the images, as text, so that a manifest stays readable."""
+    count, _, height, width = images.shape
+    n, y, x = torch.from_numpy(np.random.default_rng(0).integers(0, (count, height, width), (100 * PIXELS, 3))).T
+    pixels = dict.fromkeys(" ".join(f"{value:.6f}" for value in row) for row in images[n, :, y, x].tolist())
+    return list(pixels)[:PIXELS]
+
+
+def probe_images(size: tuple[int, ...]) -> Tensor:
+    """Smooth pictures (PROBE_IMAGES, C, H, W) in the range of normalised ones; the same on every machine."""
+    coarse = np.random.default_rng(0).standard_normal((PROBE_IMAGES, size[0], 5, 5), np.float32)
+    return F.interpolate(torch.from_numpy(coarse), size[1:], mode="bicubic")
+
+
+def make_probe(reference: nn.Module, quantized: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
+    """What the float network answers on the probe, and how near the quantized one is: kept in the report.
+
+    size: (C, H, W) of one image. Quantizers that change later, for example to the scales of another
+    calibration, show as a lower SQNR.
+    """
+    answer = [[float(f"{value:.7g}") for value in row] for row in _answer(reference, size).tolist()]
+    return {"logits": answer, "sqnr_db": repeat_probe(quantized, answer, size)}
+
+
+def repeat_probe(quantized: nn.Module, logits: list[list[float]], size: tuple[int, ...]) -> float:
+    """SQNR in dB of a quantized network on the probe, against the float answers that its report keeps."""
+    found = sqnr_db(torch.tensor(logits), _answer(quantized, size))
+    return found if math.isfinite(found) else -200.0
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, size: tuple[int, ...]) -> Tensor:
+    device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    answers = answers_from(network(probe_images(size).to(device)))
+    # A network without classes gives maps: some values of each of them, spread over the map.
+    flat = [answer.reshape(PROBE_IMAGES, -1).float() for answer in answers]
+    each = max(1, PROBE_LOGITS // len(flat))
+    return torch.cat([values[:, :: max(1, values.shape[1] // each)][:, :each] for values in flat], 1).cpu()

@@ -1,0 +1,131 @@
+"""Quantization of a task's network: every part by MPTQ, and the metric of what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import MPTQConfig, to_dict
+from leanvit.errors import CalibrationError, CheckpointError
+from leanvit.files import read_json, write_json
+from leanvit.progress import note
+from leanvit.quant import QuantizedModel, quantize
+from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
+from leanvit.tasks.build import build_network
+from leanvit.tasks.detect import PYRAMID
+from leanvit.tasks.parts import PART_OUTPUTS, WHOLE, example_of, part_inputs, parts_of, with_parts
+
+REPORT_NAME = "quantize.json"
+
+
+@dataclass
+class QuantizedNetwork:
+    """A task's network with quantized parts.
+
+    network: the float network, which holds what is not quantized (proposals, NMS). parts: by name, in order.
+    report: JSON values: metrics in float and quantized, average bits, bytes.
+    """
+
+    network: nn.Module
+    parts: dict[str, QuantizedModel]
+    report: dict[str, Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The simulated quantized network, with the float network's interface."""
+        return with_parts(self.network, {name: part.module for name, part in self.parts.items()})
+
+    @property
+    def plan(self) -> dict[str, tuple[int, int]]:
+        """Bits of every site; names begin with that of their part."""
+        return {f"{part}.{site}": bits for part, model in self.parts.items() for site, bits in model.plan.items()}
+
+
+def quantize_network(
+    network: nn.Module,
+    info: CheckpointInfo,
+    x: Tensor,
+    config: MPTQConfig | None = None,
+    *,
+    plan: dict[str, Any] | None = None,
+    folder: str | Path | None = None,
+) -> QuantizedNetwork:
+    """Quantize every part of a task's network; the network itself is not changed.
+
+    x: (N, 3, H, W) float32 normalised calibration pictures, or crops for pose. plan: bits of every site by its whole
+    name. folder: keeps the journals of a search of bits. Raises CalibrationError where no box was found in x, and
+    what leanvit.quantize raises.
+    """
+    config = config or MPTQConfig()
+    inputs = part_inputs(network.eval(), x, config.seed)
+    quantized: dict[str, QuantizedModel] = {}
+    for name, part in parts_of(network).items():
+        if not len(inputs[name]):
+            raise CalibrationError(
+                f"the network found nothing in {len(x)} calibration pictures, so its {name} head can't be calibrated. "
+                "Train it further, or give pictures with objects."
+            )
+        own = None
+        if plan is not None:
+            own = {site.removeprefix(f"{name}."): bits for site, bits in plan.items() if site.startswith(f"{name}.")}
+        journal = Path(folder) / f"search_{name}.jsonl" if folder and config.budget else None
+        note(f"quantizing {name}: {len(inputs[name])} inputs")
+        quantized[name] = quantize(part, inputs[name], config, plan=own, journal=journal)
+        quantized[name] = replace(quantized[name], preprocess=info.preprocess)
+    return QuantizedNetwork(network, quantized, _sizes(quantized, config))
+
+
+def _sizes(parts: dict[str, QuantizedModel], config: MPTQConfig) -> dict[str, Any]:
+    keys = ("quantized_bytes", "float_bytes")
+    totals: dict[str, Any] = {key: sum(part.report[key] for part in parts.values()) for key in keys}
+    return totals | {"config": to_dict(config), "parts": {name: len(part.plan) for name, part in parts.items()}}
+
+
+def save_network(folder: str | Path, quantized: QuantizedNetwork, info: CheckpointInfo) -> Path:
+    """Write a folder for each part, and plan.json and quantize.json over all of them."""
+    folder = Path(folder)
+    for name, part in quantized.parts.items():
+        save_quantized(folder / name, part, info)
+    write_json(folder / "plan.json", quantized.plan)
+    write_json(folder / REPORT_NAME, quantized.report)
+    return folder
+
+
+def is_quantized_network(folder: str | Path) -> bool:
+    """Whether `folder` holds the quantized parts of a task's network."""
+    return any((Path(folder) / name / QUANTIZED_NAME).is_file() for name in (WHOLE, PYRAMID))
+
+
+def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, CheckpointInfo]:
+    """Build a quantized network from its folder.
+
+    Raises CheckpointError where a part is missing, damaged or of another network than the first.
+    """
+    folder = Path(folder)
+    names = [name for name in (WHOLE, *PART_OUTPUTS) if (folder / name / QUANTIZED_NAME).is_file()]
+    if not names:
+        raise CheckpointError(f"{folder}: no quantized parts inside. Quantize first: leanvit quantize CHECKPOINT")
+    built: list[tuple[CheckpointInfo, nn.Module]] = []
+
+    def make(name: str, info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
+        if not built:
+            built.append((info, build_network(info).eval()))
+        first, network = built[0]
+        if info != first:
+            raise CheckpointError(
+                f"{folder}: part {name} is of another network than {names[0]}, expected parts of one. "
+                "Quantize again, into an empty folder."
+            )
+        return parts_of(network)[name], example_of(name, info)
+
+    found = {name: load_quantized(folder / name, partial(make, name))[0] for name in names}
+    info, network = built[0]
+    missing = set(parts_of(network)) - set(found)
+    if missing:
+        raise CheckpointError(f"{folder}: the parts {', '.join(sorted(missing))} are missing. Quantize again.")
+    return QuantizedNetwork(network, found, read_json(folder / REPORT_NAME)), info

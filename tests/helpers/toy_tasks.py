@@ -1,0 +1,121 @@
+"""A tiny composed set and, of each task, one trained network, its quantized parts and its bundles; made once a session.
+
+A test module gets them with `pytest_plugins = ("toy_tasks",)`. They are shared, so nobody may change them.
+PYTEST_DONT_REWRITE: there is no assert here, and modules import this one before pytest does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from torch import Tensor
+
+from leanvit.annotations import SceneSet
+from leanvit.annotations.load import load_scenes
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.commands.quantize_task import calibration_inputs
+from leanvit.config import DataComposeConfig, TaskTrainConfig
+from leanvit.data.compose import compose
+from leanvit.export.tasks import export_network
+from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
+from leanvit.tasks.build import load_network
+from leanvit.train.tasks import run
+
+TASKS = ("detect", "segment", "semantic", "pose")
+SIZE = (64, 64)
+TRAIN, VAL = 32, 8
+
+HEADS: dict[str, dict[str, Any]] = {
+    "detect": {"channels": 16, "anchor_scale": 2.0, "head_width": 32, "proposals": 40, "sampled": 24, "detections": 12},
+    "semantic": {"decoder": "fpn", "decoder_width": 64},
+    "pose": {"decoder_width": 32},
+}
+HEADS["segment"] = {**HEADS["detect"], "mask_width": 16, "mask_layers": 2}
+
+
+@dataclass(frozen=True)
+class ToyTasks:
+    """Where everything is. scenes: folder of the composed set."""
+
+    folder: Path
+    scenes: Path
+
+    def config(self, task: str, output: Path, **changes: Any) -> TaskTrainConfig:
+        """Settings of a short training."""
+        config = TaskTrainConfig(
+            task=cast(Any, task), data=str(self.scenes), model="mobilenetv3_small_050", output=str(output), epochs=2,
+            batch_size=8, img_size=SIZE, lr=3e-3, device="cpu", amp="none", **HEADS[task],
+        )  # fmt: skip
+        return replace(config, **changes)
+
+    @functools.cache  # noqa: B019 - one object a session
+    def split(self, task: str, name: str) -> SceneSet:
+        return load_scenes(self.scenes, cast(Any, name), task=cast(Any, task))
+
+    @functools.cache  # noqa: B019
+    def run(self, task: str) -> Path:
+        """Folder of a training long enough that answers depend on the picture."""
+        output = self.folder / task
+        run(self.config(task, output, epochs=10 if task in ("detect", "segment") else 3))
+        return output
+
+    @functools.cache  # noqa: B019
+    def calibration(self, task: str) -> Tensor:
+        """As many pictures as the gate asks for."""
+        _, info = load_network(self.run(task))
+        return calibration_inputs(info, self.split(task, "train"), 32, 0)
+
+    @functools.cache  # noqa: B019
+    def quantize(self, task: str) -> QuantizedNetwork:
+        network, info = load_network(self.run(task))
+        return quantize_network(network, info, self.calibration(task))
+
+    @functools.cache  # noqa: B019
+    def quantized(self, task: str) -> Path:
+        """Folder of `quantize`."""
+        _, info = load_network(self.run(task))
+        return save_network(self.folder / f"{task}_quantized", self.quantize(task), info)
+
+    def load(self, task: str, precision: str) -> tuple[Any, CheckpointInfo]:
+        """The torch network ("fp32") or the QuantizedNetwork ("w8a8")."""
+        network, info = load_network(self.run(task))
+        return (network if precision == "fp32" else self.quantize(task)), info
+
+    @functools.cache  # noqa: B019
+    def bundle(self, task: str, precision: str) -> Path:
+        """A bundle that has passed the gate; its metric is recorded, with that of the float network."""
+        network, info = self.load(task, precision)
+        output = self.folder / f"{task}_{precision}"
+        return export_network(network, info, output, scenes=self.split(task, "val"), float_metric=0.0)
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> ToyTasks:
+    folder = tmp_path_factory.mktemp("tasks")
+    config = DataComposeConfig(output=str(folder / "scenes"), train=TRAIN, val=VAL, size=SIZE[:1], classes="groups")
+    compose.run(config)
+    return ToyTasks(folder, folder / "scenes")
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Make trainings end with KeyboardInterrupt as soon as so many epochs are on disk."""
+    from leanvit.train.tasks import TaskTrainer
+
+    record: Callable[..., None] = TaskTrainer._record
+
+    def stop(trainer: TaskTrainer, row: dict[str, Any]) -> None:
+        record(trainer, row)
+        if trainer.progress.epoch == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskTrainer, "_record", stop)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
