@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import Page, rows_of
 
 from common import Outcome, save_image, smooth
 from leanvit.annotations import Instance, Scene, SceneSet
 from leanvit.cli import parse
 from leanvit.inspection.annotated_page import draw_annotated
+from pages import Page, rows_of
 from toy_scenes import NOSE, class_map
 
 Run = Callable[..., Outcome]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from base64 import b64decode
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from leanvit.errors import BundleError, DataError
 from leanvit.report import duration, interval, write_report
 from leanvit.report import svg as _svg
+from pages import MACHINE, SCRIPT, VERSIONS, Page, draw, make_run, picture, replaced, rows_of
 
-SCRIPT = "<script>alert(1)</script>"
-MACHINE = {"cpu": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "features": ["avx2", "avx512_vnni", "amx_int8"]}
-VERSIONS = {"leanvit": "0.1.0", "python": "3.11.2", "torch": "2.14.1", "onnxruntime": "1.32.0"}
 HEADINGS = {
     "demo.json": "Result",
     "train/train.json": "Training",
@@ -226,71 +218,6 @@ def all_files() -> dict[str, Any]:
         "bundle/verify.json": verify_values(),
         "benchmark.json": benchmark_values(),
     }
-
-
-def make_run(folder: Path, files: dict[str, Any]) -> Path:
-    for name, values in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values), encoding="utf-8")
-    return folder
-
-
-class Page(HTMLParser):
-    """A page as a browser must see it; any tag that is not closed where it should be is an error."""
-
-    VOID = ("meta", "link", "img", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"{tag} repeats an attribute"
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def headings(self) -> list[str]:
-        return [text for tag, text in self.texts if tag == "h2"]
-
-    def text(self) -> str:
-        return " ".join(text for tag, text in self.texts if tag != "style")
-
-
-def draw(folder: Path, files: dict[str, Any]) -> str:
-    return write_report(make_run(folder, files)).read_text(encoding="utf-8")
-
-
-def rows_of(page: str) -> list[list[str]]:
-    """Cells of all table rows as plain text."""
-    plain = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", page)]
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in plain]
-
-
-def replaced(values: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(values, dict):
-        return {key: replaced(value, change) for key, value in values.items()}
-    return [replaced(value, change) for value in values] if isinstance(values, list) else change(values)
-
-
-def picture(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(b64decode(uri.removeprefix("data:image/png;base64,")))))
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import Page, picture, replaced, rows_of
 
 from leanvit.errors import DataError
 from leanvit.report import write_report
+from pages import Page, picture, replaced, rows_of
 
 SECTIONS = [
     "Models",

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import MACHINE, SCRIPT, VERSIONS, Page, draw, replaced, rows_of
 
 from leanvit.evaluation import calibration, class_scores, confusion_matrix
 from leanvit.report.svg import WIDTH
+from pages import MACHINE, SCRIPT, VERSIONS, Page, draw, replaced, rows_of
 
 SECTIONS = ["Accuracy", "Each class", "Confusion", "Calibration", "Corrupted images", "Shifted images"]
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from test_report import SCRIPT, Page, draw, make_run, picture, replaced, rows_of
 
 from common import Outcome, save_image, smooth
 from leanvit import imaging
@@ -28,6 +27,7 @@ from leanvit.report import Pictures, write_report
 from leanvit.report.pictures import Shot
 from leanvit.runtime.bundle import save_golden
 from leanvit.runtime.task_of import description_of, task_of
+from pages import SCRIPT, Page, draw, make_run, picture, replaced, rows_of
 
 Run = Callable[..., Outcome]
 CLASSES = ("cat", "dog", "<eel> & co")
