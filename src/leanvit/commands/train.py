@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from leanvit import errors
 
@@ -15,7 +15,7 @@ def run(config: configs.TrainConfig) -> int:
     from leanvit.runtime.task_of import CLASSIFY
 
     if getattr(config, "task", CLASSIFY) != CLASSIFY:
-        return _run_task(config)
+        return _run_task(cast("configs.TaskTrainConfig", config))
     from leanvit.train import run as run_it
     from leanvit.train.processes import from_environment
 
