@@ -37,10 +37,10 @@ def only_onnxruntime_by_default() -> Iterator[None]:
 
     Proving three runtimes at each of some hundred exports would double the time of the suite.
     """
-    import leanvit.export.api
+    from leanvit.export import api
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leanvit.export.api, "available", lambda: ("onnxruntime",))
+        patch.setattr(api, "available", lambda: ("onnxruntime",))
         yield
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from leanvit import _moved
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
@@ -32,10 +35,23 @@ _LAZY = {
 __all__ = ["Budget", "MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize"]
 
 
+class _Package(ModuleType):
+    """This package: functions that share their name with a room stay functions.
+
+    Importing leanvit.export.api makes Python put the subpackage where the function of that name is; a property is
+    looked up first. Modules of such a room are imported as `from leanvit.export import api`.
+    """
+
+    @property
+    def export(self) -> Any:
+        return importlib.import_module("leanvit.export.api").export
+
+    @export.setter
+    def export(self, room: ModuleType) -> None:
+        """Python's import system stores the room here; sys.modules keeps it."""
+
+
 def __getattr__(name: str) -> Any:
-    if name == "export":
-        # The subpackage is callable (see its docstring), so that function and package share the name.
-        return importlib.import_module("leanvit.export")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'leanvit' has no attribute '{name}'")
@@ -43,3 +59,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+sys.modules[__name__].__class__ = _Package
+_moved.install()

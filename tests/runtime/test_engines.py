@@ -167,3 +167,32 @@ def test_nothing_is_lifted_where_the_drop_holds(demo_run: Path, tmp_path: Path) 
             quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_top1=50.0, max_drop=1.0
         )  # fmt: skip
     assert read_manifest(bundle).quantization["lifted"] == []
+
+
+def test_integer_products_do_not_saturate_on_any_cpu(tmp_path: Path) -> None:
+    """255 x 127 twice over is more than int16 holds: kernels of CPUs without VNNI clip there unless told otherwise."""
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    weight = np.full((64, 16), 127, np.int8)
+    weight[:, ::2] = -127
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float", "rows"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "one", "zero"], ["whole"]),
+        helper.make_node(
+            "MatMulIntegerToFloat", ["whole", "weight", "one", "one", "zero"], ["logits"], domain="com.microsoft"
+        ),
+    ]
+    constants = {
+        "rows": np.array([-1, 64], np.int64), "one": np.float32(1), "zero": np.uint8(0), "weight": weight
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "saturation",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 4, 16, 1])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    session = engines.open_session(tmp_path / "model.onnx", threads=1)
+    found = session.run(None, {"images": np.full((2, 4, 16, 1), 255, np.uint8)})[0]
+    np.testing.assert_array_equal(found, np.tile(255.0 * 64 * weight[0].astype(np.float64), (2, 1)))

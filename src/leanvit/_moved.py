@@ -1,0 +1,140 @@
+"""Import paths of leanvit 0.1, for one release: each still works, says so once, and names the new one.
+
+A path is looked up here only when Python finds no module of that name, so that nothing else gets slower.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+
+MOVED = {
+    "leanvit.convert": "leanvit.commands.convert",
+    "leanvit.datasets": "leanvit.data.sets",
+    "leanvit.datasets.hub": "leanvit.data.sets.hub",
+    "leanvit.datasets.image_set": "leanvit.data.sets.image_set",
+    "leanvit.datasets.local": "leanvit.data.sets.local",
+    "leanvit.datasets.shards": "leanvit.data.sets.shards",
+    "leanvit.datasets.specs": "leanvit.data.sets.specs",
+    "leanvit.datasets.torchvision_sets": "leanvit.data.sets.torchvision_sets",
+    "leanvit.demo": "leanvit.commands.demo",
+    "leanvit.distill": "leanvit.train.distill",
+    "leanvit.doctor": "leanvit.commands.doctor",
+    "leanvit.downstream": "leanvit.tasks",
+    "leanvit.downstream.answers": "leanvit.runtime.answers",
+    "leanvit.downstream.export": "leanvit.export.tasks",
+    "leanvit.downstream.golden": "leanvit.runtime.task_golden",
+    "leanvit.downstream.measure": "leanvit.tasks.measure",
+    "leanvit.downstream.pictures": "leanvit.commands.golden_pictures",
+    "leanvit.downstream.predict": "leanvit.runtime.predict_task",
+    "leanvit.downstream.predictor": "leanvit.runtime.task_predictor",
+    "leanvit.downstream.quantize": "leanvit.quant.parts",
+    "leanvit.downstream.train": "leanvit.train.tasks",
+    "leanvit.downstream.verify": "leanvit.export.gate.tasks",
+    "leanvit.engines": "leanvit.runtime.engines",
+    "leanvit.export.attention": "leanvit.export.onnx.attention",
+    "leanvit.export.bundle": "leanvit.runtime.bundle",
+    "leanvit.export.detection": "leanvit.export.onnx.detection",
+    "leanvit.export.detection_glue": "leanvit.export.onnx.detection_glue",
+    "leanvit.export.executed": "leanvit.export.onnx.simulation",
+    "leanvit.export.facts": "leanvit.export.gate.calibration",
+    "leanvit.export.golden": "leanvit.export.gate.golden",
+    "leanvit.export.graph": "leanvit.export.gate.onnx_file",
+    "leanvit.export.latency": "leanvit.export.onnx.latency",
+    "leanvit.export.lower": "leanvit.export.onnx.lower",
+    "leanvit.export.operators": "leanvit.export.onnx.quantizers",
+    "leanvit.export.packing": "leanvit.export.onnx.storage",
+    "leanvit.export.products": "leanvit.export.onnx.fused_matmul",
+    "leanvit.export.rounding": "leanvit.export.gate.rounding",
+    "leanvit.export.speed": "leanvit.export.gate.speed",
+    "leanvit.export.verify": "leanvit.export.gate.verify",
+    "leanvit.export.view": "leanvit.export.onnx.graph_view",
+    "leanvit.loading": "leanvit.checkpoint",
+    "leanvit.predict": "leanvit.runtime.predict",
+    "leanvit.quant.check": "leanvit.quant.calibration_images",
+    "leanvit.quant.measure": "leanvit.commands.quantize_classifier",
+    "leanvit.quant.outputs": "leanvit.quant.convolution_outputs",
+    "leanvit.results": "leanvit.runtime.result_files",
+    "leanvit.route": "leanvit.runtime.task_of",
+    "leanvit.scenes": "leanvit.annotations",
+    "leanvit.scenes.checks": "leanvit.annotations.checks",
+    "leanvit.scenes.coco": "leanvit.annotations.coco",
+    "leanvit.scenes.compose": "leanvit.data.compose.compose",
+    "leanvit.scenes.decode": "leanvit.runtime.decode",
+    "leanvit.scenes.draw": "leanvit.runtime.draw",
+    "leanvit.scenes.garments": "leanvit.data.compose.garments",
+    "leanvit.scenes.keypoints": "leanvit.annotations.keypoints",
+    "leanvit.scenes.letterbox": "leanvit.runtime.letterbox",
+    "leanvit.scenes.load": "leanvit.annotations.load",
+    "leanvit.scenes.maps": "leanvit.annotations.maps",
+    "leanvit.scenes.masks": "leanvit.annotations.masks",
+    "leanvit.scenes.metrics": "leanvit.annotations.metrics",
+    "leanvit.scenes.photos": "leanvit.data.compose.photos",
+    "leanvit.scenes.types": "leanvit.annotations.types",
+    "leanvit.scenes.yolo": "leanvit.annotations.yolo",
+    "leanvit.tasks.augment": "leanvit.data.scene_augment",
+    "leanvit.tasks.loader": "leanvit.data.scene_loader",
+    "leanvit.tasks.samples": "leanvit.data.scene_samples",
+}
+"""Old module: where its names are now. `leanvit.verbs` had none that were meant to be imported."""
+
+NAMES_OF_RUNTIME = {
+    **dict.fromkeys(("Predictor", "run_prepared"), "leanvit.runtime.predictor"),
+    **dict.fromkeys(
+        ("GOLDEN_NAME", "Logits", "MANIFEST_NAME", "MODEL_NAME", "Manifest", "SCHEMA_VERSION", "VERIFY_NAME",
+         "load_golden", "load_golden_records", "read_manifest", "save_golden", "sqnr_db", "write_manifest"),
+        "leanvit.runtime.bundle",
+    ),
+}  # fmt: skip
+"""leanvit.runtime was one module and is a room now."""
+
+
+def warn(old: str, new: str, stacklevel: int) -> None:
+    """Say where something is now."""
+    warnings.warn(f"{old} is {new} now; the old path goes with leanvit 0.3", FutureWarning, stacklevel=stacklevel)
+
+
+class _OldPaths:
+    """A finder of modules that hands on to the new ones (the protocol of importlib's meta path)."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in MOVED:
+            return None
+        loader = cast("Loader", _Forward(MOVED[name]))
+        return ModuleSpec(name, loader, is_package=any(old.startswith(f"{name}.") for old in MOVED))
+
+
+class _Forward:
+    """A loader of modules whose names are those of another module."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An empty module, as Python makes it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        # 5: past the frames of importlib, to the import statement.
+        warn(module.__name__, self.new, stacklevel=5)
+        source = importlib.import_module(self.new)
+
+        def get(name: str) -> Any:
+            return getattr(source, name)
+
+        module.__dict__["__getattr__"] = get
+        module.__dict__["__doc__"] = source.__doc__
+
+
+def install() -> None:
+    """Make old paths importable; once."""
+    if not any(isinstance(finder, type) and finder.__name__ == _OldPaths.__name__ for finder in sys.meta_path):
+        sys.meta_path.append(_OldPaths)

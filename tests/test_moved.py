@@ -1,0 +1,75 @@
+"""Import paths of 0.1 lead to the same objects, with a warning that names the new path; public names are pinned."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import leanvit
+from leanvit import _moved
+
+
+@pytest.mark.parametrize("new", sorted({*_moved.MOVED.values(), *_moved.NAMES_OF_RUNTIME.values()}))
+def test_every_new_path_is_a_module(new: str) -> None:
+    assert importlib.import_module(new).__name__ == new
+
+
+@pytest.mark.parametrize(
+    ("statement", "old", "new"),
+    [
+        ("from leanvit.scenes.coco import read_coco as found", "leanvit.scenes.coco", "annotations.coco.read_coco"),
+        ("from leanvit.datasets import load_split as found", "leanvit.datasets", "data.sets.load_split"),
+        (
+            "import leanvit.engines; found = leanvit.engines.open_engine",
+            "leanvit.engines",
+            "runtime.engines.open_engine",
+        ),
+        ("from leanvit.runtime import Predictor as found", "leanvit.runtime.Predictor", "runtime.predictor.Predictor"),
+        ("from leanvit.export.bundle import sign as found", "leanvit.export.bundle", "runtime.bundle.sign"),
+        ("from leanvit.distill import Teacher as found", "leanvit.distill", "train.distill.Teacher"),
+    ],
+)
+def test_an_old_import_gives_the_new_object_and_says_where_it_is(statement: str, old: str, new: str) -> None:
+    module, _, name = f"leanvit.{new}".rpartition(".")
+    code = (
+        f"import importlib, warnings\n"
+        f"with warnings.catch_warnings(record=True) as caught:\n"
+        f"    warnings.simplefilter('always')\n"
+        f"    {statement}\n"
+        f"assert found is getattr(importlib.import_module({module!r}), {name!r})\n"
+        f"print(*(w.message for w in caught if w.category is FutureWarning), sep='\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = f"{old} is {module}{'.' + name if old.endswith(name) else ''} now; the old path goes with leanvit 0.3"
+    assert expected in done.stdout.splitlines()
+
+
+def test_new_paths_warn_of_nothing() -> None:
+    code = "import leanvit.runtime.predictor, leanvit.annotations.coco, leanvit.data.sets, leanvit.export.api"
+    subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], check=True)
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert leanvit.__all__ == [
+        "Budget", "MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize",
+    ]  # fmt: skip
+    assert dir(leanvit) == leanvit.__all__
+    for name in leanvit.__all__:
+        assert getattr(leanvit, name) is not None
+
+
+def test_export_is_a_function_with_a_signature_whatever_was_imported() -> None:
+    from leanvit.export import api
+
+    assert leanvit.export is api.export
+    assert inspect.isfunction(leanvit.export)
+    assert next(iter(inspect.signature(leanvit.export).parameters)) == "model"
+
+
+def test_an_unknown_module_stays_unknown() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"leanvit\.nowhere"):
+        importlib.import_module("leanvit.nowhere")
