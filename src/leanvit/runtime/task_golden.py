@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 from leanvit.annotations import Outputs
 from leanvit.errors import BundleError
 from leanvit.runtime.bundle import sqnr_db
-
-VALUES_KEPT = 4096
-"""Values of a picture's continuous output that are kept: maps of large inputs would make golden.npz larger than the
-network."""
-
-CONTINUOUS = {"detect": "objectness", "segment": "objectness", "semantic": "logits", "pose": "heatmaps"}
-"""The output of each task that has no threshold in it."""
+from leanvit.runtime.task import kept_values, task_named
 
 CLEAR_SCORE = 0.3
 """Objects from this score on are looked for, or from half the best where a network is less sure of all."""
@@ -34,13 +28,8 @@ MAX_MASK_CHANGE = 0.05
 
 
 def golden_values(outputs: Outputs, task: str) -> NDArray[np.float32]:
-    """A fixed choice of values (N, at most VALUES_KEPT) of the continuous output."""
-    name = CONTINUOUS[task]
-    if name not in outputs:
-        raise BundleError(f"the graph gives {', '.join(outputs)}, expected {name} for task {task}. Export it again.")
-    flat = outputs[name].reshape(len(outputs[name]), -1).astype(np.float32)
-    step = -(-flat.shape[1] // VALUES_KEPT)
-    return np.ascontiguousarray(flat[:, ::step])
+    """A fixed choice of values (N, V) of the continuous output."""
+    return kept_values(task_named(task), outputs)
 
 
 def worst_sqnr_db(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
