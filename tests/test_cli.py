@@ -622,12 +622,7 @@ def test_the_module_can_be_run(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("parser", ["jsonargparse", "argparse"])
-def test_flags_win_over_the_config_file_wherever_it_stands(
-    parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if parser == "argparse":
-        monkeypatch.setitem(sys.modules, "jsonargparse", None)
+def test_flags_win_over_the_config_file_wherever_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("epochs: 3\nlr: 1e-4\ncrop_scale: [0.5, 0.9]\nimg_size: 64\npretrained: true\n")
     flags = ["--epochs", "30"]  # the default of the flag: given is given
@@ -638,10 +633,7 @@ def test_flags_win_over_the_config_file_wherever_it_stands(
         assert config.batch_size == 64
 
 
-@pytest.mark.parametrize("parser", ["jsonargparse", "argparse"])
-def test_positionals_may_stand_before_between_and_after_flags(parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if parser == "argparse":
-        monkeypatch.setitem(sys.modules, "jsonargparse", None)
+def test_positionals_may_stand_before_between_and_after_flags() -> None:
     for line in ("B x y --top-k 2", "B --top-k 2 x y", "--top-k 2 B x y", "--top-k=2 B x y", "B x --top-k 2 y"):
         config = parse("predict", line.split())
         assert (config.bundle, config.images, config.top_k) == ("B", ["x", "y"], 2)
@@ -651,12 +643,7 @@ def test_positionals_may_stand_before_between_and_after_flags(parser: str, monke
     assert parse("train", ["--degrees", "0", "--crop-scale", "0.5", "1"]).crop_scale == (0.5, 1.0)
 
 
-@pytest.mark.parametrize("parser", ["jsonargparse", "argparse"])
-def test_positionals_can_come_from_the_config_file(
-    parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if parser == "argparse":
-        monkeypatch.setitem(sys.modules, "jsonargparse", None)
+def test_positionals_can_come_from_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("bundle: X\nimages: [a, b]\noutput: null\n")
     config = parse("predict", ["--config", str(path)])

@@ -1,20 +1,17 @@
 """The command line: verbs, their flags (made from the configuration dataclasses), and exit codes.
 
-Starting it imports the standard library only; a verb imports what it needs. `predict` runs without
-jsonargparse and rich, so that a machine that serves a bundle installs onnxruntime, NumPy and Pillow only.
+Starting it imports the standard library only; a verb imports what it needs. `predict` runs without PyYAML and
+rich, so that a machine that serves a bundle installs onnxruntime, NumPy and Pillow only.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import sys
-import types
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from leanvit import errors
 from leanvit._version import __version__
@@ -164,167 +161,28 @@ def parse(verb: str, arguments: list[str]) -> Any:
     Raises ConfigError for an unknown flag or key, a wrong type, or a value out of range.
     """
     from leanvit import config as configs
+    from leanvit.config.parser import parse_arguments
 
-    cls = getattr(configs, VERBS[verb][0])
-    if verb == "train" and _names_task(arguments):
-        cls = configs.TaskTrainConfig
-    arguments = _positionals_first(cls, arguments)
-    if errors.is_installed("jsonargparse"):
-        values = _parse_with_jsonargparse(verb, cls, arguments)
-    else:
-        values = _parse_with_argparse(verb, cls, arguments)
-    for field in fields(cls):
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
-            name = field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
-            # The flags of a training depend on its task.
-            asked = f"{verb} --task {values['task']}" if verb == "train" and "task" in values else verb
-            raise errors.ConfigError(f"no {name} given, expected one. Run: leanvit {asked} --help")
-    return configs.from_dict(cls, values, f"leanvit {verb}")
+    task = _named_task(arguments) if verb == "train" else None
+    if task is not None:
+        return parse_arguments(f"train --task {task}", configs.TaskTrainConfig, arguments)
+    return parse_arguments(verb, getattr(configs, VERBS[verb][0]), arguments)
 
 
-def _names_task(arguments: list[str]) -> bool:
-    """Whether a training is for a task beside classification: by --task, or by the key in a --config file."""
-    if any(argument == "--task" or argument.startswith("--task=") for argument in arguments):
-        return True
+def _named_task(arguments: list[str]) -> str | None:
+    """The task of a training that is no classification: by --task, or by the key in a --config file."""
     from leanvit.config import load_yaml
 
-    config = _config_first(arguments)
-    return config[:1] == ["--config"] and len(config) > 1 and "task" in load_yaml(config[1])
+    def following(flag: str) -> str | None:
+        for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+            if word == flag or word.startswith(f"{flag}="):
+                return after if word == flag else word.partition("=")[2]
+        return None
 
-
-def _positionals_first(cls: type, arguments: list[str]) -> list[str]:
-    """`BUNDLE --top-k 2 IMAGE` as `BUNDLE IMAGE --top-k 2`: the parsers take positionals in one place only."""
-    names = [name.replace("_", "-") for name, hint in get_type_hints(cls).items() if hint is bool]
-    switches = {prefix + name for name in names for prefix in ("--", "--no-")}
-    plain: list[str] = []
-    flagged: list[str] = []
-    rest = list(arguments)
-    while rest and rest[0] != "--":
-        token = rest.pop(0)
-        if not token.startswith("-"):
-            plain.append(token)
-            continue
-        flagged.append(token)
-        values = 0 if token in (*switches, "-h", "--help") or "=" in token else _count_values(cls, token, rest)
-        flagged += rest[:values]
-        del rest[:values]
-    return [*plain, *flagged, *rest]
-
-
-def _count_values(cls: type, flag: str, rest: list[str]) -> int:
-    """How many of the arguments that follow belong to `flag`: one, or all up to the next flag for a list."""
-    hint = get_type_hints(cls).get(flag.removeprefix("--").replace("-", "_"))
-    if get_origin(hint) not in (list, tuple):
-        return 1
-    return next((i for i, argument in enumerate(rest) if argument.startswith("--")), len(rest))
-
-
-def _parse_with_jsonargparse(verb: str, cls: type, arguments: list[str]) -> dict[str, Any]:
-    import argparse
-
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with these keys; flags win.")
-    flags = _add_fields(parser, cls, get_type_hints(cls))
-    arguments = _config_first(arguments)
-    from_file = _read_config(cls, arguments[1] if arguments[:1] == ["--config"] and len(arguments) > 1 else None)
-    try:
-        values: dict[str, Any] = parser.parse_args(arguments).as_dict()
-    except argparse.ArgumentError as error:
-        raise errors.ConfigError(_explain(str(error), verb, flags)) from error
-    values.pop("config", None)
-    # jsonargparse lets an absent positional override the file, so the file's value is put back.
-    for name in (f.name for f in fields(cls) if f.metadata.get("positional")):
-        values[name] = values.get(name) or from_file.get(name)
-    return {name: value for name, value in values.items() if value is not None or name in from_file}
-
-
-def _config_first(arguments: list[str]) -> list[str]:
-    """Move --config to the front, so that flags win wherever it stands."""
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return ["--config", argument.partition("=")[2], *arguments[:index], *arguments[index + 1 :]]
-        if argument == "--config" and index + 1 < len(arguments):
-            return [*arguments[index : index + 2], *arguments[:index], *arguments[index + 2 :]]
-    return arguments
-
-
-def _explain(message: str, verb: str, flags: list[str]) -> str:
-    """One line out of the parser's message, with the nearest known flag."""
-    text = " ".join(message.split())
-    text = re.sub(r'Parser key "(\w+)":', lambda match: f"--{match[1].replace('_', '-')} is wrong:", text)
-    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", r"expected \1\2", text)
-    if "unrecognized arguments:" in text:
-        unknown = text.partition("unrecognized arguments:")[2].split()[0].partition("=")[0]
-        text = f"unknown flag {unknown}.{errors.did_you_mean(unknown, flags)}"
-    return f"{text} Run: leanvit {verb} --help"
-
-
-def _parse_with_argparse(verb: str, cls: type, arguments: list[str]) -> dict[str, Any]:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog=f"leanvit {verb}", description=cls.__doc__, exit_on_error=False)
-    hints = {name: _plain_type(hint) for name, hint in get_type_hints(cls).items()}
-    flags = _add_fields(parser, cls, hints)
-    parser.add_argument("--config", help="YAML file with these keys; flags win.")
-    parser.set_defaults(**dict.fromkeys(field.name for field in fields(cls)))
-    try:
-        values, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise errors.ConfigError(_explain(str(error), verb, flags)) from error
-    if unknown:
-        raise errors.ConfigError(_explain(f"unrecognized arguments: {unknown[0]}", verb, flags))
-    given = {name: value for name, value in vars(values).items() if name != "config" and value not in (None, [])}
-    return {**_read_config(cls, values.config), **given}
-
-
-def _read_config(cls: type, path: str | None) -> dict[str, Any]:
-    """What a --config file says, each value of the type of its key. Raises ConfigError naming the file."""
-    from leanvit.config import convert, load_yaml
-
-    return convert(cls, load_yaml(path), f"config file {path}") if path else {}
-
-
-def _plain_type(hint: Any) -> Any:
-    """What argparse needs of a type that only jsonargparse understands: the text is checked later."""
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(a for a in get_args(hint) if a is not types.NoneType)
-    return str if get_origin(hint) is Literal else hint
-
-
-def _add_fields(parser: Any, cls: type, hints: dict[str, Any]) -> list[str]:
-    """Add an argument for each field of a configuration; returns the flags."""
-    from argparse import SUPPRESS, BooleanOptionalAction
-
-    flags = []
-    for field in fields(cls):
-        default: Any = field.default if field.default_factory is MISSING else field.default_factory()
-        if default is MISSING:
-            # Absent, so that `parse` names what is required once flags and file are read.
-            default = None
-        if field.name == "version":
-            # A key of the files that leanvit writes beside its results; nobody types it.
-            parser.add_argument("--version", type=int, default=default, help=SUPPRESS)
-            continue
-        hint = hints[field.name]
-        many = get_origin(hint) in (list, tuple)
-        options: dict[str, Any] = {"help": field.metadata["help"]}
-        if field.metadata.get("positional"):
-            parser.add_argument(field.name, nargs="*" if many else "?", type=str, default=None, **options)
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        flags.append(flag)
-        if hint is bool:
-            # What is on by default needs a way to switch it off: --no-FLAG.
-            action = BooleanOptionalAction if default else "store_true"
-            parser.add_argument(flag, action=action, default=default, **options)
-        elif many:
-            count = "*" if len(get_args(hint)) == 1 or get_args(hint)[-1] is Ellipsis else len(get_args(hint))
-            parser.add_argument(flag, nargs=count, type=get_args(hint)[0], default=list(default), **options)
-        else:
-            parser.add_argument(flag, type=hint, default=default, **options)
-    return flags
+    task, file = following("--task"), following("--config")
+    if task is not None:
+        return task
+    return load_yaml(file).get("task") if file else None
 
 
 if __name__ == "__main__":

@@ -368,12 +368,7 @@ def test_an_unknown_task_is_answered_with_the_choices(toys: ToyTasks, leanvit: R
         assert all(task in found.error for task in ("detect", "segment", "semantic", "pose"))
 
 
-@pytest.mark.parametrize("parser", ["jsonargparse", "argparse"])
-def test_a_required_flag_that_is_absent_is_named(
-    parser: str, tmp_path: Path, leanvit: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if parser == "argparse":
-        monkeypatch.setitem(sys.modules, "jsonargparse", None)
+def test_a_required_flag_that_is_absent_is_named(tmp_path: Path, leanvit: Run) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("task: pose\nepochs: 1\n")
     for flags in (("--task", "pose"), ("--config", path)):
