@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import leanvit.models  # noqa: F401 - registers our architectures
-from leanvit.quant.graph import QuantGraph, Recorder, site_inputs, trace
+from leanvit.quant.graph import QuantGraph, site_inputs, trace
 from leanvit.quant.heads import balance_heads, balancing, rotation
+from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.smooth import add_missing_biases
 
 
@@ -81,7 +82,7 @@ def moments(graph: QuantGraph, x: Tensor) -> tuple[Tensor, Tensor]:
     site = graph.sites["blocks.0.attn.qk"]
     q_node, k_node = site_inputs(graph, site)
     seen: dict[str, Tensor] = {}
-    Recorder(graph.module, {q_node.name, k_node.name}, seen.__setitem__).run(x)
+    observe_nodes(graph.module, {q_node.name, k_node.name}, x, seen.__setitem__)
     q, k = seen[q_node.name], seen[k_node.name].transpose(-2, -1)
     q = q * q.shape[-1] ** 0.5
 

@@ -8,18 +8,19 @@ the number of sites, and only live tensors are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Node
 
 from leanvit.progress import Bar
 from leanvit.quant.attach import Forms
 from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
-from leanvit.quant.graph import ADD, OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
+from leanvit.quant.graph import OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
+from leanvit.quant.interpret import Values, compute, walk
+from leanvit.quant.ops import ADD
 from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
@@ -78,8 +79,8 @@ class _Walk:
     def __init__(self, graph: QuantGraph, reference: GraphModule, images: Tensor, choices: Choices) -> None:
         self.graph, self.reference, self.choices = graph, reference, choices
         self.images = len(images)
-        self.truth: dict[Node, Any] = {}
-        self.values: dict[Node, Any] = {}
+        self.truth: Values = {}
+        self.values: Values = {}
         self.samples: dict[str, SiteSample] = {}
         self.result = Calibrated()
         self.sites = {site.node: site for site in graph.sites.values()}
@@ -98,14 +99,9 @@ class _Walk:
             self.truth[node] = get_tensor(self.reference, str(site.weight))
             self._set_weight(node, site, quantizer)
             self.values[node] = quantizer()
-        elif node.op == "placeholder":
-            self.truth[node] = self.values[node] = self.inputs
-        elif node.op == "get_attr":
-            self.truth[node] = get_tensor(self.reference, str(node.target))
-            self.values[node] = get_tensor(self.graph.module, str(node.target))
-        elif node.op == "call_function":
-            self.truth[node] = call_node(node, self.truth)
-            self.values[node] = call_node(node, self.values)
+        else:
+            self.truth[node] = compute(self.reference, node, self.truth, self.inputs)
+            self.values[node] = compute(self.graph.module, node, self.values, self.inputs)
             if node.name in self.outputs:
                 self.result.outputs[self.outputs[node.name]] = fit_output(self.values[node])
 
@@ -161,7 +157,7 @@ class _Walk:
         bias = reader.args[2] if len(reader.args) > 2 else None
         if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1 or weight[0].numel() > MAX_INPUTS:
             return False
-        x, target = self.values[node_argument(reader, 0)], call_node(reader, self.truth)
+        x, target = self.values[node_argument(reader, 0)], compute(self.reference, reader, self.truth, self.inputs)
         target = target + self._gathered_error(reader, target)
         groups = 1
         if site.kind == "conv2d":
@@ -196,13 +192,6 @@ class _Walk:
         return error if error.shape == target.shape else 0.0
 
 
-def call_node(node: Node, env: dict[Node, Any]) -> Any:
-    """Run one call_function node on the values of `env`."""
-    arguments = map_arg(node.args, lambda n: env[n])
-    keywords = map_arg(node.kwargs, lambda n: env[n])
-    return node.target(*arguments, **keywords)  # type: ignore[operator]
-
-
 def _thin(rows: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
     """Every so-many-th row where there are more than the correction needs; images stay together."""
     step = -(-rows.shape[1] // MAX_ROWS)
@@ -218,49 +207,9 @@ def calibrate(graph: QuantGraph, reference: nn.Module, images: Tensor, choices: 
     graph: with quantizers attached. reference: the float graph module, its nodes of the same names.
     images: (N, 3, H, W), normalised, on the graph's device.
     """
-    walk = _Walk(graph, reference, images, choices)  # type: ignore[arg-type]
-    nodes = list(graph.module.graph.nodes)
-    last_use = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
-    ending: dict[int, list[Node]] = {}
-    for source, index in last_use.items():
-        ending.setdefault(index, []).append(source)
-    with Bar("quantizing", len(nodes)) as bar:
-        for index, node in enumerate(nodes):
-            walk.step(node)
-            for source in ending.get(index, []):
-                walk.truth.pop(source, None)
-                walk.values.pop(source, None)
+    state = _Walk(graph, reference, images, choices)  # type: ignore[arg-type]
+    with Bar("quantizing", len(graph.module.graph.nodes)) as bar:
+        for _, node in walk(graph.module, state.truth, state.values):
+            state.step(node)
             bar.advance()
-    return walk.result
-
-
-@torch.no_grad()
-def run_nodes(module: GraphModule, images: Tensor, step: Callable[[Node, Any], Any]) -> None:
-    """Run a float graph node by node on all images at once; `step` sees every value and returns what goes on."""
-    env: dict[Node, Any] = {}
-    nodes = list(module.graph.nodes)
-    last_use = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
-    for index, node in enumerate(nodes):
-        if node.op == "placeholder":
-            value: Any = images
-        elif node.op == "get_attr":
-            value = get_tensor(module, str(node.target))
-        elif node.op == "call_function":
-            value = call_node(node, env)
-        else:
-            continue
-        env[node] = step(node, value)
-        for source in node.all_input_nodes:
-            if last_use[source] == index:
-                env.pop(source, None)
-
-
-def observe_nodes(module: GraphModule, wanted: set[str], images: Tensor, record: Callable[[Node, Any], None]) -> None:
-    """Run a float graph on all images at once and hand the values of the named nodes to `record`."""
-
-    def step(node: Node, value: Any) -> Any:
-        if node.name in wanted:
-            record(node, value)
-        return value
-
-    run_nodes(module, images, step)
+    return state.result

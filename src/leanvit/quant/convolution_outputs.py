@@ -20,16 +20,14 @@ from torch.fx import GraphModule, Node
 
 from leanvit.quant.attach import insert, quantizer_name
 from leanvit.quant.graph import (
-    CONVOLUTIONS,
-    RESHAPES,
     QuantGraph,
     Site,
-    aten,
     conv_options,
     node_argument,
     only_user,
     quantizer_of,
 )
+from leanvit.quant.ops import ANY_CONVOLUTION, KEEPS_INTEGERS, RELU
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.search import fit_tensor
 
@@ -39,11 +37,6 @@ MIN_MACS = 2**20
 MIN_INTENSITY = 64
 """Channels in and out, multiply-adds for an image, and those for each value read or written, below which turning values
 into codes and back costs about what an integer convolution gains; every grid costs accuracy, too."""
-
-RELU = aten.relu.default
-ANY_CONVOLUTION = (*CONVOLUTIONS, aten.conv_transpose2d.input, aten.convolution.default)
-_KEEP_CODES = (*RESHAPES, RELU, aten.max_pool2d.default, aten.hardtanh.default)
-"""Operations over which runtimes move grids."""
 
 
 def output_node(convolution: Node) -> Node:
@@ -124,7 +117,7 @@ def _leads_into_float(module: GraphModule, convolution: Node, integer: Collectio
 def _readers(module: GraphModule, node: Node) -> Iterator[Node]:
     """What reads a value, over grids and operations that keep codes."""
     for user in node.users:
-        if user.target in _KEEP_CODES or isinstance(quantizer_of(module, user), ActivationQuantizer):
+        if user.target in KEEPS_INTEGERS or isinstance(quantizer_of(module, user), ActivationQuantizer):
             yield from _readers(module, user)
         else:
             yield user
@@ -133,7 +126,7 @@ def _readers(module: GraphModule, node: Node) -> Iterator[Node]:
 def _grids_behind(module: GraphModule, node: Node, integer: Collection[Node]) -> Iterator[bool]:
     """For each grid next behind a node, whether it is read by anything but float convolutions, which have none."""
     for user in node.users:
-        if user.target in _KEEP_CODES:
+        if user.target in KEEPS_INTEGERS:
             yield from _grids_behind(module, user, integer)
         elif isinstance(quantizer_of(module, user), ActivationQuantizer):
             yield any(reader.target not in ANY_CONVOLUTION or reader in integer for reader in user.users)

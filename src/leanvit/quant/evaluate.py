@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from leanvit.quant.attach import ROLES, attach, quantizer_name
-from leanvit.quant.calibrate import Choices, call_node, fit, run_nodes
+from leanvit.quant.calibrate import Choices, fit
 from leanvit.quant.graph import QuantGraph, get_tensor, site_inputs
+from leanvit.quant.interpret import compute, last_uses, run, walk
 from leanvit.quant.losses import Answers, answers_from, divergence
 from leanvit.quant.memory import give_back
 from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of
@@ -86,7 +87,7 @@ class Evaluator:
             return value
 
         order = {node: index for index, node in enumerate(graph.module.graph.nodes)}
-        run_nodes(graph.module, self.images, step)
+        run(graph.module, self.images, step)
         self.truth = answers_from(graph.module(self.images))
 
     def _first_positions(self) -> dict[str, int]:
@@ -102,7 +103,7 @@ class Evaluator:
 
     def _plan_checkpoints(self) -> None:
         """Choose where values are kept: in each stretch of the graph where the fewest are alive."""
-        last_use = {s: i for i, node in enumerate(self.nodes) for s in node.all_input_nodes}
+        last_use = last_uses(self.nodes)
         alive: list[list[Node]] = []
         live: set[Node] = set()
         for index, node in enumerate(self.nodes):
@@ -196,24 +197,10 @@ class Evaluator:
         for node in self.nodes[:start]:
             if node.op == "get_attr" and self.last_use.get(node, -1) >= start:
                 env[node] = get_tensor(self.graph.module, str(node.target))
-        for index in range(start, len(self.nodes)):
-            node = self.nodes[index]
+        for index, node in walk(self.graph.module, env, start=start):
             if index in self.alive and index != start:
                 kept[index] = {n: env[n] for n in self.alive[index]}
-            if node.op == "placeholder":
-                env[node] = self.images
-            elif node.op == "get_attr":
-                env[node] = get_tensor(self.graph.module, str(node.target))
-            elif node.op == "call_function":
-                env[node] = call_node(node, env)
-            elif node.op == "call_module":
-                module = getattr(self.graph.module, str(node.target))
-                env[node] = module(*(env[a] for a in node.all_input_nodes))
-            elif node.op == "output":
-                result = torch.fx.map_arg(node.args[0], lambda n: env[n])
-            for source in node.all_input_nodes:
-                if self.last_use[source] == index:
-                    env.pop(source, None)
+            env[node] = result = compute(self.graph.module, node, env, self.images)
         return answers_from(result), kept
 
 

@@ -16,22 +16,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from leanvit.errors import ExportError
+from leanvit.quant.ops import (
+    ADD,
+    CARRIES,
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    EXPONENTIAL,
+    GELU,
+    IDENTITIES,
+    LAYER_NORM,
+    LINEAR,
+    OTHER_PRODUCTS,
+    PRODUCTS,
+    SOFTMAX,
+    SUMS,
+    aten,
+)
 from leanvit.quant.simplify import fold_batch_norm, without_in_place
-
-aten = torch.ops.aten
-
-LINEAR = aten.linear.default
-CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
-PRODUCTS = (aten.matmul.default, aten.bmm.default)
-LAYER_NORM = aten.layer_norm.default
-SOFTMAX = (aten.softmax.int, aten._softmax.default)
-GELU = (aten.gelu.default, aten.silu.default)
-ADD = (aten.add.Tensor,)
-_OTHER_PRODUCTS = (aten.einsum.default, aten.addmm.default, aten.mm.default, aten.conv1d.default)
-_IDENTITIES = (aten.dropout.default, aten.alias.default, aten.detach.default, aten.feature_dropout.default)
 
 Pair = tuple[int, int]
 SiteKind = Literal["linear", "conv2d", "matmul", "norm", "softmax", "activation", "add"]
@@ -175,7 +179,7 @@ def _remove_identities(module: GraphModule) -> None:
         if node.op == "call_module" and node.target == "_guards_fn":
             # It only compares the batch size with the traced range; the range here is every size.
             module.graph.erase_node(node)
-        elif node.op == "call_function" and (node.target in _IDENTITIES or _pads_nothing(node)):
+        elif node.op == "call_function" and (node.target in IDENTITIES or _pads_nothing(node)):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
@@ -247,7 +251,7 @@ def _find_sites(module: GraphModule, scope: Scope) -> tuple[dict[str, Site], lis
         elif node.target in PRODUCTS:
             site = _product_site(node, sites)
             sites[site.name] = site
-        elif node.target in _OTHER_PRODUCTS:
+        elif node.target in OTHER_PRODUCTS:
             unquantized.append(f"{node.target} at {module_path(node)}")
         elif scope == "full" and (kind := _elementwise_kind(node, computed)):
             name = _unique(f"{module_path(node)}.{kind}".lstrip("."), sites)
@@ -307,7 +311,7 @@ def end_sites(graph: QuantGraph) -> set[str]:
 
 
 def _reads_image(node: Node) -> bool:
-    follow = (*_ELEMENTWISE, *RESHAPES)
+    follow = (*ELEMENTWISE, *CARRIES)
     while node.op == "call_module" or (node.op == "call_function" and node.target in follow):
         node = _first_source(node)
     return node.op == "placeholder"
@@ -320,7 +324,7 @@ def _first_source(node: Node) -> Node:
 
 def _gives_output(node: Node, output: Node) -> bool:
     """Whether nothing but averages, shape operations and quantizers follow."""
-    follow = (*_ELEMENTWISE, *RESHAPES)
+    follow = (*ELEMENTWISE, *CARRIES)
     return all(
         u is output or ((u.op == "call_module" or u.target in follow) and _gives_output(u, output)) for u in node.users
     )
@@ -336,7 +340,7 @@ def source_kind(node: Node) -> str | None:
             return "softmax"
         if node.target in GELU:
             return "gelu"
-        if node.target not in RESHAPES:
+        if node.target not in CARRIES:
             return None
         node = _first_source(node)
     return None
@@ -367,36 +371,21 @@ def _role(node: Node) -> str:
     return "qk" if reaches_softmax(node) else "matmul"
 
 
-RESHAPES = (
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.expand.default,
-    aten.select.int, aten.slice.Tensor, aten.to.dtype, aten._to_copy.default, aten.pad.default,
-    aten._unsafe_view.default, aten.mean.dim, aten.stack.default, aten.roll.default,
-)  # fmt: skip
-_ELEMENTWISE = (
-    aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.lerp.Tensor, aten.lerp.Scalar,
-    aten.addcmul.default,
-    aten.masked_fill.Scalar, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.to.dtype, aten._to_copy.default,
-    aten.to.dtype_layout, aten.expand.default, aten.type_as.default,
-)  # fmt: skip
-
-
 def _is_exponential(node: Node) -> bool:
     """Whether a tensor holds exponentials: the features of linear attention, over orders of magnitude.
 
     One grid for all of them has a step that most are smaller than, and their sums divide: answers become infinite.
     """
-    while node.op == "call_function" and node.target in (*RESHAPES, *_ELEMENTWISE, aten.sum.dim_IntList):
+    while node.op == "call_function" and node.target in (*CARRIES, *ELEMENTWISE, *SUMS):
         node = _first_source(node)
-    return node.target is aten.exp.default
+    return node.target in EXPONENTIAL
 
 
 def _comes_from_softmax(node: Any) -> bool:
     while isinstance(node, Node) and node.op == "call_function":
         if node.target in SOFTMAX:
             return True
-        if node.target not in _ELEMENTWISE:
+        if node.target not in ELEMENTWISE:
             return False
         node = node.args[0]
     return False
@@ -407,26 +396,9 @@ def reaches_softmax(node: Node, depth: int = 12) -> bool:
     if depth == 0:
         return False
     return any(
-        user.target in SOFTMAX or (user.target in _ELEMENTWISE and reaches_softmax(user, depth - 1))
+        user.target in SOFTMAX or (user.target in ELEMENTWISE and reaches_softmax(user, depth - 1))
         for user in node.users
     )
-
-
-class Recorder(Interpreter):
-    """Run a graph and hand the values of chosen nodes to a function."""
-
-    def __init__(self, module: GraphModule, wanted: set[str], record: Callable[[str, Any], None]) -> None:
-        """Call record(node name, value) for each node named in `wanted`, in execution order."""
-        super().__init__(module)
-        self.wanted = wanted
-        self.record = record
-
-    def run_node(self, n: Node) -> Any:
-        """Execute one node."""
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.record(n.name, value)
-        return value
 
 
 def site_inputs(graph: QuantGraph, site: Site) -> list[Node]:

@@ -14,7 +14,6 @@ too are left alone.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +21,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from leanvit.quant.calibrate import observe_nodes, run_nodes
 from leanvit.quant.graph import (
-    LINEAR,
-    PRODUCTS,
-    RESHAPES,
     QuantGraph,
-    aten,
     get_tensor,
     node_argument,
     reaches_softmax,
     source_kind,
 )
+from leanvit.quant.interpret import observe_nodes, run
+from leanvit.quant.ops import CHANNEL_PATHS, LINEAR, PRODUCTS
 
-_CHAIN = (
-    *RESHAPES, aten.mul.Tensor, aten.unbind.int, operator.getitem, aten.split.Tensor, aten.chunk.default,
-    aten.split_with_sizes.default,
-)  # fmt: skip
 RIDGE = 1e-3
 
 
@@ -164,8 +156,8 @@ def _second_moments(graph: QuantGraph, finder: _ChannelFinder, images: Tensor) -
         node = graph.node(name)
         wanted.setdefault(node_argument(node, operand).name, []).append((name, operand))
 
-    def record(node: Node, value: Tensor) -> None:
-        for key in wanted[node.name]:
+    def record(name: str, value: Tensor) -> None:
+        for key in wanted[name]:
             rows = finder.as_rows(key, value).double()
             flat = rows.movedim(-3, 0).flatten(1, -2)
             moments[key] = flat.mean(1), flat.transpose(1, 2) @ flat / flat.shape[1]
@@ -230,7 +222,7 @@ def _terminals(source: Node) -> list[tuple[Node, Node]]:
     """(user, operand) where a value that is only reshaped or scaled on its way from `source` is read."""
     found = []
     for user in source.users:
-        if user.target in _CHAIN and user.args[0] is source:
+        if user.target in CHANNEL_PATHS and user.args[0] is source:
             found += _terminals(user)
         else:
             found.append((user, source))
@@ -261,7 +253,7 @@ def _run_with(module: GraphModule, images: Tensor, sources: list[Node], fill: An
             values[node] = value.double()
         return value
 
-    run_nodes(module, images, step)
+    run(module, images, step)
     return values
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from leanvit.quant.graph import QuantGraph, Recorder
+from leanvit.quant.graph import QuantGraph
+from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.plan import Plan
 
 BATCH = 64
@@ -73,13 +74,13 @@ def measure_sites(
     images = images[: max(4, min(BATCH, MEASURED_VALUES // images[0].numel()))]
     wanted = {graph.sites[name].node for name in plan}
     truth: dict[str, Tensor] = {}
-    Recorder(reference, wanted, truth.__setitem__).run(images)
+    observe_nodes(reference, wanted, images, truth.__setitem__)
     noise: dict[str, float] = {}
 
     def compare(name: str, value: Tensor) -> None:
         noise[name] = sqnr_db(truth.pop(name), value)
 
-    Recorder(graph.module, wanted, compare).run(images)
+    observe_nodes(graph.module, wanted, images, compare)
     return [
         {
             "name": name,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from leanvit.progress import Bar
-from leanvit.quant.graph import QuantGraph, Recorder
+from leanvit.quant.graph import QuantGraph
+from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.samples import ROWS, some_rows
 
 
@@ -39,10 +40,9 @@ def observe(graph: QuantGraph, nodes: set[str], batches: Iterable[Tensor], descr
         current = Statistics(rows.amin(0), rows.amax(0), some_rows(rows, share))
         seen[name] = _merge(seen[name], current) if name in seen else current
 
-    recorder = Recorder(graph.module, nodes, record)
-    with torch.no_grad(), Bar(description, len(batches)) as bar:
+    with Bar(description, len(batches)) as bar:
         for batch in batches:
-            recorder.run(batch)
+            observe_nodes(graph.module, nodes, batch, record)
             bar.advance()
     return seen
 

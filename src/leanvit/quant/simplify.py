@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-aten = torch.ops.aten
-
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
-_VIEWS = (
-    aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int,
-    aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.unbind.int, operator.getitem,
-)  # fmt: skip
+from leanvit.quant.ops import CONVOLUTIONS, VIEWS, aten
 
 
 def without_in_place(module: GraphModule) -> None:
@@ -45,7 +39,7 @@ def _plain_operation(node: Node) -> Any:
         return None
     name = target.overloadpacket.__name__
     source = node.args[0]
-    if not name.endswith("_") or name.endswith("__") or not isinstance(source, Node) or source.target in _VIEWS:
+    if not name.endswith("_") or name.endswith("__") or not isinstance(source, Node) or source.target in VIEWS:
         return None
     packet = getattr(aten, name[:-1], None)
     return getattr(packet, target._overloadname, None)
@@ -60,7 +54,7 @@ def fold_batch_norm(module: GraphModule) -> None:
     uses = Counter(str(n.target) for n in module.graph.nodes if n.op == "get_attr" for _ in n.users)
     for node in list(module.graph.nodes):
         source = node.args[0] if node.target is aten.batch_norm.default else None
-        if not isinstance(source, Node) or source.target not in _CONVOLUTIONS or list(source.users) != [node]:
+        if not isinstance(source, Node) or source.target not in CONVOLUTIONS or list(source.users) != [node]:
             continue
         constants = [*source.args[1:3], *node.args[1:5]]
         own = all(a is None or (isinstance(a, Node) and a.op == "get_attr") for a in constants)

@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from leanvit.quant.graph import (
-    LAYER_NORM,
-    LINEAR,
     QuantGraph,
     Site,
-    aten,
     get_tensor,
     module_path,
     node_argument,
     set_tensor,
 )
 from leanvit.quant.observe import Statistics
+from leanvit.quant.ops import KEEPS_CHANNELS, LAYER_NORM, LINEAR, aten
 from leanvit.quant.plan import Plan
 from leanvit.quant.quantizers import code_range, fake_quantize
 from leanvit.quant.samples import SiteSample
@@ -40,12 +38,6 @@ DEAD_RANGE = 1e-6
 SCALE_LIMITS = (1e-3, 1e3)
 EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
 _ANY_LINEAR = Site("linear", "linear", "", 0)
-
-_KEEPS_CHANNELS_LAST = (
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default,
-    aten.contiguous.default, aten.clone.default, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default,
-    aten.flatten.using_ints, aten._unsafe_view.default,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def _collect_linears(node: Node, found: list[Node]) -> str | None:
     for user in node.users:
         if user.target is LINEAR and user.args[0] is node:
             found.append(user)
-        elif user.target in _KEEPS_CHANNELS_LAST and user.args[0] is node and _keeps_channels(user, width):
+        elif user.target in KEEPS_CHANNELS and user.args[0] is node and _keeps_channels(user, width):
             reason = _collect_linears(user, found)
             if reason:
                 return reason
@@ -100,7 +92,7 @@ def _keeps_channels(node: Node, width: int) -> bool:
         return not {-1, last} & set(arguments[:2])
     if node.target is aten.roll.default:
         return not {-1, last} & set(arguments[1])  # type: ignore[arg-type]
-    if node.target in (aten.slice.Tensor, aten.select.int):
+    if node.target in (aten.slice.Tensor, aten.select.int, aten.squeeze.dim):
         return arguments[0] not in (-1, last)
     if node.target is aten.unsqueeze.default:
         return arguments[0] not in (-1, last + 1)

@@ -52,13 +52,13 @@ def measure_table(model: nn.Module, example: Tensor, *, threads: int = 0, rounds
 
 def _input_shapes(graph: QuantGraph, image: Tensor) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of what every site reads for one image."""
-    from leanvit.quant.calibrate import observe_nodes
     from leanvit.quant.graph import site_inputs
+    from leanvit.quant.interpret import observe_nodes
 
     sources = {name: [node.name for node in site_inputs(graph, site)] for name, site in graph.sites.items()}
     found: dict[str, tuple[int, ...]] = {}
     wanted = {source for names in sources.values() for source in names}
-    observe_nodes(graph.module, wanted, image, lambda node, value: found.__setitem__(node.name, tuple(value.shape)))
+    observe_nodes(graph.module, wanted, image, lambda node, value: found.__setitem__(node, tuple(value.shape)))
     return {name: [found[source] for source in names] for name, names in sources.items()}
 
 

@@ -32,7 +32,7 @@ from leanvit.export.onnx.quantizers import (
     OnnxWeight,
     branches_of,
 )
-from leanvit.export.onnx.simulation import FAST, MOVES, SMALL, LoweredProfile, executed_form
+from leanvit.export.onnx.simulation import FAST, SMALL, LoweredProfile, executed_form
 from leanvit.export.onnx.storage import (
     compute_at_load,
     half_constants,
@@ -43,16 +43,13 @@ from leanvit.export.onnx.storage import (
 )
 from leanvit.quant.convolution_outputs import gives_codes, is_patch_embedding
 from leanvit.quant.graph import (
-    CONVOLUTIONS,
-    LINEAR,
-    PRODUCTS,
     QuantGraph,
-    aten,
     get_tensor,
     node_argument,
     only_user,
     quantizer_of,
 )
+from leanvit.quant.ops import CONVOLUTIONS, LINEAR, MOVES, PRODUCTS, aten
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator")

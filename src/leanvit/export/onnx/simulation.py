@@ -14,16 +14,13 @@ from leanvit.errors import ConfigError
 from leanvit.export.onnx.quantizers import CENTRE, FloatGrid, branches_of
 from leanvit.quant.convolution_outputs import integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.graph import (
-    CONVOLUTIONS,
-    PRODUCTS,
-    SOFTMAX,
     QuantGraph,
-    aten,
     get_tensor,
     node_argument,
     only_user,
     quantizer_of,
 )
+from leanvit.quant.ops import CONVOLUTIONS, MOVES, PRODUCTS, SCALES, SOFTMAX
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
@@ -41,15 +38,6 @@ FAST = ("w8a8", "w4a8", "mixed", "openvino")
 """Profiles for speed. Products of two activations stay in float there but in openvino: attention gains no time from
 int8 in ONNX Runtime (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their
 output."""
-
-MOVES = (
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
-    aten.contiguous.default, aten.clone.default,
-)  # fmt: skip
-"""Operations that move values and change none."""
-
-SCALES = (aten.mul.Tensor, aten.div.Tensor)
-"""What may stand between queries @ keys and the softmax of plain attention."""
 
 
 def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
