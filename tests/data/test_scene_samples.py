@@ -30,8 +30,9 @@ from leanvit.data.scene_augment import (
     random_spans,
     to_image,
 )
+from leanvit.data.scene_kinds import BOXES, CLASS_MAPS, KEYPOINTS, MASKS
 from leanvit.data.scene_loader import SceneDataset, SceneLoader, memory_needed
-from leanvit.data.scene_samples import Pictures, Sample, pose_objects, read_sample
+from leanvit.data.scene_samples import Pictures, Sample, SampleKind, pose_objects, read_sample
 from leanvit.errors import ConfigError, DataError, ImageError
 
 SIZE = (96, 128)
@@ -78,7 +79,7 @@ def rectangles(folder: Path, size: tuple[int, int], boxes: list[tuple[int, int, 
     return Scene(path, 100 + number, size, instances, map_path)
 
 
-BOXES = [(10, 8, 40, 30), (60, 20, 90, 70), (20, 50, 50, 75)]
+RECTANGLES = [(10, 8, 40, 30), (60, 20, 90, 70), (20, 50, 50, 75)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> SceneSet:
     """Seven pictures of different sizes with three rectangles each."""
     folder = tmp_path_factory.mktemp("toys")
     sizes = [(80, 100), (120, 100), (80, 160), (96, 128), (200, 180), (77, 91), (150, 101)]
-    scenes = tuple(rectangles(folder, size, BOXES, number) for number, size in enumerate(sizes))
+    scenes = tuple(rectangles(folder, size, RECTANGLES, number) for number, size in enumerate(sizes))
     return SceneSet("toys", scenes, ("red", "green", "blue"), map_values={10: 0, 11: 1, 12: 2})
 
 
@@ -111,7 +112,7 @@ def test_boxes_and_masks_lie_on_the_rectangles_of_the_image(
     toys: SceneSet, augmentation: Augmentation | None, epoch: int
 ) -> None:
     for index in range(len(toys.scenes)):
-        sample = read_sample(toys, index, "segment", SIZE, augmentation, 3, epoch=epoch)
+        sample = read_sample(toys, index, MASKS, SIZE, augmentation, 3, epoch=epoch)
         assert sample.image.shape == (3, *SIZE)
         assert sample.image.dtype == sample.target["masks"].dtype == torch.uint8
         assert sample.target["masks"].shape == (len(sample.target["labels"]), *SIZE)
@@ -128,7 +129,7 @@ def test_class_maps_lie_on_the_rectangles_and_are_ignored_elsewhere(
     toys: SceneSet, augmentation: Augmentation | None
 ) -> None:
     for index in range(len(toys.scenes)):
-        sample = read_sample(toys, index, "semantic", SIZE, augmentation, 5)
+        sample = read_sample(toys, index, CLASS_MAPS, SIZE, augmentation, 5)
         class_map = sample.target["class_map"]
         assert class_map.shape == SIZE
         assert class_map.dtype == torch.int64
@@ -139,8 +140,8 @@ def test_class_maps_lie_on_the_rectangles_and_are_ignored_elsewhere(
 
 def test_detect_gives_the_boxes_of_segment_where_nothing_is_cut(toys: SceneSet) -> None:
     for index in range(len(toys.scenes)):
-        detect = read_sample(toys, index, "detect", SIZE)
-        segment = read_sample(toys, index, "segment", SIZE)
+        detect = read_sample(toys, index, BOXES, SIZE)
+        segment = read_sample(toys, index, MASKS, SIZE)
         torch.testing.assert_close(detect.target["boxes"], segment.target["boxes"])
         assert detect.target["labels"].tolist() == [1, 2, 3]
         assert "masks" not in detect.target
@@ -148,8 +149,8 @@ def test_detect_gives_the_boxes_of_segment_where_nothing_is_cut(toys: SceneSet) 
 
 def test_letterboxed_boxes_by_hand(toys: SceneSet) -> None:
     # 80 x 160 in 96 x 128: scale 0.8, at the top left.
-    sample = read_sample(toys, 2, "detect", SIZE)
-    expected = torch.tensor(BOXES) * 0.8
+    sample = read_sample(toys, 2, BOXES, SIZE)
+    expected = torch.tensor(RECTANGLES) * 0.8
     torch.testing.assert_close(sample.target["boxes"], expected)
     assert (sample.image[:, 64:] == 114).all()
     assert sample.placement is not None
@@ -222,11 +223,13 @@ def test_a_crop_has_only_the_objects_that_are_in_it(toys: SceneSet) -> None:
     augmentation = replace(STILL, scale=(3, 3))
     counts = set()
     for epoch in range(30):
-        sample = read_sample(toys, 3, "segment", SIZE, augmentation, epoch=epoch)
+        sample = read_sample(toys, 3, MASKS, SIZE, augmentation, epoch=epoch)
         present = [label for label in range(3) if (colour_of(sample.image, label) > 127).sum() > 0]
         labels = [int(label) - 1 for label in sample.target["labels"]]
         assert set(labels) <= set(present)
-        full = torch.tensor([(BOXES[i][2] - BOXES[i][0]) * (BOXES[i][3] - BOXES[i][1]) * 9.0 for i in range(3)])
+        full = torch.tensor(
+            [(RECTANGLES[i][2] - RECTANGLES[i][0]) * (RECTANGLES[i][3] - RECTANGLES[i][1]) * 9.0 for i in range(3)]
+        )
         for label in range(3):
             share = (colour_of(sample.image, label) > 127).sum() / full[label]
             assert (label in labels) == bool(share >= 0.1) or 0.07 < share < 0.13
@@ -243,7 +246,7 @@ def test_a_mask_of_another_shape_makes_its_cut_box_tight(tmp_path: Path) -> None
     scenes = SceneSet("l", (scene,), ("l",))
     cut = 0
     for epoch in range(40):
-        sample = read_sample(scenes, 0, "segment", (60, 60), replace(STILL, scale=(2, 2)), epoch=epoch)
+        sample = read_sample(scenes, 0, MASKS, (60, 60), replace(STILL, scale=(2, 2)), epoch=epoch)
         for box, found in zip(sample.target["boxes"], sample.target["masks"], strict=True):
             np.testing.assert_allclose(box.numpy(), bounds(found.numpy()), atol=1e-4)
             cut += box.tolist() != [0, 0, 60, 60]
@@ -254,14 +257,14 @@ def test_crowds_and_objects_without_masks_are_no_targets(toys: SceneSet) -> None
     first, second, third = toys.scenes[0].instances
     instances = (replace(first, crowd=True), replace(second, segmentation=None), third)
     changed = replace(toys, scenes=(replace(toys.scenes[0], instances=instances),))
-    assert read_sample(changed, 0, "detect", SIZE).target["labels"].tolist() == [2, 3]
-    assert read_sample(changed, 0, "segment", SIZE).target["labels"].tolist() == [3]
+    assert read_sample(changed, 0, BOXES, SIZE).target["labels"].tolist() == [2, 3]
+    assert read_sample(changed, 0, MASKS, SIZE).target["labels"].tolist() == [3]
 
 
 def test_a_picture_without_objects_has_empty_targets(toys: SceneSet) -> None:
     empty = replace(toys, scenes=(replace(toys.scenes[0], instances=()),))
     for augmentation in (None, MOVING):
-        target = read_sample(empty, 0, "segment", SIZE, augmentation).target
+        target = read_sample(empty, 0, MASKS, SIZE, augmentation).target
         assert target["boxes"].shape == (0, 4)
         assert target["labels"].shape == (0,)
         assert target["masks"].shape == (0, *SIZE)
@@ -313,7 +316,7 @@ def test_keypoints_stay_on_their_spots(
 ) -> None:
     compared = 0
     for index, epoch in [(index, epoch) for index in range(2) for epoch in range(6)]:
-        sample = read_sample(people, index, "pose", size, augmentation, 1, epoch=epoch)
+        sample = read_sample(people, index, KEYPOINTS, size, augmentation, 1, epoch=epoch)
         mirrored = augmentation is not None and draw(1, epoch, index).flip < augmentation.hflip
         order = SCHEME.swapped if mirrored else (0, 1, 2)
         for keypoint, visibility, name in zip(order, (2, 1, 2), range(3), strict=True):
@@ -327,15 +330,15 @@ def test_keypoints_stay_on_their_spots(
 
 
 def test_the_left_keypoint_of_a_mirrored_object_is_at_the_left_one_of_its_mirror(people: SceneSet) -> None:
-    plain = read_sample(people, 0, "pose", (96, 96), STILL).target["keypoints"]
-    mirrored = read_sample(people, 0, "pose", (96, 96), replace(STILL, hflip=1)).target["keypoints"]
+    plain = read_sample(people, 0, KEYPOINTS, (96, 96), STILL).target["keypoints"]
+    mirrored = read_sample(people, 0, KEYPOINTS, (96, 96), replace(STILL, hflip=1)).target["keypoints"]
     expected = plain[[1, 0, 2]] * torch.tensor([-1.0, 1, 1]) + torch.tensor([96.0, 0, 0])
     torch.testing.assert_close(mirrored, expected)
 
 
 def test_the_region_without_augmentation_by_hand(people: SceneSet) -> None:
     # Box 42 x 48 about (33, 44): a square of 60 pixels from (3, 14) on.
-    sample = read_sample(people, 0, "pose", (120, 120))
+    sample = read_sample(people, 0, KEYPOINTS, (120, 120))
     assert sample.region == pytest.approx((3, 14, 63, 74))
     expected = torch.tensor([[34.0, 32, 2], [82, 42, 1], [54, 92, 2]])
     torch.testing.assert_close(sample.target["keypoints"], expected)
@@ -346,7 +349,7 @@ def test_turned_regions_have_no_empty_corners(people: SceneSet) -> None:
     white = replace(scene.instances[1], box=(70.0, 50, 90, 70))
     inside = replace(people, scenes=(replace(scene, instances=(white,)),))
     for epoch in range(5):
-        image = read_sample(inside, 0, "pose", (64, 48), replace(STILL, rotation=45), epoch=epoch).image
+        image = read_sample(inside, 0, KEYPOINTS, (64, 48), replace(STILL, rotation=45), epoch=epoch).image
         assert (image.amax(0) < 114).all()
 
 
@@ -354,13 +357,13 @@ def test_keypoints_outside_of_the_image_are_not_learned(people: SceneSet) -> Non
     scene = people.scenes[0]
     small = replace(scene.instances[1], box=(18.0, 28, 24, 34))
     changed = replace(people, scenes=(replace(scene, instances=(small,)),))
-    keypoints = read_sample(changed, 0, "pose", (64, 64), STILL).target["keypoints"]
+    keypoints = read_sample(changed, 0, KEYPOINTS, (64, 64), STILL).target["keypoints"]
     assert keypoints[:, 2].tolist() == [2, 0, 0]
 
 
 def test_a_mirrored_object_needs_a_scheme(people: SceneSet) -> None:
     with pytest.raises(DataError, match="3 keypoints but no scheme"):
-        read_sample(replace(people, keypoints=None), 0, "pose", (64, 64), replace(STILL, hflip=1))
+        read_sample(replace(people, keypoints=None), 0, KEYPOINTS, (64, 64), replace(STILL, hflip=1))
 
 
 # --- flips, colours ---
@@ -410,7 +413,7 @@ def test_kept_masks_and_pictures_are_those_of_the_files(toys: SceneSet) -> None:
     pictures = Pictures(toys, keep=True)
     for _ in range(2):
         for index, scene in enumerate(toys.scenes):
-            expected = np.stack([rectangle(box, scene.size) for box in BOXES])
+            expected = np.stack([rectangle(box, scene.size) for box in RECTANGLES])
             np.testing.assert_array_equal(pictures.masks(index), expected)
             np.testing.assert_array_equal(pictures.pixels(index), np.asarray(Image.open(scene.path)))
             labels = np.asarray(Image.open(str(scene.class_map))).astype(int)
@@ -421,7 +424,7 @@ def test_augmentation_leaves_kept_pictures_alone(toys: SceneSet) -> None:
     pictures = Pictures(toys, keep=True)
     before = [pictures.pixels(index).copy() for index in range(len(toys.scenes))]
     for index in range(len(toys.scenes)):
-        read_sample(toys, index, "segment", SIZE, Augmentation(scale=(1, 1)), pictures=pictures)
+        read_sample(toys, index, MASKS, SIZE, Augmentation(scale=(1, 1)), pictures=pictures)
     for index, pixels in enumerate(before):
         np.testing.assert_array_equal(pictures.pixels(index), pixels)
 
@@ -429,7 +432,7 @@ def test_augmentation_leaves_kept_pictures_alone(toys: SceneSet) -> None:
 def test_a_picture_of_another_size_is_named(toys: SceneSet) -> None:
     wrong = replace(toys, scenes=(replace(toys.scenes[0], size=(81, 100)),))
     with pytest.raises(ImageError, match=re.escape("0.png: 100 x 80 pixels, expected 100 x 81")):
-        read_sample(wrong, 0, "detect", SIZE)
+        read_sample(wrong, 0, BOXES, SIZE)
 
 
 def test_a_broken_mask_is_named_with_its_picture(toys: SceneSet) -> None:
@@ -437,7 +440,7 @@ def test_a_broken_mask_is_named_with_its_picture(toys: SceneSet) -> None:
     broken = replace(first, segmentation=runs(np.ones((5, 5), np.uint8)))
     scenes = replace(toys, scenes=(replace(toys.scenes[0], instances=(*others, broken)),))
     with pytest.raises(DataError, match=r"0\.png, object 2: .*size"):
-        read_sample(scenes, 0, "segment", SIZE)
+        read_sample(scenes, 0, MASKS, SIZE)
 
 
 # --- the loader ---
@@ -459,9 +462,9 @@ def same(first: list[Any], second: list[Any]) -> bool:
     return True
 
 
-def make(scenes: SceneSet, task: Any = "segment", batch_size: int = 3, **options: Any) -> SceneLoader:
+def make(scenes: SceneSet, kind: SampleKind = MASKS, batch_size: int = 3, **options: Any) -> SceneLoader:
     options = {"train": True, "augmentation": Augmentation(), "seed": 4, **options}
-    return SceneLoader(scenes, task, SIZE, batch_size, **options)
+    return SceneLoader(scenes, kind, SIZE, batch_size, **options)
 
 
 def test_batches_do_not_depend_on_workers_memory_or_history(toys: SceneSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,24 +504,24 @@ def test_training_leaves_out_the_last_part_validation_has_all_in_order(toys: Sce
     found = contents(validate)
     assert len(validate) == len(found) == 3
     assert [int(target["index"]) for _, targets in found for target in targets] == list(range(7))
-    expected = [read_sample(toys, index, "segment", SIZE) for index in range(7)]
+    expected = [read_sample(toys, index, MASKS, SIZE) for index in range(7)]
     assert torch.equal(torch.cat([images for images, _ in found]), torch.stack([s.image for s in expected]))
     assert len(make(toys, batch_size=50)) == len(contents(make(toys, batch_size=50))) == 1
 
 
 def test_pose_batches(people: SceneSet) -> None:
-    ((images, targets),) = contents(make(people, "pose", 2, train=False, augmentation=None))
+    ((images, targets),) = contents(make(people, KEYPOINTS, 2, train=False, augmentation=None))
     assert images.shape == (2, 3, *SIZE)
     assert [target["keypoints"].shape for target in targets] == [(3, 3), (3, 3)]
     assert [int(target["image_id"]) for target in targets] == [0, 1]
 
 
 def test_a_dataset_gives_samples_by_epoch_and_index(toys: SceneSet) -> None:
-    dataset = SceneDataset(toys, "semantic", SIZE, MOVING, 3)
+    dataset = SceneDataset(toys, CLASS_MAPS, SIZE, MOVING, 3)
     assert len(dataset) == 7
     sample = dataset[(2, 1)]
     assert isinstance(sample, Sample)
-    assert torch.equal(sample.image, read_sample(toys, 1, "semantic", SIZE, MOVING, 3, epoch=2).image)
+    assert torch.equal(sample.image, read_sample(toys, 1, CLASS_MAPS, SIZE, MOVING, 3, epoch=2).image)
 
 
 def with_bad(toys: SceneSet, folder: Path) -> SceneSet:
@@ -571,11 +574,11 @@ def test_scenes_without_what_a_task_needs_are_refused(
     with pytest.raises(DataError, match="no pictures"):
         make(replace(toys, scenes=()))
     with pytest.raises(DataError, match="no object with keypoints"):
-        make(toys, "pose")
+        make(toys, KEYPOINTS)
     with pytest.raises(DataError, match="2 of 2 pictures have no class map"):
-        make(people, "semantic")
+        make(people, CLASS_MAPS)
     with pytest.raises(DataError, match="no object with a mask"):
-        make(people, "segment")
+        make(people, MASKS)
     with pytest.raises(ConfigError, match="batch_size 0"):
         make(toys, batch_size=0)
     first, *others = toys.scenes[0].instances
@@ -586,9 +589,9 @@ def test_scenes_without_what_a_task_needs_are_refused(
 
 def test_memory_by_hand(toys: SceneSet) -> None:
     one = replace(toys, scenes=toys.scenes[:1])
-    assert memory_needed(one, "detect") == 80 * 100 * 3
-    assert memory_needed(one, "semantic") == 80 * 100 * 4
-    assert memory_needed(one, "segment") == 80 * 100 * 3 + 3 * 80 * 100 // 8
+    assert memory_needed(one, BOXES) == 80 * 100 * 3
+    assert memory_needed(one, CLASS_MAPS) == 80 * 100 * 4
+    assert memory_needed(one, MASKS) == 80 * 100 * 3 + 3 * 80 * 100 // 8
 
 
 def test_images_share_the_memory_of_their_pixels() -> None:

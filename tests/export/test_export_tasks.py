@@ -30,7 +30,7 @@ from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import Manifest, load_golden, load_golden_records, read_manifest, save_golden, sign
 from leanvit.runtime.engines import available
 from leanvit.runtime.task_predictor import TaskPredictor
-from leanvit.tasks.build import raw_answers
+from leanvit.tasks.build import raw_outputs
 from toy_tasks import SIZE, ToyTasks
 
 pytest_plugins = ("toy_tasks",)
@@ -86,7 +86,7 @@ def test_a_float_bundle_answers_as_the_torch_network(task: Any, toys: ToyTasks) 
     pixels = pixels_of(toys.split(task, "val"), 5)
     mean, std = (np.array(values, np.float32) for values in (info.preprocess.mean, info.preprocess.std))
     x = torch.from_numpy(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).copy())
-    expected = raw_answers(network, task, x)
+    expected = raw_outputs(network, task, x)
     found = TaskPredictor(toys.bundle(task, "fp32")).outputs(pixels)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-3, rtol=1e-3, err_msg=name)

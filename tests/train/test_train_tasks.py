@@ -24,11 +24,11 @@ from leanvit.files import only_writer
 from leanvit.quant.parts import is_quantized_network, load_quantized_network, quantize_network, save_network
 from leanvit.quant.store import load_quantized, save_quantized
 from leanvit.runtime.answers import METRICS, measure
-from leanvit.tasks.build import load_network, raw_answers
+from leanvit.tasks.build import load_network, raw_outputs
 from leanvit.tasks.detect import Detector
 from leanvit.tasks.measure import measure_network
 from leanvit.tasks.parts import parts_of
-from leanvit.tasks.segment import Segmenter
+from leanvit.tasks.semantic import Segmenter
 from leanvit.train import learning_rate
 from leanvit.train.tasks import TaskTrainer, make_optimizer, run, task_info
 from toy_tasks import HEADS, TASKS, TRAIN, VAL, ToyTasks, stop_after
@@ -44,7 +44,7 @@ def pictures(count: int = 3, seed: int = 0) -> torch.Tensor:
 
 def same_answers(first: nn.Module, second: nn.Module, task: Any) -> bool:
     """Bit-identical outputs of two networks in eval mode."""
-    one, two = (raw_answers(network.eval(), task, pictures()) for network in (first, second))
+    one, two = (raw_outputs(network.eval(), task, pictures()) for network in (first, second))
     return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -245,8 +245,13 @@ def test_readers_of_classifiers_and_of_tasks_refuse_each_others_files(toys: ToyT
         load_quantized(toys.quantized("pose") / "network")
     model = nn.Linear(2, 2)
     save_checkpoint(tmp_path / "c.safetensors", model, CheckpointInfo("resnet18", ("a", "b"), Preprocess((64, 64))))
-    with pytest.raises(CheckpointError, match="task 'classify', expected detect, segment, semantic or pose"):
+    with pytest.raises(CheckpointError, match="does not fit ResNet"):
         load_network(tmp_path / "c.safetensors")
+    save_checkpoint(
+        tmp_path / "o.safetensors", model, CheckpointInfo("resnet18", ("a",), Preprocess((64, 64)), task="o")
+    )
+    with pytest.raises(CheckpointError, match="task 'o', expected one of classify, detect, segment, pose, semantic"):
+        load_network(tmp_path / "o.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_network(tmp_path / "gone")
 
@@ -285,7 +290,7 @@ def test_an_edited_plan_reaches_the_part_that_it_names(toys: ToyTasks) -> None:
     found = quantize_network(network, info, toys.calibration("segment"), plan=edited)
     assert found.plan == edited
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    first, second = (raw_answers(one.module, "segment", pictures()) for one in (quantized, found))
+    first, second = (raw_outputs(one.module, "segment", pictures()) for one in (quantized, found))
     np.testing.assert_array_equal(first["boxes"], second["boxes"])
     assert not np.array_equal(first["masks"], second["masks"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from leanvit.progress import note
 
@@ -46,9 +46,9 @@ def bundle_images(manifest: Any, data: str, images: Any, bad_images: Any = "fail
 
 
 def read_scenes(data: str, split: Any, task: str) -> SceneSet:
-    from leanvit.annotations.load import load_scenes
+    from leanvit.tasks import task_named
     from leanvit.train.tasks import report_problems
 
-    scenes = load_scenes(data, split, task=cast(Any, task))
+    scenes = task_named(task).load(data, split)
     report_problems(scenes)
     return scenes

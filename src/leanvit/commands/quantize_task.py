@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import SceneSet
-from leanvit.annotations.load import load_scenes
+from leanvit.annotations.load import SceneSplit
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import MPTQConfig, QuantizeConfig, Task
+from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.errors import ConfigError
 from leanvit.quant.parts import QuantizedNetwork, quantize_network
 from leanvit.quant.plan import load_plan
 from leanvit.runtime.answers import METRICS
-from leanvit.tasks.measure import measure_network
+from leanvit.tasks.build import task_of_network
+from leanvit.tasks.measure import kind_of, measure_network
+
+SPLITS: tuple[SceneSplit, ...] = ("train", "val")
 
 
 def calibration_inputs(info: CheckpointInfo, scenes: SceneSet, count: int, seed: int) -> Tensor:
@@ -28,7 +30,9 @@ def calibration_inputs(info: CheckpointInfo, scenes: SceneSet, count: int, seed:
         raise ConfigError(f"calibration_images is {count}, expected at least 1")
     picks = np.sort(np.random.default_rng(seed).permutation(len(scenes.scenes))[:count])
     chosen = replace(scenes, scenes=tuple(scenes.scenes[i] for i in picks))
-    loader = SceneLoader(chosen, cast(Task, info.task), info.preprocess.input_size, 16, train=False, on_bad="skip")
+    loader = SceneLoader(
+        chosen, kind_of(task_of_network(info)), info.preprocess.input_size, 16, train=False, on_bad="skip"
+    )
     batches = [to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in loader]
     return torch.cat(batches)[:count]
 
@@ -40,7 +44,7 @@ def quantize_and_measure(
 
     The report holds both, under float_metrics and metrics. Raises DataError, ConfigError, CalibrationError.
     """
-    train, val = (load_scenes(config.data, split, task=cast(Task, info.task)) for split in ("train", "val"))
+    train, val = (task_of_network(info).load(config.data, split) for split in SPLITS)
     x = calibration_inputs(info, train, config.calibration_images, config.seed)
     plan = dict(load_plan(config.plan)) if config.plan else None
     quantized = quantize_network(network, info, x, scheme, plan=plan, folder=config.output)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.annotations import SceneSet
-from leanvit.config.tasks import Task
 from leanvit.data.loader import epoch_order
 from leanvit.data.scene_augment import Augmentation
-from leanvit.data.scene_samples import Pictures, Sample, read_sample, usable
+from leanvit.data.scene_samples import Pictures, Sample, SampleKind, Size, read_sample
 from leanvit.errors import ConfigError, DataError, ImageError, LeanvitError
 from leanvit.progress import note, track
+from leanvit.runtime.answers import Place
 
 MEMORY_LIMIT_BYTES = 2 * 2**30
 
@@ -29,13 +29,13 @@ Batch = tuple[Tensor, list[dict[str, Tensor]]]
 
 
 class SceneDataset(Dataset[Sample]):
-    """Samples of a task by (epoch, index): scenes, for pose objects."""
+    """Samples of one kind by (epoch, index)."""
 
     def __init__(
         self,
         scene_set: SceneSet,
-        task: Task,
-        size: tuple[int, int],
+        kind: SampleKind,
+        size: Size,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         *,
@@ -43,16 +43,19 @@ class SceneDataset(Dataset[Sample]):
     ) -> None:
         """size: (height, width) of the images. augmentation: None for none. keep: hold what was decoded.
 
-        Raises DataError where the scenes have nothing for this task.
+        Raises DataError where the scenes have nothing of this kind.
         """
         self.pictures = Pictures(scene_set, keep)
-        self.scene_set, self.task, self.size = scene_set, task, size
+        self.scene_set, self.kind, self.size = scene_set, kind, size
         self.augmentation, self.seed = augmentation, seed
-        _check(self.pictures, task)
+        if not scene_set.scenes:
+            raise DataError(f"{scene_set.name}: no pictures, expected at least one. Add some, or check the split.")
+        kind.check(self.pictures)
+        self.scenes = kind.scenes(self.pictures)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.pictures.objects if self.task == "pose" else self.scene_set.scenes)
+        return len(self.scenes)
 
     def __getitem__(self, key: Key) -> Sample:
         """Sample of (epoch, index). Raises ImageError, DataError."""
@@ -60,7 +63,7 @@ class SceneDataset(Dataset[Sample]):
         return read_sample(
             self.scene_set,
             index,
-            self.task,
+            self.kind,
             self.size,
             self.augmentation,
             self.seed,
@@ -70,50 +73,16 @@ class SceneDataset(Dataset[Sample]):
 
     def scene_of(self, index: int) -> int:
         """Index of the scene that a sample shows."""
-        return self.pictures.objects[index][0] if self.task == "pose" else index
+        return self.scenes[index]
+
+    def place_of(self, index: int) -> Place:
+        """Where the image of a sample lies in its picture, where nothing is changed at random."""
+        return self.kind.place(self.pictures, index, self.size)
 
 
-def _check(pictures: Pictures, task: Task) -> None:
-    """Raise DataError where no scene has what the task learns; say how many objects can't be used."""
-    scene_set = pictures.scene_set
-    if not scene_set.scenes:
-        raise DataError(f"{scene_set.name}: no pictures, expected at least one. Add some, or check the split.")
-    if task == "pose" and not pictures.objects:
-        raise DataError(f"{scene_set.name}: no object with keypoints, expected some for pose. Annotate them.")
-    if task == "semantic":
-        _check_maps(scene_set)
-    if task == "segment":
-        _check_masks(scene_set)
-
-
-def _check_maps(scene_set: SceneSet) -> None:
-    without = [scene for scene in scene_set.scenes if scene.class_map is None]
-    if without:
-        raise DataError(
-            f"{scene_set.name}: {len(without)} of {len(scene_set.scenes)} pictures have no class map "
-            f"(the first is {without[0].path}), expected one for each. Add the maps, or leave the pictures out."
-        )
-
-
-def _check_masks(scene_set: SceneSet) -> None:
-    objects = sum(len(usable(scene, "detect")) for scene in scene_set.scenes)
-    masks = sum(len(usable(scene, "segment")) for scene in scene_set.scenes)
-    if not masks:
-        raise DataError(f"{scene_set.name}: no object with a mask, expected some. Annotate them, or use task detect.")
-    if masks < objects:
-        note(f"{scene_set.name}: {objects - masks} of {objects} objects have no mask and are left out")
-
-
-def memory_needed(scene_set: SceneSet, task: Task) -> int:
+def memory_needed(scene_set: SceneSet, kind: SampleKind) -> int:
     """Bytes of all decoded pictures, masks and class maps."""
-
-    def needed(index: int) -> int:
-        scene = scene_set.scenes[index]
-        pixels = scene.size[0] * scene.size[1]
-        masks = len(usable(scene, task)) * pixels // 8 if task == "segment" else 0
-        return pixels * (4 if task == "semantic" else 3) + masks
-
-    return sum(needed(index) for index in range(len(scene_set.scenes)))
+    return sum(3 * scene.size[0] * scene.size[1] + kind.extra_bytes(scene) for scene in scene_set.scenes)
 
 
 @dataclass
@@ -173,7 +142,7 @@ def _unpack(packed: _Packed) -> Batch:
 
 
 class SceneLoader:
-    """Batches of a task: images (B, 3, H, W) uint8 and B targets as in `Sample`.
+    """Batches of one kind of samples: images (B, 3, H, W) uint8 and B targets as in `Sample`.
 
     In training samples come in the order of (seed, epoch), augmented, and the last incomplete batch is left out;
     else all in stored order as they are. bad: pictures that could not be read and were left out, each once.
@@ -182,8 +151,8 @@ class SceneLoader:
     def __init__(
         self,
         scene_set: SceneSet,
-        task: Task,
-        size: tuple[int, int],
+        kind: SampleKind,
+        size: Size,
         batch_size: int,
         *,
         train: bool,
@@ -196,12 +165,12 @@ class SceneLoader:
 
         size: (height, width) of the images. augmentation: used in training only. workers: processes that read; 0:
         this one, with a thread. on_bad: what a picture that can't be read does.
-        Raises ConfigError, DataError where the scenes have nothing for the task, ImageError for a bad picture.
+        Raises ConfigError, DataError where the scenes have nothing of this kind, ImageError for a bad picture.
         """
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch_size {batch_size} and workers {workers}, expected at least 1 and 0")
-        fits = memory_needed(scene_set, task) <= MEMORY_LIMIT_BYTES
-        self.dataset = SceneDataset(scene_set, task, size, augmentation if train else None, seed, keep=fits)
+        fits = memory_needed(scene_set, kind) <= MEMORY_LIMIT_BYTES
+        self.dataset = SceneDataset(scene_set, kind, size, augmentation if train else None, seed, keep=fits)
         self.batch_size, self.train, self.workers, self.on_bad = batch_size, train, workers, on_bad
         self.epoch = 0
         self.bad: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,6 @@ from leanvit import imaging
 from leanvit.annotations import BoolMask, Instance, Scene, SceneSet
 from leanvit.annotations.maps import load_map
 from leanvit.annotations.masks import decode_mask
-from leanvit.config.tasks import Task
 from leanvit.data.scene_augment import (
     Augmentation,
     Draws,
@@ -36,20 +36,23 @@ from leanvit.data.scene_augment import (
     whole,
 )
 from leanvit.errors import DataError, ImageError
+from leanvit.runtime.answers import Place
 from leanvit.runtime.decode import Box, crop_region, pose_region
 from leanvit.runtime.letterbox import Placement, letterbox
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Sample:
     """One picture, or one object of it for pose, as a network sees it.
 
-    image: (3, H, W) uint8, RGB. target: what the task learns, in pixels of the image:
-      detect: boxes (N, 4) float32 xyxy, labels (N,) int64 from 1 (0 is the background of torchvision's detectors);
-      segment: also masks (N, H, W) uint8 of 0 and 1;
-      semantic: class_map (H, W) int64, 255 where no class is known;
-      pose: keypoints (K, 3) float32 of x, y, visibility (0 also where augmentation moved one out of the image);
-      all: index () int64 of the scene (pose: of the object in `pose_objects`), image_id () int64.
+    image: (3, H, W) uint8, RGB. target: what the task learns, in pixels of the image, by the kind of the sample:
+      BOXES: boxes (N, 4) float32 xyxy, labels (N,) int64 from 1 (0 is the background of torchvision's detectors);
+      MASKS: also masks (N, H, W) uint8 of 0 and 1;
+      CLASS_MAPS: class_map (H, W) int64, 255 where no class is known;
+      KEYPOINTS: keypoints (K, 3) float32 of x, y, visibility (0 also where augmentation moved one out of the image);
+      all: index () int64 of the sample, image_id () int64.
     placement: of the picture in the image, where it is not augmented. region: of the picture, for pose.
     """
 
@@ -88,7 +91,7 @@ class Pictures:
     def masks(self, index: int) -> NDArray[np.uint8]:
         """Of the scene's objects to segment: (N, height, width) uint8 of 0 and 1. Raises DataError."""
         scene = self._scene(index)
-        objects = usable(scene, "segment")
+        objects = with_masks(scene)
         shape = (len(objects), *scene.size)
         packed = self._masks.get(index)
         if packed is None:
@@ -135,14 +138,14 @@ def _read_mask(scene: Scene, number: int, instance: Instance) -> BoolMask:
         raise DataError(f"{scene.path}, object {number}: {error}. Correct the annotation or leave it out.") from error
 
 
-def usable(scene: Scene, task: Task) -> tuple[Instance, ...]:
-    """The objects of a scene that a task learns: no crowds, and those that have what it needs."""
-    objects = (instance for instance in scene.instances if not instance.crowd)
-    if task == "segment":
-        return tuple(instance for instance in objects if instance.segmentation is not None)
-    if task == "pose":
-        return tuple(instance for instance in objects if _has_keypoints(instance))
-    return tuple(objects) if task == "detect" else ()
+def no_crowds(scene: Scene) -> tuple[Instance, ...]:
+    """The objects of a scene that are boxes to learn."""
+    return tuple(instance for instance in scene.instances if not instance.crowd)
+
+
+def with_masks(scene: Scene) -> tuple[Instance, ...]:
+    """The objects of a scene that are masks to learn."""
+    return tuple(instance for instance in no_crowds(scene) if instance.segmentation is not None)
 
 
 def _has_keypoints(instance: Instance) -> bool:
@@ -159,11 +162,29 @@ def pose_objects(scene_set: SceneSet) -> tuple[tuple[int, int], ...]:
     )
 
 
+@dataclass(frozen=True)
+class SampleKind:
+    """What one sample of a task is, and how it is read out of annotated pictures. Those there are: scene_kinds.
+
+    scenes: (pictures) -> the scene of every sample, in order. read: (pictures, index, size, augmentation, draws) ->
+        the sample, with index and image_id still to come.
+    place: (pictures, index, size) -> where the image of a sample lies in its picture, where it is not augmented.
+    check: (pictures) -> None; raises DataError where nothing can be learned from them.
+    extra_bytes: (scene) -> bytes of what is decoded beside the pixels.
+    """
+
+    scenes: Callable[[Pictures], Sequence[int]]
+    read: Callable[[Pictures, int, Size, Augmentation | None, Draws], Sample]
+    place: Callable[[Pictures, int, Size], Place]
+    check: Callable[[Pictures], None]
+    extra_bytes: Callable[[Scene], int]
+
+
 def read_sample(
     scene_set: SceneSet,
     index: int,
-    task: Task,
-    size: tuple[int, int],
+    kind: SampleKind,
+    size: Size,
     augmentation: Augmentation | None = None,
     seed: int = 0,
     *,
@@ -172,62 +193,68 @@ def read_sample(
 ) -> Sample:
     """One sample; a pure function of its arguments.
 
-    index: of the scene, for pose of the object in `pose_objects`. size: (height, width) of the network's input.
-    augmentation: None for the picture as it is, letterboxed (pose: the region around the object). pictures: where
-    decoded ones are held. Crowds are no targets; objects of which less than 2 pixels a side or 10% are in the image
-    are left out. Raises ImageError for a picture that can't be read, DataError for annotations that can't.
+    index: of the sample: for KEYPOINTS of the object in `pose_objects`, else of the scene. size: (height, width) of
+    the network's input. augmentation: None for the picture as it is, letterboxed (KEYPOINTS: the region around the
+    object). pictures: where decoded ones are held. Crowds are no targets; objects of which less than 2 pixels a side or
+    10% are in the image are left out. Raises ImageError for a picture that can't be read, DataError for annotations
+    that can't.
     """
     pictures = pictures or Pictures(scene_set)
-    drawn = draw(seed, epoch, index)
-    read = _read_object if task == "pose" else _read_scene
-    sample = read(pictures, index, task, size, augmentation, drawn)
+    sample = kind.read(pictures, index, size, augmentation, draw(seed, epoch, index))
     sample.target["index"] = torch.tensor(index)
     sample.target["image_id"] = torch.tensor(sample.image_id)
     return sample
 
 
-def _read_scene(
-    pictures: Pictures,
-    index: int,
-    task: Task,
-    size: tuple[int, int],
-    augmentation: Augmentation | None,
-    drawn: Draws,
-) -> Sample:
+def laid(
+    pictures: Pictures, index: int, layers: Layers, size: Size, augmentation: Augmentation | None, drawn: Draws
+) -> tuple[Tensor, dict[str, Tensor], Placement | None, float]:
+    """A whole picture and its annotations in the network's input, changed at random or letterboxed.
+
+    layers: annotations of scene `index`. Returns the image, the layers, the placement of a letterboxed picture, and
+    the pixels of the image for a pixel of the picture.
+    """
     scene = pictures.scene_set.scenes[index]
-    objects = usable(scene, task)
     pixels = pictures.pixels(index)
-    layers = _annotations(pictures, index, task, objects)
-    place = None
+    found = None
     if augmentation is None:
-        letterboxed, place = letterbox(pixels, size)
-        down, across = (whole(*axis) for axis in zip(scene.size, place.size, size, strict=True))
+        letterboxed, found = letterbox(pixels, size)
+        down, across = (whole(*axis) for axis in zip(scene.size, found.size, size, strict=True))
         placed = lay(layers, down, across) | {"image": to_image(letterboxed)}
     else:
         down, across = random_spans(scene.size, size, augmentation, drawn)
         placed = jitter_scene({"image": to_image(pixels), **layers}, down, across, augmentation, drawn)
-    target = _plain(placed)
-    image = target.pop("image").contiguous()
-    if task == "semantic":
-        target["class_map"] = target["class_map"][0].long()
-    else:
-        target["labels"] = torch.tensor([instance.label + 1 for instance in objects], dtype=torch.int64)
-        target = _visible(target, _plain(layers), down.scale * across.scale)
-    return Sample(image, target, scene.image_id, place)
+    target = plain(placed)
+    return target.pop("image").contiguous(), target, found, down.scale * across.scale
 
 
-def _annotations(pictures: Pictures, index: int, task: Task, objects: tuple[Instance, ...]) -> Layers:
-    size = pictures.scene_set.scenes[index].size
-    if task == "semantic":
-        return {"class_map": tv_tensors.Mask(torch.from_numpy(pictures.class_map(index))[None])}
+def read_objects(
+    pictures: Pictures, index: int, size: Size, augmentation: Augmentation | None, drawn: Draws, *, masks: bool
+) -> Sample:
+    """A picture with the boxes of its objects, and with their masks where these are asked for."""
+    scene = pictures.scene_set.scenes[index]
+    objects = with_masks(scene) if masks else no_crowds(scene)
     boxes = torch.tensor([instance.box for instance in objects], dtype=torch.float32).reshape(-1, 4)
-    layers: Layers = {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)}
-    if task == "segment":
+    layers: Layers = {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=scene.size)}
+    if masks:
         layers["masks"] = tv_tensors.Mask(torch.from_numpy(pictures.masks(index)))
-    return layers
+    image, target, found, zoom = laid(pictures, index, layers, size, augmentation, drawn)
+    target["labels"] = torch.tensor([instance.label + 1 for instance in objects], dtype=torch.int64)
+    return Sample(image, _visible(target, plain(layers), zoom), scene.image_id, found)
 
 
-def _plain(layers: Layers) -> dict[str, Tensor]:
+def read_class_map(
+    pictures: Pictures, index: int, size: Size, augmentation: Augmentation | None, drawn: Draws
+) -> Sample:
+    """A picture with the class of every pixel."""
+    layers: Layers = {"class_map": tv_tensors.Mask(torch.from_numpy(pictures.class_map(index))[None])}
+    image, target, found, _ = laid(pictures, index, layers, size, augmentation, drawn)
+    target["class_map"] = target["class_map"][0].long()
+    return Sample(image, target, pictures.scene_set.scenes[index].image_id, found)
+
+
+def plain(layers: Layers) -> dict[str, Tensor]:
+    """Layers as plain tensors."""
     return {name: value.as_subclass(Tensor) for name, value in layers.items()}
 
 
@@ -251,14 +278,10 @@ def _count(masks: Tensor) -> Tensor:
     return masks.flatten(1).sum(1)
 
 
-def _read_object(
-    pictures: Pictures,
-    index: int,
-    task: Task,
-    size: tuple[int, int],
-    augmentation: Augmentation | None,
-    drawn: Draws,
+def read_keypoints(
+    pictures: Pictures, index: int, size: Size, augmentation: Augmentation | None, drawn: Draws
 ) -> Sample:
+    """The region around one object with its keypoints."""
     scene_index, instance_index = pictures.objects[index]
     scene = pictures.scene_set.scenes[scene_index]
     instance = scene.instances[instance_index]
@@ -275,7 +298,7 @@ def _read_object(
     degrees = augmentation.rotation * (2 * drawn.angle - 1)
     layers = crop_turned(pixels, known[:, :2], moved, degrees, size)
     flipped = drawn.flip < augmentation.hflip
-    changed = _plain(flip(layers) if flipped else layers)
+    changed = plain(flip(layers) if flipped else layers)
     keypoints = torch.cat([changed["keypoints"], known[:, 2:]], 1)
     if flipped:
         keypoints = swap_sides(keypoints, _scheme_sides(pictures.scene_set, len(keypoints)))

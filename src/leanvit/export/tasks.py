@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanvit import imaging
 from leanvit.annotations import Outputs, SceneSet
@@ -34,7 +34,7 @@ from leanvit.runtime.bundle import MODEL_NAME, Manifest, finish, sign, staging_f
 from leanvit.runtime.engines import available, runtime_of
 from leanvit.runtime.task_golden import MATCHED_SHARE, golden_records, golden_values, least_share, worst_sqnr_db
 from leanvit.runtime.task_predictor import TaskPredictor
-from leanvit.tasks.build import raw_answers
+from leanvit.tasks.build import task_of_network
 from leanvit.tasks.detect import PYRAMID, Detector
 from leanvit.tasks.measure import measure_bundle
 from leanvit.tasks.parts import WHOLE, example_of, output_names, parts_of, with_parts
@@ -136,7 +136,7 @@ def _graphs(
         return graphs, {name: profile_for(part, profile) for name, part in model.parts.items()}
     if profile not in ("auto", "fp32"):
         raise ConfigError(f"profile {profile} does not fit a float network. Quantize it first: leanvit quantize")
-    graphs = {name: trace(part.eval().cpu(), example_of(name, info)) for name, part in parts_of(model).items()}
+    graphs = {name: trace(part.eval().cpu(), example_of(model, name, info)) for name, part in parts_of(model).items()}
     return graphs, dict.fromkeys(graphs, "fp32")
 
 
@@ -152,12 +152,13 @@ def lower_network(
     A detector has opset 21 always: ONNX Runtime has no RoIAlign of a later one.
     """
     opset = 21 if isinstance(network, Detector) else opset
+    names = output_names(network, info)
     lowered = {
         name: lower(
             graph,
             info.preprocess if name in (WHOLE, PYRAMID) else None,
             profiles[name],
-            outputs=output_names(name, info),
+            outputs=names[name],
             opset=opset,
         )
         for name, graph in graphs.items()
@@ -172,17 +173,8 @@ def lower_network(
 def network_outputs(network: nn.Module, info: CheckpointInfo, pixels: imaging.Pixels) -> Outputs:
     """Outputs of a torch network, of float32 or float64, for prepared pictures (N, H, W, 3) uint8, as a bundle's."""
     x = to_input(torch.from_numpy(pixels), info.preprocess).to(some_tensor(network).dtype)
-    outputs = raw_answers(network, cast(Task, info.task), x)
-    if isinstance(network, Detector):
-        outputs["objectness"] = _objectness(network, x)
-    return outputs
-
-
-@torch.inference_mode()
-def _objectness(network: Detector, x: Tensor) -> Any:
-    """Objectness logits (B, N) of every anchor, levels one after another, as torchvision orders them."""
-    levels, _ = network.network.rpn.head(list(network.network.backbone(x).values()))
-    return torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels], 1).numpy()
+    task = task_of_network(info)
+    return task.outputs(network, x) | task.more_outputs(network, x)
 
 
 def golden_pictures(scenes: SceneSet | None, info: CheckpointInfo) -> list[bytes]:

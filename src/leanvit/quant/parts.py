@@ -17,8 +17,8 @@ from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
 from leanvit.tasks.build import build_network
-from leanvit.tasks.detect import PYRAMID
-from leanvit.tasks.parts import PART_OUTPUTS, WHOLE, example_of, part_inputs, parts_of, with_parts
+from leanvit.tasks.detect import PART_OUTPUTS, PYRAMID
+from leanvit.tasks.parts import WHOLE, example_of, part_inputs, parts_of, with_parts
 
 REPORT_NAME = "quantize.json"
 
@@ -121,7 +121,7 @@ def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, Checkp
                 f"{folder}: part {name} is of another network than {names[0]}, expected parts of one. "
                 "Quantize again, into an empty folder."
             )
-        return parts_of(network)[name], example_of(name, info)
+        return parts_of(network)[name], example_of(network, name, info)
 
     found = {name: load_quantized(folder / name, partial(make, name))[0] for name in names}
     info, network = built[0]

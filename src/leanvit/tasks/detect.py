@@ -1,16 +1,19 @@
 """Detection and instance segmentation: torchvision's Faster R-CNN and Mask R-CNN on any backbone.
 
 Head, losses, proposals and decoding are torchvision's (Ren et al., arXiv 1506.01497; He et al., arXiv 1703.06870;
-Lin et al., arXiv 1612.03144). Ours are the backbone, the fixed input size, and the cut into three networks without
-data-dependent shapes, which are what MPTQ quantizes and the exporter lowers: `PyramidPart`, `BoxPart`, `MaskPart`.
+Lin et al., arXiv 1612.03144). Ours are the backbone, the fixed input size, losses image by image, and the cut into
+three networks without data-dependent shapes, which are what MPTQ quantizes and the exporter lowers: `PyramidPart`,
+`BoxPart`, `MaskPart`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -20,8 +23,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
+from leanvit.annotations import Outputs
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.data.scene_kinds import BOXES, MASKS
 from leanvit.errors import ConfigError
-from leanvit.tasks.features import STRIDES, BackboneConfig, Pyramid
+from leanvit.tasks.features import STRIDES, BackboneConfig, Features, Pyramid
+from leanvit.tasks.task import Targets, TrainingTask, register
 
 LEVELS = [str(i) for i in range(len(STRIDES))]
 CANONICAL_SIZE = 28
@@ -32,6 +40,18 @@ PYRAMID, BOX, MASK = "pyramid", "box", "mask"
 
 BOX_CELLS = 7
 MASK_CELLS = 14
+MASK_SIDE = 28
+"""Cells a side of a mask, twice MASK_CELLS (He et al., figure 4)."""
+
+PART_OUTPUTS: dict[str, tuple[str, ...]] = {
+    PYRAMID: tuple(f"{name}_{level}" for name in ("map", "objectness", "deltas") for level in LEVELS),
+    BOX: ("class_logits", "box_deltas"),
+    MASK: ("mask_logits",),
+}
+"""What the parts of a detector return; the pyramid takes images, the others cells of it."""
+
+CELLS_KEPT = 512
+"""Cut-outs of the pyramid on which box and mask heads are calibrated: as many as one image's boxes in training."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +61,8 @@ class DetectorConfig:
     masks: instance segmentation as well. anchor_scale: side of an anchor in strides of its level.
     head_width: of the box head's two layers. mask_width, mask_layers: of the mask head.
     proposals: boxes that the second stage looks at, of four times as many candidates a level.
-    sampled: boxes an image that the second stage learns from. detections: most objects in an answer.
-    score_threshold, nms_threshold: of the answer.
+    sampled: boxes an image that the second stage learns from. detections: most objects of a picture.
+    score_threshold, nms_threshold: of the objects that are returned.
     """
 
     masks: bool = True
@@ -115,10 +135,38 @@ class Detector(nn.Module):
         """Backbone and FPN."""
         return self.network.backbone
 
-    def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """x: (B, 3, H, W) float32 normalised. targets: boxes (N, 4), labels (N,) from 1, masks (N, H, W), per image."""
-        found: dict[str, Tensor] = self.network(list(x), targets)
-        return found
+    def losses(self, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
+        """torchvision's losses of each image: (B,) float32 by name.
+
+        Its own are means over what was sampled in the whole batch, so that an image's share depends on the others in
+        it. Image by image, a step is the same however it is cut into parts or shared by processes. Anchors and
+        proposals are sampled from the image's seed.
+        x: (B, 3, H, W) float32 normalised. targets: boxes (N, 4), labels (N,) from 1, masks (N, H, W), of each image.
+        """
+        maps = self.pyramid_maps(x)
+        each = [
+            self._losses_of_image(x[i : i + 1], {level: m[i : i + 1] for level, m in maps.items()}, target, seed)
+            for i, (target, seed) in enumerate(zip(targets, seeds, strict=True))
+        ]
+        return {name: torch.stack([losses[name].float() for losses in each]) for name in each[0]}
+
+    def pyramid_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps of all levels for x (B, 3, H, W)."""
+        maps: dict[str, Tensor] = self.network.backbone(x)
+        return maps
+
+    def _losses_of_image(
+        self, x: Tensor, maps: dict[str, Tensor], target: dict[str, Tensor], seed: int
+    ) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        size = (x.shape[-2], x.shape[-1])
+        proposals, first = self.network.rpn(ImageList(x, [size]), maps, [target])
+        if not len(proposals[0]) + len(target["boxes"]):
+            # Nothing to sample from: a mean over nothing would be NaN.
+            proposals = [x.new_tensor([[0.0, 0.0, size[1], size[0]]])]
+        _, second = self.network.roi_heads(maps, proposals, [size], [target])
+        losses: dict[str, Tensor] = {**second, **first}
+        return losses
 
     def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
         """Detections of each image: boxes (D, 4), scores (D,), labels (D,) from 1, masks (D, 1, 28, 28) sigmoid."""
@@ -129,6 +177,42 @@ class Detector(nn.Module):
         """The three networks without data-dependent shapes; they share this detector's weights."""
         parts: dict[str, nn.Module] = {PYRAMID: PyramidPart(self), BOX: BoxPart(self)}
         return parts | ({MASK: MaskPart(self)} if self.config.masks else {})
+
+    def part_outputs(self) -> dict[str, tuple[str, ...]]:
+        """What every part returns, in order."""
+        return {name: PART_OUTPUTS[name] for name in self.parts()}
+
+    def part_example(self, part: str, size: tuple[int, int]) -> Tensor:
+        """An input of a part: (2, 3, H, W), or (2, C, cells, cells) of the pyramid."""
+        if part == PYRAMID:
+            return torch.zeros(2, 3, *size)
+        side = BOX_CELLS if part == BOX else MASK_CELLS
+        return torch.zeros(2, self.pyramid.out_channels, side, side)
+
+    def part_inputs(self, x: Tensor, seed: int) -> dict[str, Tensor]:
+        """What every part reads for x (B, 3, H, W): of cells at most CELLS_KEPT, drawn by the seed."""
+        heads = self.network.roi_heads
+        seen: dict[str, list[Tensor]] = {BOX: [], MASK: []}
+        pools: dict[str, Any] = {BOX: heads.box_roi_pool, MASK: heads.mask_roi_pool}
+        hooks = [
+            pool.register_forward_hook(lambda _m, _a, output, name=name: seen[name].append(output))
+            for name, pool in pools.items()
+            if pool is not None
+        ]
+        try:
+            for batch in torch.split(x, 16):
+                self(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        generator = torch.Generator().manual_seed(seed)
+        inputs = {PYRAMID: x}
+        for name in self.parts():
+            if name in seen:
+                cells = torch.cat(seen[name])
+                picks = torch.randperm(len(cells), generator=generator)[:CELLS_KEPT].sort().values
+                inputs[name] = cells[picks.to(cells.device)]
+        return inputs
 
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         """Run `parts` (of the same interface, e.g. quantized) instead of this detector's own networks."""
@@ -213,11 +297,11 @@ class _Replaced(nn.Module):
         super().__init__()
         self.part = part
         self.out_channels = out_channels
-        self.answers: list[Tensor] = []
+        self.anchor_maps: list[Tensor] = []
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = list(self.part(x))
-        self.answers = found[len(LEVELS) :]
+        self.anchor_maps = found[len(LEVELS) :]
         return dict(zip(LEVELS, found, strict=False))
 
 
@@ -229,6 +313,81 @@ class _Remembered(nn.Module):
         self.source = [replaced]  # in a list, or it would be registered a second time
         self.levels = levels
 
-    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        answers = self.source[0].answers
-        return answers[: self.levels], answers[self.levels :]
+    def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        maps = self.source[0].anchor_maps
+        return maps[: self.levels], maps[self.levels :]
+
+
+def _build(info: CheckpointInfo) -> nn.Module:
+    options = dict(info.head)
+    channels = options.pop("channels", 256)
+    backbone = BackboneConfig(info.architecture, info.preprocess.input_size, channels, info.kwargs)
+    return Detector(backbone, len(info.labels), from_dict(DetectorConfig, options, "head"))
+
+
+def _head(config: TaskTrainConfig, *, masks: bool) -> dict[str, Any]:
+    names = ("anchor_scale", "head_width", "mask_width", "mask_layers", "proposals", "sampled", "detections")
+    head = DetectorConfig(masks=masks, **{name: getattr(config, name) for name in names})
+    return {"channels": config.channels, **to_dict(head)}
+
+
+@torch.inference_mode()
+def padded_outputs(network: nn.Module, x: Tensor) -> Outputs:
+    """torchvision's lists as arrays of `detections` rows; labels count from 0."""
+    detector = cast(Detector, network)
+    found = detector(x)
+    count, places = len(found), detector.config.detections
+    outputs: Outputs = {
+        "boxes": np.zeros((count, places, 4), np.float32),
+        "scores": np.zeros((count, places), np.float32),
+        "labels": np.zeros((count, places), np.int64),
+    }
+    if detector.config.masks:
+        outputs["masks"] = np.zeros((count, places, MASK_SIDE, MASK_SIDE), np.float32)
+    for row, objects in enumerate(found):
+        kept = len(objects["scores"])
+        for name in outputs:
+            value = objects[name].float().cpu().numpy()
+            outputs[name][row, :kept] = value[:, 0] if name == "masks" else value - (name == "labels")
+    return outputs
+
+
+@torch.inference_mode()
+def objectness(network: nn.Module, x: Tensor) -> Outputs:
+    """Objectness logits (B, N) of every anchor, levels one after another, as torchvision orders them."""
+    detector = cast(Detector, network)
+    levels, _ = detector.network.rpn.head(list(detector.pyramid_maps(x).values()))
+    return {"objectness": torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in levels], 1).cpu().numpy()}
+
+
+def _losses(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
+    return cast(Detector, network).losses(x, targets, seeds)
+
+
+def _features(network: nn.Module) -> Features:
+    return cast(Detector, network).pyramid.features
+
+
+DETECT = register(
+    TrainingTask(
+        name="detect",
+        build=_build,
+        output_names=("boxes", "scores", "labels"),
+        outputs=padded_outputs,
+        more_outputs=objectness,
+        losses=_losses,
+        samples=BOXES,
+        features=_features,
+        head=partial(_head, masks=False),
+    )
+)
+SEGMENT = register(
+    replace(
+        DETECT,
+        name="segment",
+        output_names=("boxes", "scores", "labels", "masks"),
+        samples=MASKS,
+        annotations="segment",
+        head=partial(_head, masks=True),
+    )
+)

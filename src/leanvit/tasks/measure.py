@@ -1,4 +1,4 @@
-"""The metric of a task, of a torch network or of anything else that gives raw answers for prepared pictures."""
+"""The metric of a task, of a torch network or of anything else that returns raw outputs for prepared pictures."""
 
 from __future__ import annotations
 
@@ -11,35 +11,31 @@ from torch import Tensor, nn
 
 from leanvit.annotations import Outputs, SceneSet
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import Task
 from leanvit.data.loader import to_input
 from leanvit.data.scene_loader import SceneLoader
-from leanvit.data.scene_samples import pose_objects
-from leanvit.errors import DataError
+from leanvit.data.scene_samples import SampleKind
+from leanvit.errors import ConfigError, DataError
 from leanvit.progress import track
-from leanvit.runtime.answers import Batch, Place, measure
-from leanvit.runtime.decode import pose_region
-from leanvit.runtime.letterbox import place
+from leanvit.runtime.answers import Batch, measure
 from leanvit.runtime.task_predictor import TaskPredictor
-from leanvit.tasks.build import raw_answers
+from leanvit.tasks import TrainingTask, task_named
+from leanvit.tasks.build import task_of_network
 
 
 def batches_of(
-    task: Task, scenes: SceneSet, size: tuple[int, int], batch_size: int, answer: Callable[[Tensor], Outputs]
+    task: TrainingTask, scenes: SceneSet, size: tuple[int, int], batch_size: int, run: Callable[[Tensor], Outputs]
 ) -> Iterator[Batch]:
-    """Raw answers to every prepared picture or crop of a split; answer takes (B, 3, H, W) uint8."""
-    loader = SceneLoader(scenes, task, size, batch_size, train=False)
-    objects = pose_objects(scenes) if task == "pose" else ()
-    for images, targets in track(loader, f"measuring {task}", len(loader)):
-        yield answer(images), [_place(int(target["index"]), scenes, objects, size) for target in targets]
+    """Raw outputs of every prepared picture or crop of a split; run takes (B, 3, H, W) uint8."""
+    loader = SceneLoader(scenes, kind_of(task), size, batch_size, train=False)
+    for images, targets in track(loader, f"measuring {task.name}", len(loader)):
+        yield run(images), [loader.dataset.place_of(int(target["index"])) for target in targets]
 
 
-def _place(index: int, scenes: SceneSet, objects: tuple[tuple[int, int], ...], size: tuple[int, int]) -> Place:
-    if not objects:
-        return Place(index, place(scenes.scenes[index].size, size))
-    scene, instance = objects[index]
-    box = scenes.scenes[scene].instances[instance].box
-    return Place(scene, region=pose_region(box, size[1] / size[0]), instance=instance)
+def kind_of(task: TrainingTask) -> SampleKind:
+    """What a sample of a task is. Raises ConfigError for a task of labelled images."""
+    if task.samples is None:
+        raise ConfigError(f"task '{task.name}' has labelled images, expected a task of annotated pictures.")
+    return task.samples
 
 
 def measure_network(
@@ -50,14 +46,15 @@ def measure_network(
     Raises DataError where the split has other classes than the network.
     """
     require_classes(info.labels, scenes)
-    task = cast(Task, info.task)
+    task = task_of_network(info)
     where = device or torch.device("cpu")
     network.eval()
 
-    def answer(images: Tensor) -> Outputs:
-        return raw_answers(network, task, to_input(images.permute(0, 2, 3, 1), info.preprocess, where))
+    def run(images: Tensor) -> Outputs:
+        return task.outputs(network, to_input(images.permute(0, 2, 3, 1), info.preprocess, where))
 
-    return measure(task, scenes, batches_of(task, scenes, info.preprocess.input_size, batch_size, answer))
+    batches = batches_of(task, scenes, info.preprocess.input_size, batch_size, run)
+    return measure(cast(Any, task.name), scenes, batches)
 
 
 def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
@@ -72,8 +69,8 @@ def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
 def measure_bundle(predictor: TaskPredictor, scenes: SceneSet, batch_size: int = 8) -> dict[str, Any]:
     """The task's metrics of a bundle, executed."""
 
-    def answer(images: Tensor) -> Outputs:
+    def run(images: Tensor) -> Outputs:
         return predictor.outputs(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
 
-    task = cast(Task, predictor.manifest.task)
-    return measure(task, scenes, batches_of(task, scenes, predictor.size, batch_size, answer))
+    task = task_named(predictor.manifest.task)
+    return measure(cast(Any, task.name), scenes, batches_of(task, scenes, predictor.size, batch_size, run))

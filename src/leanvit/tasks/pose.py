@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from leanvit.errors import ConfigError
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.data.scene_kinds import KEYPOINTS
+from leanvit.errors import CheckpointError, ConfigError
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features
+from leanvit.tasks.task import Targets, TrainingTask, register, single_output
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,19 @@ class PoseNetwork(nn.Module):
         heatmaps: Tensor = self.head(self.features.own(x)[-1])
         return heatmaps
 
-    def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Mean squared error over the heatmaps of annotated keypoints; targets: keypoints (K, 3) in pixels of x."""
+    def losses(self, x: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Squared error over the heatmaps of each image's annotated keypoints: (B,) float32.
+
+        targets: keypoints (K, 3) in pixels of x. One that is not annotated adds 0 and is counted, as in Simple
+        Baselines, so that every keypoint weighs the same in whatever parts a step is computed.
+        """
         heatmaps = self(x).float()
         keypoints = torch.stack([target["keypoints"] for target in targets]).to(heatmaps.device)
         truth, weights = gaussian_heatmaps(keypoints, heatmaps.shape[-2:], STRIDES[0], self.sigma)
         errors = (heatmaps - truth).square().mean((2, 3)) * weights
         # The target is nearly empty: in units of a peak's own energy the loss does not depend on the size.
         energy = math.pi * self.sigma**2 / (heatmaps.shape[-2] * heatmaps.shape[-1])
-        return {"loss_heatmap": errors.sum() / weights.sum().clamp(min=1) / energy}
+        return {"loss_heatmap": errors.mean(1) / energy}
 
 
 class _Up(nn.ConvTranspose2d):
@@ -91,3 +100,35 @@ def gaussian_heatmaps(keypoints: Tensor, size: tuple[int, int], stride: int, sig
     inside = (cells > -0.5).all(-1) & (cells[..., 0] < width - 0.5) & (cells[..., 1] < height - 0.5)
     weights = ((keypoints[..., 2] > 0) & inside).float()
     return torch.exp(-squares / (2 * sigma**2)), weights
+
+
+def _build(info: CheckpointInfo) -> nn.Module:
+    if not info.keypoints:
+        raise CheckpointError("the checkpoint is for task 'pose' without names of keypoints. Train it again.")
+    backbone = BackboneConfig(info.architecture, info.preprocess.input_size, kwargs=info.kwargs)
+    return PoseNetwork(backbone, len(info.keypoints["names"]), from_dict(PoseConfig, info.head, "head"))
+
+
+def _head(config: TaskTrainConfig) -> dict[str, Any]:
+    return to_dict(PoseConfig(config.decoder_width))
+
+
+def _losses(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
+    return cast(PoseNetwork, network).losses(x, targets)
+
+
+POSE = register(
+    TrainingTask(
+        name="pose",
+        build=_build,
+        output_names=("heatmaps",),
+        outputs=single_output("heatmaps"),
+        losses=_losses,
+        samples=KEYPOINTS,
+        annotations="pose",
+        crop_mode="squash",
+        features=lambda network: network.features,
+        head=_head,
+        keypoints=True,
+    )
+)

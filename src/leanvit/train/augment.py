@@ -24,7 +24,7 @@ from leanvit.errors import ConfigError
 
 Pixels = NDArray[np.uint8]
 
-MIXING, ERASING, DROPPING, CROPPING, POLICY = range(5)
+MIXING, ERASING, DROPPING, CROPPING, POLICY, SAMPLING = range(6)
 """First word of a seed: what the numbers are for."""
 
 _GENERATORS = threading.Lock()

@@ -6,30 +6,34 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import SceneSet
-from leanvit.annotations.load import load_scenes
+from leanvit.annotations.load import SceneSplit
 from leanvit.checkpoint import CHECKPOINT_NAME, CheckpointInfo, load_model, save_checkpoint, with_metrics
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TaskTrainConfig, save_yaml
 from leanvit.data.loader import to_input
 from leanvit.data.scene_augment import Augmentation
+from leanvit.data.scene_kinds import BOXES
 from leanvit.data.scene_loader import SceneDataset, SceneLoader
 from leanvit.errors import ConfigError, DataError, NumericalError
 from leanvit.files import only_writer, write_json
 from leanvit.progress import Bar, note
 from leanvit.runtime.answers import METRICS
-from leanvit.tasks.build import build_network, features_of, head_options, keypoints_of
+from leanvit.tasks import task_named
+from leanvit.tasks.build import build_network, keypoints_of
 from leanvit.tasks.features import check_strides, load_backbone
-from leanvit.tasks.measure import measure_network, require_classes
+from leanvit.tasks.measure import kind_of, measure_network, require_classes
+from leanvit.train.augment import DROPPING, SAMPLING, seed_of
 from leanvit.train.optimizer import learning_rate, optimizer_of, set_learning_rate
 from leanvit.train.setup import UnfusedAttention, autocast_dtype, pick_device
 from leanvit.train.state import Conditions, Progress, restore_state, save_state
 
 SUMMARY_NAME = "train.json"
+SPLITS: tuple[SceneSplit, ...] = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,13 @@ class TaskTrainer:
     def __init__(self, config: TaskTrainConfig) -> None:
         """Load data, build the network; raises DataError, UnknownModelError, CheckpointError, ConfigError."""
         self.config = config
+        self.task = task_named(config.task)
         self.folder = Path(config.output)
         self.device = pick_device(config.device)
         self.dtype = autocast_dtype(config.amp, self.device)
         torch.manual_seed(config.seed)
         self.train_scenes, self.val_scenes = (
-            load_scenes(config.data, split, on_problem=config.annotations, task=config.task)
-            for split in ("train", "val")
+            self.task.load(config.data, split, config.annotations) for split in SPLITS
         )
         for scenes in (self.train_scenes, self.val_scenes):
             report_problems(scenes)
@@ -67,12 +71,12 @@ class TaskTrainer:
         check_validation(self.info, self.val_scenes)
         with UnfusedAttention(self.device, self.dtype):
             self.network = build_network(self.info)
-        check_strides(features_of(self.network))
+        check_strides(self.task.features(self.network))
         if config.initial_checkpoint or config.pretrained:
             self._start_backbone()
         self.network.to(self.device)
         self.loader = SceneLoader(
-            self.train_scenes, config.task, config.img_size, config.batch_size, train=True,
+            self.train_scenes, kind_of(self.task), config.img_size, config.batch_size, train=True,
             augmentation=augmentation_of(config), seed=config.seed, workers=config.workers, on_bad=config.bad_images,
         )  # fmt: skip
         self.optimizer = make_optimizer(self.network, config)
@@ -87,7 +91,7 @@ class TaskTrainer:
             from leanvit.checkpoint import build
 
             classifier = build(config.model, 1000, pretrained=True)
-        missing = load_backbone(features_of(self.network), classifier)
+        missing = load_backbone(self.task.features(self.network), classifier)
         if missing:
             note(f"{len(missing)} tensors of the backbone start at random, e.g. {missing[0]}")
 
@@ -142,9 +146,11 @@ class TaskTrainer:
             for target in targets
         ]
         # Dropout, drop path and the sampling of proposals are pure functions of the step: a resumed run is the same.
-        torch.manual_seed(hash((config.seed, step)) % 2**63)
+        torch.manual_seed(seed_of(DROPPING, config.seed, step))
+        seeds = [seed_of(SAMPLING, config.seed, step, position) for position in range(len(x))]
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            losses: dict[str, Tensor] = cast(Any, self.network).losses(x, moved)
+            each = self.task.losses(self.network, x, moved, seeds)
+        losses = {name: value.mean() for name, value in each.items()}
         total = torch.stack([value.float() for value in losses.values()]).sum()
         self._require_finite("loss", total, step, losses)
         set_learning_rate(self.optimizer, learning_rate(config, step, len(self.loader)))
@@ -220,6 +226,7 @@ def _named(losses: dict[str, Tensor]) -> str:
 
 def task_info(config: TaskTrainConfig, scenes: SceneSet) -> CheckpointInfo:
     """What checkpoints of this run will say of themselves."""
+    task = task_named(config.task)
     return CheckpointInfo(
         architecture=config.model.split(".")[0],
         labels=scenes.classes,
@@ -228,8 +235,8 @@ def task_info(config: TaskTrainConfig, scenes: SceneSet) -> CheckpointInfo:
         data=config.data,
         seed=config.seed,
         task=config.task,
-        head=head_options(config),
-        keypoints=keypoints_of(scenes.keypoints) if config.task == "pose" else None,
+        head=task.head(config),
+        keypoints=keypoints_of(scenes.keypoints) if task.keypoints else None,
     )
 
 
@@ -241,7 +248,7 @@ def task_preprocess(config: TaskTrainConfig) -> Preprocess:
 
     known = timm.get_pretrained_cfg(config.model, allow_unregistered=True)
     mean, std = (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
-    crop_mode: Literal["squash", "letterbox"] = "squash" if config.task == "pose" else "letterbox"
+    crop_mode = task_named(config.task).crop_mode
     return Preprocess(config.img_size, tuple(mean), tuple(std), "bilinear", crop_mode=crop_mode)
 
 
@@ -254,8 +261,8 @@ def augmentation_of(config: TaskTrainConfig) -> Augmentation:
 def check_validation(info: CheckpointInfo, scenes: SceneSet) -> None:
     """Raise DataError where a split can't measure the task: before the first epoch, not after it."""
     require_classes(info.labels, scenes)
-    SceneDataset(scenes, cast(Any, info.task), info.preprocess.input_size)
-    if info.task == "detect" and all(one.crowd for scene in scenes.scenes for one in scene.instances):
+    SceneDataset(scenes, kind_of(task_named(info.task)), info.preprocess.input_size)
+    if task_named(info.task).samples is BOXES and all(one.crowd for scene in scenes.scenes for one in scene.instances):
         raise DataError(f"{scenes.name}: no object is annotated, expected some to validate on. Annotate the pictures.")
 
 
@@ -272,7 +279,7 @@ def make_optimizer(network: nn.Module, config: TaskTrainConfig) -> torch.optim.O
 
     Raises ConfigError for an optimizer that timm doesn't know.
     """
-    backbone = features_of(network).backbone
+    backbone = task_named(config.task).features(network).backbone
     exempt = set(cast(Any, backbone).no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
     own = {id(parameter): name for name, parameter in backbone.named_parameters()}
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}

@@ -44,10 +44,9 @@ from leanvit.export.onnx.lower import ImageInput
 from leanvit.export.onnx.quantizers import OPSET, OnnxLinear
 from leanvit.export.onnx.storage import pack_four_bits
 from leanvit.runtime.engines import openvino_core
-from leanvit.tasks.build import raw_answers
-from leanvit.tasks.detect import LEVELS, Detector, DetectorConfig
+from leanvit.tasks.build import raw_outputs
+from leanvit.tasks.detect import LEVELS, PART_OUTPUTS, Detector, DetectorConfig
 from leanvit.tasks.features import STRIDES, BackboneConfig
-from leanvit.tasks.parts import PART_OUTPUTS
 
 SIZE = (96, 128)
 CHANNELS = 8
@@ -156,7 +155,7 @@ def normalised(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def expected(detector: Detector, images: NDArray[np.uint8]) -> Arrays:
-    return raw_answers(detector, "segment" if detector.config.masks else "detect", normalised(images))
+    return raw_outputs(detector, "segment" if detector.config.masks else "detect", normalised(images))
 
 
 def assert_answers(found: Arrays, wanted: Arrays) -> None:

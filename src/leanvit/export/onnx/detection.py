@@ -24,9 +24,8 @@ from leanvit.export.onnx.detection_glue import (
     propose,
 )
 from leanvit.export.onnx.storage import opset_of, without_metadata
-from leanvit.tasks.detect import BOX, LEVELS, MASK, PYRAMID, Detector
+from leanvit.tasks.detect import BOX, LEVELS, MASK, PART_OUTPUTS, PYRAMID, Detector
 from leanvit.tasks.features import STRIDES
-from leanvit.tasks.parts import PART_OUTPUTS
 
 IMAGES = "images"
 CELLS = "cells"

@@ -6,15 +6,19 @@ UPerNet: Xiao et al., arXiv 1807.10221, the head of ViTAEv2's results on ADE20K.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.annotations import IGNORED
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.data.scene_kinds import CLASS_MAPS
 from leanvit.errors import ConfigError, require
 from leanvit.tasks.features import BackboneConfig, Features
+from leanvit.tasks.task import Targets, TrainingTask, register, single_output
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,20 @@ class Segmenter(nn.Module):
         logits: Tensor = self.classifier(self.dropout(self.decoder([x, x, *maps])))
         return logits
 
-    def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Mean cross entropy over the pixels that have a class, and Dice; targets: class_map (H, W) int64 an image."""
+    def losses(self, x: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Cross entropy of each image, a mean over all its pixels, and Dice: (B,) float32 by name.
+
+        targets: class_map (H, W) int64 of each image. A pixel without a class adds 0 and is counted (mmsegmentation's
+        avg_non_ignore=False), so that every pixel weighs the same in whatever parts a step is computed. Dice is that of
+        the image: over a batch it would depend on the parts.
+        """
         truth = torch.stack([target["class_map"] for target in targets])
         logits = F.interpolate(self(x).float(), truth.shape[-2:], mode="bilinear", align_corners=False)
-        count = (truth != IGNORED).sum().clamp(min=1)
-        total = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
-        losses = {"loss_semantic": total / count}
+        pixels = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="none")
+        losses = {"loss_semantic": pixels.mean((1, 2))}
         if self.config.dice:
-            losses["loss_dice"] = self.config.dice * self.dice(logits, truth)
+            dice = [self.dice(logits[i : i + 1], truth[i : i + 1]) for i in range(len(x))]
+            losses["loss_dice"] = self.config.dice * torch.stack(dice)
         return losses
 
 
@@ -88,3 +97,31 @@ def _decoder(widths: list[int], config: SegmenterConfig) -> tuple[nn.Module, int
         channels, encoder_depth=5, pyramid_channels=config.width, segmentation_channels=width, dropout=0.0
     )
     return decoder, width
+
+
+def _build(info: CheckpointInfo) -> nn.Module:
+    backbone = BackboneConfig(info.architecture, info.preprocess.input_size, kwargs=info.kwargs)
+    return Segmenter(backbone, len(info.labels), from_dict(SegmenterConfig, info.head, "head"))
+
+
+def _head(config: TaskTrainConfig) -> dict[str, Any]:
+    return to_dict(SegmenterConfig(config.decoder, config.decoder_width, dice=config.dice))
+
+
+def _losses(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
+    return cast(Segmenter, network).losses(x, targets)
+
+
+SEMANTIC = register(
+    TrainingTask(
+        name="semantic",
+        build=_build,
+        output_names=("logits",),
+        outputs=single_output("logits"),
+        losses=_losses,
+        samples=CLASS_MAPS,
+        annotations="semantic",
+        features=lambda network: network.features,
+        head=_head,
+    )
+)
