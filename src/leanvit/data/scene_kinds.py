@@ -17,8 +17,8 @@ from leanvit.data.scene_samples import (
 )
 from leanvit.errors import DataError
 from leanvit.progress import note
-from leanvit.runtime.answers import Place
 from leanvit.runtime.decode import pose_region
+from leanvit.runtime.inputs import Place
 from leanvit.runtime.letterbox import place
 
 
@@ -35,7 +35,7 @@ def of_picture(pictures: Pictures, index: int, size: Size) -> Place:
 def _of_object(pictures: Pictures, index: int, size: Size) -> Place:
     scene, instance = pictures.objects[index]
     box = pictures.scene_set.scenes[scene].instances[instance].box
-    return Place(scene, region=pose_region(box, size[1] / size[0]), instance=instance)
+    return Place(scene, region=pose_region(box, size[1] / size[0]), instance=instance, box=box)
 
 
 def every_object(pictures: Pictures) -> list[int]:

@@ -20,7 +20,7 @@ from leanvit.data.scene_augment import Augmentation
 from leanvit.data.scene_samples import Pictures, Sample, SampleKind, Size, read_sample
 from leanvit.errors import ConfigError, DataError, ImageError, LeanvitError
 from leanvit.progress import note, track
-from leanvit.runtime.answers import Place
+from leanvit.runtime.inputs import Place
 
 MEMORY_LIMIT_BYTES = 2 * 2**30
 

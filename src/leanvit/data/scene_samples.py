@@ -36,8 +36,8 @@ from leanvit.data.scene_augment import (
     whole,
 )
 from leanvit.errors import DataError, ImageError
-from leanvit.runtime.answers import Place
 from leanvit.runtime.decode import Box, crop_region, pose_region
+from leanvit.runtime.inputs import Place
 from leanvit.runtime.letterbox import Placement, letterbox
 
 Size = tuple[int, int]

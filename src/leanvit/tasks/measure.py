@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.scene_samples import SampleKind
 from leanvit.errors import ConfigError, DataError
 from leanvit.progress import track
-from leanvit.runtime.answers import Batch, measure
+from leanvit.runtime.task import Batch, measure_task
+from leanvit.runtime.task import task_named as served_task
 from leanvit.runtime.task_predictor import TaskPredictor
 from leanvit.tasks import TrainingTask, task_named
 from leanvit.tasks.build import task_of_network
@@ -41,7 +42,7 @@ def kind_of(task: TrainingTask) -> SampleKind:
 def measure_network(
     network: nn.Module, info: CheckpointInfo, scenes: SceneSet, batch_size: int, device: torch.device | None = None
 ) -> dict[str, Any]:
-    """Metrics of a torch network on a split; see leanvit.runtime.answers.METRICS.
+    """Metrics of a torch network on a split; the task's row in leanvit.runtime.task names the one that counts.
 
     Raises DataError where the split has other classes than the network.
     """
@@ -54,7 +55,7 @@ def measure_network(
         return task.outputs(network, to_input(images.permute(0, 2, 3, 1), info.preprocess, where))
 
     batches = batches_of(task, scenes, info.preprocess.input_size, batch_size, run)
-    return measure(cast(Any, task.name), scenes, batches)
+    return measure_task(served_task(task.name), scenes, batches)
 
 
 def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
@@ -73,4 +74,5 @@ def measure_bundle(predictor: TaskPredictor, scenes: SceneSet, batch_size: int =
         return predictor.outputs(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
 
     task = task_named(predictor.manifest.task)
-    return measure(cast(Any, task.name), scenes, batches_of(task, scenes, predictor.size, batch_size, run))
+    batches = batches_of(task, scenes, predictor.size, batch_size, run)
+    return measure_task(served_task(task.name), scenes, batches)
