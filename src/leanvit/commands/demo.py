@@ -20,7 +20,7 @@ from leanvit.analysis import received_attention
 from leanvit.bench import benchmark, describe, machine
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint
 from leanvit.commands.quantize_classifier import quantize_and_measure
-from leanvit.config import DemoConfig, MPTQConfig, QuantizeConfig, TrainConfig, save_yaml
+from leanvit.config import DemoConfig, ExportOptions, MPTQConfig, QuantizeConfig, TrainConfig, save_yaml
 from leanvit.data.loader import to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ModelError
@@ -101,12 +101,12 @@ def _export_options(info: CheckpointInfo, float_top1: float) -> dict[str, Any]:
 def _export_quantized(quantized: Any, info: CheckpointInfo, output: Path, max_drop: float) -> None:
     note("3/6 export W8A8 to ONNX and verify it against the model")
     options = _export_options(info, quantized.report["float_accuracy"]["top1"])
-    export(quantized, output, profile="w8a8", max_drop=max_drop, **options)
+    export(quantized, output, ExportOptions(profile="w8a8", max_drop=max_drop), **options)
 
 
 def _export(model: nn.Module, info: CheckpointInfo, folder: Path) -> None:
     note("4/6 export float32 to ONNX, to compare with")
-    export(model, folder / "bundle-fp32", profile="fp32", **_export_options(info, info.metrics["top1"]))
+    export(model, folder / "bundle-fp32", **_export_options(info, info.metrics["top1"]))
 
 
 def _attention(model: nn.Module, info: CheckpointInfo, folder: Path) -> None:

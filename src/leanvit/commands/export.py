@@ -35,15 +35,11 @@ def run(config: configs.ExportConfig) -> int:
     bundle = run_it(
         model,
         config.output,
+        config.options(),
         labels=info.labels,
-        profile=config.profile,
         preprocess=info.preprocess,
         images=images,
         float_top1=float_top1,
-        max_drop=config.max_drop,
-        min_speedup=config.min_speedup,
-        opset=config.opset,
-        runtimes=config.runtimes or None,
         architecture=info.architecture,
         data={"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed},
     )

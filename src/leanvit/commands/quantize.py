@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
 from leanvit.commands.inputs import load_model
@@ -34,9 +34,8 @@ def run(config: configs.QuantizeConfig) -> int:
         f"W{config.weight_bits}A{config.activation_bits}"
     )  # fmt: skip
     drop = report["float_accuracy"]["top1"] - accuracy["top1"]
-    print(
-        f"{name} top-1 {accuracy['top1']:.2f}% ({accuracy['correct']} of {accuracy['images']}), {drop:+.2f} points lost"
-    )
+    measured = f"top-1 {accuracy['top1']:.2f}% ({accuracy['correct']} of {accuracy['images']})"
+    print(f"{name} {measured}, {drop:+.2f} points lost, {_where(report)}")
     print(f"weights {report['quantized_bytes'] / 1e6:.2f} MB, float {report['float_bytes'] / 1e6:.2f} MB: {path}")
     if report["search"]:
         print(
@@ -44,6 +43,11 @@ def run(config: configs.QuantizeConfig) -> int:
         )
     print(f"next: leanvit export {config.output} --data {config.data}")
     return errors.EXIT_OK
+
+
+def _where(report: dict[str, Any]) -> str:
+    """In which form accuracy was measured."""
+    return f"simulated in profile {report['profile']}" if report["profile"] else "simulated with every quantizer"
 
 
 def _run_task(config: configs.QuantizeConfig) -> int:
@@ -61,7 +65,8 @@ def _run_task(config: configs.QuantizeConfig) -> int:
         folder = save_network(config.output, quantized, info)
     report = quantized.report
     before, after = (report[key][report["metric"]] for key in ("float_metrics", "metrics"))
-    print(f"{report['metric']} {after:.4f}, float {before:.4f}: {100 * (before - after):+.2f} points lost")
+    drop = 100 * (before - after)
+    print(f"{report['metric']} {after:.4f}, float {before:.4f}: {drop:+.2f} points lost, {_where(report)}")
     print(f"weights {report['quantized_bytes'] / 1e6:.2f} MB, float {report['float_bytes'] / 1e6:.2f} MB: {folder}")
     print(f"next: leanvit export {config.output} --data {config.data}")
     return errors.EXIT_OK

@@ -14,6 +14,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader, check_classes, to_input
 from leanvit.data.sets import load_split
+from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.quant.mptq import QuantizedModel, quantize
 from leanvit.quant.plan import load_plan
 from leanvit.train import evaluate
@@ -42,6 +43,8 @@ def quantize_and_measure(
     quantized = quantize(model, torch.cat(batches), scheme, plan=plan, journal=journal)
     loader = Loader(val_images, info.preprocess, config.batch_size)
     float_accuracy = asdict(evaluate(model, loader))
-    accuracy = asdict(evaluate(quantized.module, loader))
+    form, profile = measured_form(quantized, config.profile)
+    accuracy = asdict(evaluate(form, loader))
     quantized.report |= {"accuracy": accuracy, "float_accuracy": float_accuracy, "data": config.data}
+    quantized.report[PROFILE_KEY] = profile
     return quantized, accuracy

@@ -15,6 +15,7 @@ from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.errors import ConfigError
+from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.quant.parts import QuantizedNetwork, quantize_network
 from leanvit.quant.plan import load_plan
 from leanvit.runtime.answers import METRICS
@@ -49,9 +50,10 @@ def quantize_and_measure(
     plan = dict(load_plan(config.plan)) if config.plan else None
     quantized = quantize_network(network, info, x, scheme, plan=plan, folder=config.output)
     before = measure_network(network, info, val, config.batch_size)
-    after = measure_network(quantized.module, info, val, config.batch_size)
+    form, profile = measured_form(quantized, config.profile)
+    after = measure_network(form, info, val, config.batch_size)
     quantized.report |= {
         "task": info.task, "data": config.data, "metric": METRICS[info.task], "float_metrics": before,
-        "metrics": after,
+        "metrics": after, PROFILE_KEY: profile,
     }  # fmt: skip
     return quantized

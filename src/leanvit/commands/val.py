@@ -109,6 +109,7 @@ def _metrics(config: configs.ValConfig, scenes: SceneSet) -> dict[str, Any]:
         predictor = TaskPredictor(config.model, threads=config.threads, runtime=cast(Any, runtime))
         require_classes(predictor.labels, scenes)
         return measure_bundle(predictor, scenes)
+    from leanvit.export.simulated import measured_form
     from leanvit.quant.parts import is_quantized_network, load_quantized_network
     from leanvit.tasks.build import load_network
     from leanvit.tasks.measure import measure_network
@@ -116,7 +117,8 @@ def _metrics(config: configs.ValConfig, scenes: SceneSet) -> dict[str, Any]:
 
     if is_quantized_network(config.model):
         quantized, info = load_quantized_network(config.model)
-        return measure_network(quantized.module, info, scenes, min(config.batch_size, 16))
+        form, _ = measured_form(quantized, config.profile)
+        return measure_network(form, info, scenes, min(config.batch_size, 16))
     network, info = load_network(config.model)
     device = pick_device(config.device)
     return measure_network(network.to(device), info, scenes, min(config.batch_size, 16), device)

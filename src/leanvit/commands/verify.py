@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def _network_as_exported(path: str, manifest: Any) -> Any:
     """The torch network that a bundle was written from, in the form that its profile runs."""
     from leanvit.checkpoint import load_checkpoint
-    from leanvit.export.onnx.simulation import executed_form
+    from leanvit.export.simulated import simulated
     from leanvit.quant.store import is_quantized, load_quantized
 
     if not is_quantized(path):
         return load_checkpoint(path)[0]
     quantized, _ = load_quantized(path)
-    return executed_form(quantized.graph, manifest.profile, manifest.quantization.get("lifted", ()))
+    return simulated(quantized, manifest.profile, manifest.quantization.get("lifted", ()))
 
 
 def run(config: configs.VerifyConfig) -> int:
@@ -32,7 +32,8 @@ def run(config: configs.VerifyConfig) -> int:
     from dataclasses import replace
 
     from leanvit.data.sets import load_split
-    from leanvit.export.gate.verify import print_verdict, require_passed, verify_bundle
+    from leanvit.export.gate.check import print_verdict, require_passed
+    from leanvit.export.gate.verify import verify_bundle
     from leanvit.runtime.bundle import read_manifest
 
     manifest = read_manifest(config.bundle)
@@ -60,8 +61,8 @@ def run(config: configs.VerifyConfig) -> int:
 
 def _run_task(config: configs.VerifyConfig) -> int:
     """Check a bundle."""
+    from leanvit.export.gate.check import print_verdict, require_passed
     from leanvit.export.gate.tasks import verify_task_bundle
-    from leanvit.export.gate.verify import print_verdict, require_passed
     from leanvit.runtime.task_of import task_of
 
     if config.model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
@@ -31,35 +31,49 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
+class ExportOptions:
+    """What the API and the command line share of an export; docs/bundle.md has the profiles."""
 
-    model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
-    output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
     profile: Profile = option(
         "auto",
-        "How the file computes: w8a8 and w4a8 fast, openvino fast in OpenVINO, exact as simulated; auto: by the bits.",
+        "How the file computes: w8a8 and w4a8 fast, openvino fast in OpenVINO, exact as simulated; auto: the one that "
+        "quantize measured, else by the bits.",
     )
-    runtimes: list[Runtime] = option(
-        [], "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
-    )
-    data: str | None = option(
-        None,
-        f"Labelled images, to measure accuracy in the runtime (without: NOT verified): {DATA_KINDS}; {OR_ANNOTATED}.",
+    runtimes: tuple[Runtime, ...] = option(
+        (), "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."
     )
     max_drop: float = option(
         1.0, "Largest accuracy drop against float, in points (needs --data); where it is more, sites run in float."
     )
     min_speedup: float = option(
-        1.0, "Least speed of a classifier's fast profile here, in times that of its float form; 0: don't measure."
+        1.0, "Least speed of a fast profile's file here, in times that of its float form; 0: don't measure."
     )
     opset: Opset = option(23, "Of the ONNX file; 21 is for ONNX Runtime before 1.24 and slower in attention.")
-    batch_size: int = option(128, "Images a step when the float model is measured.")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "max_drop", "min_speedup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ExportOptions):
+    """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
+
+    model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
+    output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
+    data: str | None = option(
+        None,
+        f"Labelled images, to measure accuracy in the runtime (without: NOT verified): {DATA_KINDS}; {OR_ANNOTATED}.",
+    )
+    batch_size: int = option(64, "Images a step when accuracy is measured.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "batch_size")
-        require_at_least(self, 0, "max_drop", "min_speedup")
+
+    def options(self) -> ExportOptions:
+        """The part that the API's export() takes."""
+        return ExportOptions(**{f.name: getattr(self, f.name) for f in fields(ExportOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)

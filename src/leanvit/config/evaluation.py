@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.commands import RuntimeChoice
+from leanvit.config.commands import Profile, RuntimeChoice
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError
 
@@ -31,6 +31,9 @@ class ValConfig:
     batch_size: int = option(128, "Images a step.")
     device: str = option("auto", "cpu, cuda, ...; not for bundles.")
     runtime: RuntimeChoice | None = option(None, "What runs a bundle; default: onnxruntime.")
+    profile: Profile = option(
+        "auto", "What a quantized model is simulated as; auto: as quantize measured it, which a bundle of it runs."
+    )
     threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")
     bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are counted.")
     detailed: bool = option(False, "Each class, confusion, calibration and throughput as well.")

@@ -93,6 +93,7 @@ def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, to
     import torch
 
     from leanvit.checkpoint import load_model
+    from leanvit.export.simulated import measured_form
     from leanvit.quant.store import is_quantized, load_quantized
     from leanvit.train import pick_device
 
@@ -103,7 +104,7 @@ def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, to
         torch.set_num_threads(config.threads)
     if is_quantized(config.model):
         quantized, info = load_quantized(config.model)
-        return quantized.module.to(device), info, device
+        return measured_form(quantized, config.profile)[0].to(device), info, device
     network, info = load_model(config.model)
     return network.to(device), info, device
 

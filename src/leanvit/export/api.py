@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from torch import nn
 
 from leanvit import imaging
 from leanvit.checkpoint import preprocess_for
-from leanvit.config import Opset, Preprocess, Profile, Runtime
+from leanvit.config import ExportOptions, Opset, Preprocess, Profile
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError, require
-from leanvit.export.gate.calibration import Check
+from leanvit.export.gate.check import Check, require_passed
 from leanvit.export.gate.golden import golden_images, records, synthetic_images
 from leanvit.export.gate.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.gate.speed import check_speed
@@ -30,17 +31,17 @@ from leanvit.export.gate.verify import (
     Origin,
     least_ratios,
     leave_out_failed,
-    require_passed,
     run_logits,
     top1_percent,
     verify_bundle,
 )
 from leanvit.export.onnx.lower import lower
 from leanvit.export.onnx.simulation import FAST, LoweredProfile, executed_form
+from leanvit.export.simulated import profile_for, say_other_profile
 from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.calibration_images import repeat_probe
-from leanvit.quant.graph import QuantGraph, end_sites, trace
+from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.plan import Plan
 from leanvit.runtime.bundle import Logits, Manifest, finish, sign, sqnr_db, staging_folder, versions, write_bundle
 from leanvit.runtime.engines import available
@@ -50,53 +51,44 @@ from leanvit.runtime.predictor import Predictor
 def export(
     model: nn.Module | QuantizedModel,
     output: str | Path,
+    options: ExportOptions | None = None,
     *,
     labels: Sequence[str] | None = None,
-    profile: Profile = "auto",
     preprocess: Preprocess | None = None,
     images: ImageSet | None = None,
     float_top1: float | None = None,
-    max_drop: float = 1.0,
-    runtimes: Sequence[Runtime] | None = None,
     architecture: str | None = None,
     data: dict[str, Any] | None = None,
-    min_speedup: float = 1.0,
-    opset: Opset = 23,
+    **old: Any,
 ) -> Path:
     """Write `model` as a bundle folder that passes the gate (leanvit.export.gate.verify).
 
-    model: float network or QuantizedModel. labels: class names in the order of the logits.
-    profile: how the file computes (docs/bundle.md): fp32; w8a8 and w4a8 for speed, with 8-bit or 4-bit weights;
-    mixed for a plan of many bits; openvino for speed there; exact, which runs every product of the plan on int8
-    kernels as simulated; w4a16, weights only; accelerator, for compilers, marked simulated. auto: what fits the model.
+    model: float network or QuantizedModel. options: profile, runtimes, opset and what is asked of accuracy and speed,
+    see ExportOptions. labels: class names in the order of the logits.
     preprocess: default is that of the model's pretrained_cfg. images: labelled images; with them accuracy
     is measured in the runtime. float_top1: accuracy in percent of the float model on the same images; then
-    the drop must be at most `max_drop` points (0.1 for a float model): where it is more, the sites that lost most
-    in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed, openvino).
-    runtimes: beside ONNX Runtime, that must pass too; None: those installed, and the bundle names those that pass
-    (OpenVINO must, where profile openvino is written and it is installed).
-    data: where the model's own split comes from, kept for later checks.
-    min_speedup: time of the same network in float over that of the file, which profiles w8a8, w4a8 and mixed must reach
-    in ONNX Runtime and openvino in OpenVINO on this machine; 0 measures nothing.
-    opset: 23, or 21 for ONNX Runtime before 1.24, where attention takes more time.
+    the drop must be at most `options.max_drop` points (0.1 for a float model): where it is more, the sites that lost
+    most in quantization run in float, 1, 2, 4, ... of them, until it holds (profiles w8a8, w4a8, mixed, openvino).
+    data: where the model's own split comes from, kept for later checks. old: fields of ExportOptions, as 0.1 took them.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError,
     ConfigError, MissingDependencyError.
     """
+    options = with_old_keywords(options or ExportOptions(), old)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module)
     output = Path(output)
-    chosen = _pick_profile(model, profile)
+    chosen = _pick_profile(model, options.profile)
     preprocess = preprocess or _default_preprocess(model)
-    job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, max_drop, opset)
+    job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, options.max_drop, options.opset)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {chosen}", 4) as bar:
             manifest, evaluation = _write_within_drop(job, labels, architecture, data or {}, bar)
             bar.advance(detail="measured")
-            least = least_ratios(available() if runtimes is None else runtimes, manifest.minimum_sqnr_db)
+            least = least_ratios(options.runtimes or available(), manifest.minimum_sqnr_db)
             manifest = sign(job.staging, dataclasses.replace(manifest, runtimes=least))
-            checks = verify_bundle(job.staging, evaluation, _origin(model), _own_checks(job, min_speedup))
-            if runtimes is None:
+            checks = verify_bundle(job.staging, evaluation, _origin(model), _own_checks(job, options.min_speedup))
+            if not options.runtimes:
                 manifest, checks = leave_out_failed(manifest, checks)
             bar.advance(detail="verified")
         target = finish(job.staging, output, manifest, checks)
@@ -105,6 +97,19 @@ def export(
         raise
     require_passed(checks, target)
     return target
+
+
+def with_old_keywords(options: ExportOptions, old: dict[str, Any]) -> ExportOptions:
+    """The options with keywords of 0.1 in their place, which is warned of. Raises TypeError for others."""
+    names = {field.name for field in dataclasses.fields(ExportOptions)}
+    if unknown := sorted(set(old) - names):
+        raise TypeError(f"export() got an unexpected keyword argument '{unknown[0]}'")
+    if not old:
+        return options
+    words = ", ".join(f"{name}=..." for name in old)
+    warnings.warn(f"export({words}) is of leanvit 0.1: give ExportOptions({words})", FutureWarning, stacklevel=3)
+    given: dict[str, Any] = {name: tuple(value or ()) if name == "runtimes" else value for name, value in old.items()}
+    return dataclasses.replace(options, **given)
 
 
 def _own_checks(job: _Job, min_speedup: float) -> list[Callable[[], list[Check]]]:
@@ -195,30 +200,13 @@ def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
 
 def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> LoweredProfile:
     if isinstance(model, QuantizedModel):
-        return profile_for(model, profile)
+        say_other_profile(model, chosen := profile_for(model, profile))
+        return chosen
     if profile not in ("auto", "fp32"):
         raise ConfigError(
             f"profile {profile} does not fit a float model. Quantize it first: leanvit quantize CHECKPOINT"
         )
     return "fp32"
-
-
-def profile_for(model: QuantizedModel, profile: Profile) -> LoweredProfile:
-    """The profile that runs a quantized model: the given one, or for "auto" what fits its bits. Raises ConfigError."""
-    if profile == "fp32":
-        raise ConfigError("profile fp32 does not fit a quantized model. Export the checkpoint itself.")
-    return _fitting_profile(model) if profile == "auto" else profile
-
-
-def _fitting_profile(model: QuantizedModel) -> LoweredProfile:
-    """By the bits of the linears: the fast profiles where activations have 8, else the plan as it is."""
-    linear = {name for name in model.plan if model.graph.sites[name].kind == "linear"}
-    if any(model.plan[name][1] < 8 for name in linear):
-        return "exact"
-    # The ends keep 8 bits by convention and say nothing about the plan.
-    inner = linear - end_sites(model.graph)
-    low = {model.plan[name][0] <= 4 for name in inner}
-    return "mixed" if len(low) > 1 else "w4a8" if low == {True} else "w8a8"
 
 
 def _origin(model: nn.Module | QuantizedModel) -> Origin:

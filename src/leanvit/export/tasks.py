@@ -18,14 +18,15 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import Opset, Profile, Runtime, Task
 from leanvit.data.loader import to_input
 from leanvit.errors import ConfigError, require
-from leanvit.export.api import profile_for
+from leanvit.export.gate.check import require_passed
 from leanvit.export.gate.golden import golden_set, records
 from leanvit.export.gate.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.gate.tasks import Measured, verify_task_bundle
-from leanvit.export.gate.verify import FLOAT_SQNR_DB, least_ratios, require_passed
+from leanvit.export.gate.verify import FLOAT_SQNR_DB, least_ratios
 from leanvit.export.onnx.lower import lower
 from leanvit.export.onnx.simulation import LoweredProfile, executed_form
 from leanvit.export.onnx.storage import opset_of
+from leanvit.export.simulated import profile_for, say_other_profile
 from leanvit.progress import Bar
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.parts import QuantizedNetwork
@@ -133,7 +134,8 @@ def _graphs(
         if profile == "fp32":
             raise ConfigError("profile fp32 does not fit a quantized network. Export the checkpoint itself.")
         graphs = {name: part.graph for name, part in model.parts.items()}
-        return graphs, {name: profile_for(part, profile) for name, part in model.parts.items()}
+        say_other_profile(model, chosen := profile_for(model, profile))
+        return graphs, dict.fromkeys(graphs, chosen)
     if profile not in ("auto", "fp32"):
         raise ConfigError(f"profile {profile} does not fit a float network. Quantize it first: leanvit quantize")
     graphs = {name: trace(part.eval().cpu(), example_of(model, name, info)) for name, part in parts_of(model).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,22 @@ class QuantizedNetwork:
     def plan(self) -> dict[str, tuple[int, int]]:
         """Bits of every site; names begin with that of their part."""
         return {f"{part}.{site}": bits for part, model in self.parts.items() for site, bits in model.plan.items()}
+
+
+def models_of(model: QuantizedModel | QuantizedNetwork) -> dict[str, QuantizedModel]:
+    """The quantized models of a network by the name of their part; a classifier's is the one part of it."""
+    return model.parts if isinstance(model, QuantizedNetwork) else {WHOLE: model}
+
+
+def site_name(model: QuantizedModel | QuantizedNetwork, part: str, site: str) -> str:
+    """What `model.plan` calls a site of one of its parts."""
+    return f"{part}.{site}" if isinstance(model, QuantizedNetwork) else site
+
+
+def own_sites(model: QuantizedModel | QuantizedNetwork, part: str, sites: Collection[str]) -> list[str]:
+    """Those of some sites, named as in `model.plan`, that are in a part, as its own graph names them."""
+    start = site_name(model, part, "")
+    return [site.removeprefix(start) for site in sites if site.startswith(start)]
 
 
 def quantize_network(

@@ -38,7 +38,8 @@ from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import BundleError, CalibrationError, NumericalError, VerificationError
 from leanvit.export import api
-from leanvit.export.gate.verify import require_passed, verify_bundle
+from leanvit.export.gate.check import require_passed
+from leanvit.export.gate.verify import verify_bundle
 from leanvit.files import read_json
 from leanvit.quant import QuantizedModel
 from leanvit.quant.calibration_images import check_calibration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from leanvit import imaging
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from leanvit.export.gate.check import Check
 from leanvit.files import fingerprint
 from leanvit.runtime.bundle import Manifest
 
@@ -34,17 +34,6 @@ NORMALISATIONS = {
     "0..255": ((0.0,) * 3, (1 / 255.0,) * 3),
 }
 """What images that do not fit the preprocessing were most likely normalised with."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of verify.json; passed is None where the check could not be made."""
-
-    name: str
-    passed: bool | None
-    found: str
-    expected: str
-    hint: str = ""
 
 
 def check_facts(manifest: Manifest) -> list[Check]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leanvit.errors import is_installed, require
-from leanvit.export.gate.calibration import Check
+from leanvit.export.gate.check import Check
 from leanvit.export.onnx.storage import opset_of
 from leanvit.runtime.bundle import MODEL_NAME, Manifest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from leanvit.bench import RUNTIME_LABELS, benchmark, describe
 from leanvit.config import Opset, Preprocess
 from leanvit.errors import LeanvitError
-from leanvit.export.gate.calibration import Check
+from leanvit.export.gate.check import Check
 from leanvit.export.onnx.lower import lower
 from leanvit.export.onnx.simulation import FAST, LoweredProfile
 from leanvit.quant import QuantizedModel

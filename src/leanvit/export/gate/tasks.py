@@ -13,16 +13,15 @@ import numpy as np
 from leanvit.annotations import SceneSet
 from leanvit.config import Runtime, Task
 from leanvit.errors import LeanvitError
-from leanvit.export.gate.calibration import Check, check_facts, with_worst_sites
+from leanvit.export.gate.calibration import check_facts, with_worst_sites
+from leanvit.export.gate.check import Check, run_steps, verdict
 from leanvit.export.gate.onnx_file import check_file
 from leanvit.export.gate.verify import (
     BATCH_SIZES,
     Origin,
     check_listed,
     check_preprocessing,
-    gate_result,
     others,
-    run_steps,
 )
 from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import MODEL_NAME, Manifest, load_golden, load_golden_records, read_manifest
@@ -60,7 +59,7 @@ def verify_task_bundle(
         checks.append(check_listed(folder, manifest))
         predictor = TaskPredictor(folder, check=False)
     except LeanvitError as error:
-        return gate_result([*checks, Check("load", False, str(error), "every file as written, and it opens", "")])
+        return verdict([*checks, Check("load", False, str(error), "every file as written, and it opens", "")])
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_file(folder, manifest),
         lambda: check_preprocessing(predictor, Origin()),
@@ -71,7 +70,7 @@ def verify_task_bundle(
         lambda: _check_metric(predictor, scenes, measured),
         *(partial(_check_runtime, folder, runtime) for runtime in others(manifest)),
     ]
-    return gate_result([*checks, *run_steps(steps)])
+    return verdict([*checks, *run_steps(steps)])
 
 
 def check_golden(predictor: TaskPredictor) -> list[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import Preprocess, Runtime, to_dict
-from leanvit.errors import BundleError, LeanvitError, VerificationError
-from leanvit.export.gate.calibration import Check, check_disjoint, check_facts, with_worst_sites
+from leanvit.errors import BundleError, LeanvitError
+from leanvit.export.gate.calibration import check_disjoint, check_facts, with_worst_sites
+from leanvit.export.gate.check import Check, run_steps, verdict, verdict_of
 from leanvit.export.gate.onnx_file import check_file
-from leanvit.progress import note, print_json, print_table
+from leanvit.progress import note
 from leanvit.runtime.bundle import Logits, Manifest, load_golden, load_golden_records, read_manifest, sqnr_db
 from leanvit.runtime.engines import PACKAGES, RUNTIMES, available, runtime_of
 from leanvit.runtime.predictor import Predictor
@@ -83,7 +84,7 @@ def verify_bundle(
         predictor = Predictor(folder, check=False)
     except LeanvitError as error:
         name, expected = ("load", "the runtime opens it") if checks else ("integrity", "every file as it was written")
-        return gate_result([*checks, Check(name, False, str(error), expected, "Export again.")])
+        return verdict([*checks, Check(name, False, str(error), expected, "Export again.")])
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_file(folder, manifest),
         lambda: check_golden_file(folder, manifest),
@@ -95,19 +96,7 @@ def verify_bundle(
         *(functools.partial(check_runtime, folder, runtime, evaluation) for runtime in others(manifest)),
         *more,
     ]
-    return gate_result([*checks, *run_steps(steps)])
-
-
-def run_steps(steps: Iterable[Callable[[], list[Check]]]) -> list[Check]:
-    """The checks of every step, in order; one that raises is a check that failed, and the next are still made."""
-    checks: list[Check] = []
-    for step in steps:
-        try:
-            checks += step()
-        except Exception as error:  # a damaged file makes the runtime and NumPy raise what they like
-            found = " ".join(str(error).split())[:300] or type(error).__name__
-            checks.append(Check("run", False, found, "the bundle runs", "Export the model again."))
-    return checks
+    return verdict([*checks, *run_steps(steps)])
 
 
 def check_listed(folder: Path, manifest: Manifest) -> Check:
@@ -116,38 +105,6 @@ def check_listed(folder: Path, manifest: Manifest) -> Check:
     unlisted = sorted(files - set(manifest.files))
     found = f"not listed: {', '.join(unlisted[:3])}" if unlisted else f"{len(manifest.files)} files match"
     return Check("integrity", not unlisted, found, "SHA-256 of every file in bundle.json", "Export again.")
-
-
-def gate_result(checks: list[Check]) -> dict[str, Any]:
-    """The gate's verdict as JSON values."""
-    # NumPy's booleans are no JSON, and `is False` is not true of them.
-    return _summary([asdict(c) | {"passed": c.passed if c.passed is None else bool(c.passed)} for c in checks])
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"passed": all(row["passed"] is not False for row in rows), "checks": rows}
-
-
-def print_verdict(result: dict[str, Any], where: str | Path, *, as_json: bool = False) -> None:
-    """Every check of a gate's verdict on standard output, as a table or as JSON."""
-    if as_json:
-        print_json(result)
-        return
-    words = {True: "passed", False: "FAILED", None: "not verified"}
-    rows = [[c["name"], words[c["passed"]], c["found"], c["expected"]] for c in result["checks"]]
-    print_table(f"verify {where}", ["check", "result", "found", "expected"], rows)
-
-
-def require_passed(result: dict[str, Any], where: str | Path) -> None:
-    """Raise VerificationError naming the failed checks, where any failed."""
-    failed = [c for c in result["checks"] if c["passed"] is False]
-    if failed:
-        first = failed[0]
-        others = f" (and {', '.join(c['name'] for c in failed[1:])})" if len(failed) > 1 else ""
-        raise VerificationError(
-            f"{where}: check '{first['name']}'{others} failed: {first['found']}, expected {first['expected']}. "
-            f"{first['hint']}".rstrip()
-        )
 
 
 def check_golden_file(folder: Path, manifest: Manifest) -> list[Check]:
@@ -371,7 +328,7 @@ def leave_out_failed(manifest: Manifest, result: dict[str, Any]) -> tuple[Manife
             note(f"{runtime} is left out: {failed[0]['name']}: {failed[0]['found']}, expected {failed[0]['expected']}")
             del kept[runtime]
             rows = [row for row in rows if not row["name"].endswith(f" in {runtime}")]
-    return replace(manifest, runtimes=kept), _summary(rows)
+    return replace(manifest, runtimes=kept), verdict_of(rows)
 
 
 def _check_agreement(manifest: Manifest, expected: Logits, logits: Logits, minimum: float) -> list[Check]:
