@@ -33,11 +33,12 @@ from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
-from leanvit.quant.allocate import Greedy, allocate, plain_greedy
 from leanvit.quant.costs import Costs, stepped
+from leanvit.quant.evaluate import loss_of
 from leanvit.quant.graph import QuantGraph, end_sites, trace
+from leanvit.quant.greedy_mp import allocate, begin, greedy_mp
 from leanvit.quant.journal import Journal
-from leanvit.quant.mptq import choices_of, prepare
+from leanvit.quant.mptq import prepare
 from leanvit.quant.plan import Plan, parts_of
 from outliers import add_outliers
 
@@ -210,16 +211,14 @@ def search(bench: Bench, seed: int) -> None:
         return
     levels = tuple(args.search_levels)
     config = MPTQConfig(budget=Budget(average_bits=args.search_average, levels=levels), seed=seed)
-    choices = choices_of(config)
     images = bench.calibration(seed, args.search_images)
     prepared = prepare(trace(bench.model, images, config.scope), [images], config)
     started = time.monotonic()
-    plan, report = allocate(prepared.graph, prepared.images, config, choices)
+    plan, report = allocate(prepared.graph, prepared.images, config, prepared.choices)
     seconds = time.monotonic() - started
     journal = Journal(None, prepared.graph, prepared.images, config)
-    start = Greedy(prepared.graph, prepared.images, config, choices, journal)
-    ours = start.evaluator.loss(plan)
-    candidates = [(name, part) for name in start.free for part in parts_of(prepared.graph.sites[name])]
+    problem, start = begin(prepared.graph, prepared.images, config, prepared.choices, journal)
+    ours, _ = loss_of(problem.network, plan)
     count, latest, started = 0, dict(start.plan), time.monotonic()
 
     def loss(values: Plan) -> float:
@@ -227,7 +226,7 @@ def search(bench: Bench, seed: int) -> None:
         if time.monotonic() - started > args.search_seconds:
             raise TimeIsUpError
         count, latest = count + 1, values
-        return start.evaluator.loss(values)
+        return loss_of(problem.network, values)[0]
 
     row: dict[str, Any] = {
         **key,
@@ -238,11 +237,11 @@ def search(bench: Bench, seed: int) -> None:
         "finished": True,
     }
     try:
-        reached = plain_greedy(start.plan, candidates, levels, start.costs, loss)
-        plain = start.evaluator.loss(reached)
+        reached = greedy_mp(start.plan, list(problem.candidates), levels, problem.costs, loss)
+        plain, _ = loss_of(problem.network, reached)
         row |= {"plain_loss": plain, "loss_ratio": ours / plain}
     except TimeIsUpError:
-        row |= {"finished": False, "plain_cost_reached": start.costs.of(latest)}
+        row |= {"finished": False, "plain_cost_reached": problem.costs.of(latest)}
     row |= {
         "plain_evaluations": count,
         "evaluation_share": report["evaluations"] / max(count, 1),

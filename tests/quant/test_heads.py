@@ -14,7 +14,7 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.quant.graph import QuantGraph, site_inputs, trace
 from leanvit.quant.heads import balance_heads, balancing, rotation
 from leanvit.quant.interpret import observe_nodes
-from leanvit.quant.smooth import add_missing_biases
+from leanvit.quant.sq_b import add_missing_biases
 
 
 def strengthened(name: str, **kwargs: Any) -> nn.Module:

@@ -10,27 +10,29 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from leanvit.errors import ConfigError
+from leanvit.quant.opt_m import search_weight_scale
 from leanvit.quant.quantizers import (
-    ActivationQuantizer,
+    FORMS,
     Form,
     TwoRegionQuantizer,
+    UniformQuantizer,
     WeightQuantizer,
     asymmetric_parameters,
     code_range,
     fake_quantize,
     make_quantizer,
-    quantize_codes,
+    quantized_integers,
+    register,
     round_to_step,
     symmetric_scale,
 )
-from leanvit.quant.search import search_weight_scale
 
 BITS = st.integers(2, 8)
 VALUES = arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e3, 1e3, width=32))
 
 
-def fitted(values: torch.Tensor, bits: int) -> ActivationQuantizer:
-    quantizer = ActivationQuantizer(bits)
+def fitted(values: torch.Tensor, bits: int) -> UniformQuantizer:
+    quantizer = UniformQuantizer(bits)
     quantizer.set_range(values.min(), values.max())
     return quantizer
 
@@ -86,7 +88,7 @@ def test_quantized_product_equals_the_integer_product(bits: int) -> None:
     weight = torch.randn(7, 16, generator=generator)
     activation, held = fitted(x, bits), WeightQuantizer((7, 16), bits)
     held.set_weight(weight, symmetric_scale(weight.abs().amax(1), bits))
-    codes = quantize_codes(x, activation.scale, activation.zero_point.float(), activation.low, activation.high)
+    codes = quantized_integers(x, activation.scale, activation.zero_point.float(), activation.low, activation.high)
     integers = (codes.long() - int(activation.zero_point)) @ held.codes.long().t()
     expected = integers.double() * activation.scale.double() * held.scale.double()
     simulated = activation(x).double() @ held().double().t()
@@ -229,7 +231,7 @@ def test_parameters_by_head_equal_one_quantizer_for_each_head(form: Form) -> Non
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected one of"):
-        make_quantizer("log3", 4)  # type: ignore[arg-type]
+        make_quantizer("log3", 4)
 
 
 @settings(deadline=None, max_examples=50)
@@ -252,3 +254,44 @@ def test_gradients_pass_straight_through_the_rounding(values: np.ndarray, step: 
         # LSQ: rounding error inside the range, the bound beyond it.
         expected = np.where(inside, rounded - steps, np.clip(rounded, low, high)).sum()
         assert float(scale.grad) == pytest.approx(float(expected), abs=1e-2)
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_values_fill_the_range_that_a_quantizer_names_and_stay_in_it(form: Form, bits: int) -> None:
+    x = torch.linspace(-3, 5, 2001) if form in ("uniform", "two-region") else torch.linspace(1e-6, 1, 2001)
+    quantizer = make_quantizer(form, bits)
+    for parameters in quantizer.candidates(x.min(), x.max()):
+        quantizer.set_parameters(*parameters)
+        low, high = (float(bound) for bound in quantizer.value_range())
+        found = quantizer(torch.cat([x, torch.tensor([-1e4, 1e-30, 1e4])]))
+        assert float(found.min()) == pytest.approx(low, rel=1e-6, abs=1e-9)
+        assert float(found.max()) == pytest.approx(high, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_refined_parameters_begin_with_those_that_are_set(form: Form) -> None:
+    quantizer, low, high = make_quantizer(form, 4), torch.tensor(-0.1), torch.tensor(2.0)
+    quantizer.set_parameters(*list(quantizer.candidates(low, high))[3])
+    expected = [value.float() for value in quantizer.state_dict().values()]
+    first = next(quantizer.refined(low, high), None)
+    assert first is None or [float(value) for value in first] == [float(value) for value in expected]
+    assert (first is None) == form.startswith("log")
+
+
+def test_a_new_class_of_quantizer_is_found_by_its_form_and_names_are_not_taken_twice() -> None:
+    class Binary(UniformQuantizer):
+        form = "binary of a test"
+
+    try:
+        register(Binary)
+        assert isinstance(make_quantizer("binary of a test", 2), Binary)
+        register(Binary)  # a module that is read again
+
+        class Other(UniformQuantizer):
+            form = "binary of a test"
+
+        with pytest.raises(ConfigError, match="Binary already"):
+            register(Other)
+    finally:
+        FORMS.pop("binary of a test")

@@ -12,7 +12,8 @@ from leanvit.errors import ConfigError, did_you_mean
 
 BEST_PASSES = ("balance", "per-head", "forms", "sequential", "correct")
 """What mode "best" adds to the paper: head balancing, parameters by head, a choice of quantizer at every site,
-calibration on the quantized network's own values, and closed-form correction with error-feedback rounding."""
+calibration on the quantized network's own values, and closed-form correction with error-feedback rounding. The names of
+the rows of leanvit.quant.passes.TABLE that are asked for by name, which says what each does and in which order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,11 @@ class Scheme:
     two_region: tuple[Literal["gelu", "softmax"], ...] = option(("gelu", "softmax"), "Where OPT-m applies.")
     first_last_bits: int = option(8, "Bits of the patch embedding and of the classifier.")
     ignored_scope: tuple[str, ...] = option((), "Site names (shell patterns) that stay in float.")
+    passes: tuple[str, ...] = option(
+        (),
+        "Passes beyond the paper to run: balance, per-head, forms, sequential, correct, or MODULE:ROW, a pass of your "
+        "own; default: those five in mode best, none in mode paper.",
+    )
     seed: int = option(0, "Seed of the rotations and of the choice of calibration images.")
 
     def __post_init__(self) -> None:
@@ -79,6 +85,15 @@ class Scheme:
         if self.smoothing_alpha is not None and not 0 <= self.smoothing_alpha <= 1:
             raise ConfigError(f"smoothing_alpha is {self.smoothing_alpha}, expected 0 to 1")
         require_at_least(self, 0, "seed")
+        for name in self.passes:
+            # A pass from outside is imported where it runs: a file that names one can be read without it.
+            if name not in BEST_PASSES and not all(name.partition(":")):
+                raise ConfigError(f"passes: unknown '{name}'.{did_you_mean(name, BEST_PASSES)}")
+
+    @property
+    def active_passes(self) -> frozenset[str]:
+        """The passes beyond the paper that run."""
+        return frozenset(self.passes or (BEST_PASSES if self.mode == "best" else ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +101,12 @@ class MPTQConfig(Scheme):
     """How a network is quantized (MPTQ-ViT, arXiv 2401.14895).
 
     budget: search a mixed-precision plan (Greedy MP) instead of uniform bits. passes: those beyond the paper to
-    run, of BEST_PASSES; empty: all in mode "best", none in mode "paper".
+    run, of BEST_PASSES or MODULE:ROW for one that is not part of leanvit (see leanvit.quant.passes); empty: all of
+    BEST_PASSES in mode "best", none in mode "paper".
     """
 
     budget: Budget | None = None
-    passes: tuple[str, ...] = ()
     version: int = option(1, "Version of this configuration's format.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.passes:
-            if name not in BEST_PASSES:
-                raise ConfigError(f"passes: unknown '{name}'.{did_you_mean(name, BEST_PASSES)}")
-
-    @property
-    def active_passes(self) -> frozenset[str]:
-        """The passes beyond the paper that run."""
-        return frozenset(self.passes or (BEST_PASSES if self.mode == "best" else ()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,5 +2,6 @@
 
 from leanvit.quant.mptq import QuantizedModel, quantize
 from leanvit.quant.plan import Plan
+from leanvit.quant.work import Pass, Work
 
-__all__ = ["Plan", "QuantizedModel", "quantize"]
+__all__ = ["Pass", "Plan", "QuantizedModel", "Work", "quantize"]

@@ -21,10 +21,10 @@ from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
 from leanvit.quant.interpret import Values, compute, walk
 from leanvit.quant.ops import ADD
-from leanvit.quant.quantizers import ActivationQuantizer, Form, WeightQuantizer
+from leanvit.quant.opt_m import choose_form, fit_activation, search_weight_scale
+from leanvit.quant.quantizers import FORMS, ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
-from leanvit.quant.search import choose_form, fit_activation, search_weight_scale
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Calibrated:
 
 
 def forms_of(sample: SiteSample, operand: int, bits: int, choices: Choices) -> list[Form]:
-    """The forms to try for one operand: uniform at 8 bits, whose codes cover every grid of the others."""
+    """The forms to try for one operand: uniform at 8 bits, whose steps are as fine as any of the others'."""
     kind = sample.kinds[operand]
     if bits >= 8 or kind is None or kind not in choices.two_region or not choices.search:
         return ["uniform"]
     if not choices.choose:
         return ["two-region"]
-    return ["two-region", "uniform", "log2", "log-sqrt2"] if kind == "softmax" else ["two-region", "uniform"]
+    return [form for form, made in FORMS.items() if made.sources is None or kind in made.sources]
 
 
 def fit(sample: SiteSample, operand: int, bits: int, choices: Choices) -> tuple[ActivationQuantizer, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from leanvit.errors import CalibrationError, NumericalError
 from leanvit.files import fingerprint
-from leanvit.quant.losses import answers_from, sqnr_db
+from leanvit.quant.losses import outputs_from, sqnr_db
 
 LARGEST_VALUE = 1000.0
 """Beyond what any 8-bit image reaches, also one normalised with the statistics of very dark images."""
@@ -112,26 +112,26 @@ def probe_images(size: tuple[int, ...]) -> Tensor:
 
 
 def make_probe(reference: nn.Module, quantized: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
-    """What the float network answers on the probe, and how near the quantized one is: kept in the report.
+    """What the float network returns on the probe, and how near the quantized one is: kept in the report.
 
     size: (C, H, W) of one image. Quantizers that change later, for example to the scales of another
     calibration, show as a lower SQNR.
     """
-    answer = [[float(f"{value:.7g}") for value in row] for row in _answer(reference, size).tolist()]
-    return {"logits": answer, "sqnr_db": repeat_probe(quantized, answer, size)}
+    outputs = [[float(f"{value:.7g}") for value in row] for row in _outputs(reference, size).tolist()]
+    return {"logits": outputs, "sqnr_db": repeat_probe(quantized, outputs, size)}
 
 
 def repeat_probe(quantized: nn.Module, logits: list[list[float]], size: tuple[int, ...]) -> float:
-    """SQNR in dB of a quantized network on the probe, against the float answers that its report keeps."""
-    found = sqnr_db(torch.tensor(logits), _answer(quantized, size))
+    """SQNR in dB of a quantized network on the probe, against the float outputs that its report keeps."""
+    found = sqnr_db(torch.tensor(logits), _outputs(quantized, size))
     return found if math.isfinite(found) else -200.0
 
 
 @torch.no_grad()
-def _answer(network: nn.Module, size: tuple[int, ...]) -> Tensor:
+def _outputs(network: nn.Module, size: tuple[int, ...]) -> Tensor:
     device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-    answers = answers_from(network(probe_images(size).to(device)))
-    # A network without classes gives maps: some values of each of them, spread over the map.
-    flat = [answer.reshape(PROBE_IMAGES, -1).float() for answer in answers]
+    outputs = outputs_from(network(probe_images(size).to(device)))
+    # A network without classes returns maps: some values of each of them, spread over the map.
+    flat = [output.reshape(PROBE_IMAGES, -1).float() for output in outputs]
     each = max(1, PROBE_LOGITS // len(flat))
     return torch.cat([values[:, :: max(1, values.shape[1] // each)][:, :each] for values in flat], 1).cpu()

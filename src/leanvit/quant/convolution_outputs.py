@@ -28,8 +28,8 @@ from leanvit.quant.graph import (
     quantizer_of,
 )
 from leanvit.quant.ops import ANY_CONVOLUTION, KEEPS_INTEGERS, RELU
-from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from leanvit.quant.search import fit_tensor
+from leanvit.quant.opt_m import fit_tensor
+from leanvit.quant.quantizers import ActivationQuantizer, UniformQuantizer, WeightQuantizer
 
 OUTPUT_BITS = 8
 MIN_CHANNELS = 16
@@ -164,7 +164,7 @@ def quantize_outputs(graph: QuantGraph, module: GraphModule, integer: Collection
         if codes is None:
             site = names[node.name]
             scale, zero_point = graph.outputs[site]
-            quantizer = ActivationQuantizer(OUTPUT_BITS)
+            quantizer = UniformQuantizer(OUTPUT_BITS)
             quantizer.set_parameters(torch.tensor(scale), torch.tensor(zero_point))
             codes = insert(module, source.next, quantizer_name(site, "output"), quantizer, source)
         else:

@@ -374,7 +374,7 @@ def _role(node: Node) -> str:
 def _is_exponential(node: Node) -> bool:
     """Whether a tensor holds exponentials: the features of linear attention, over orders of magnitude.
 
-    One grid for all of them has a step that most are smaller than, and their sums divide: answers become infinite.
+    One quantizer for all of them has a step that most are smaller than, and their sums divide: outputs become infinite.
     """
     while node.op == "call_function" and node.target in (*CARRIES, *ELEMENTWISE, *SUMS):
         node = _first_source(node)

@@ -30,6 +30,8 @@ from leanvit.quant.graph import (
 )
 from leanvit.quant.interpret import observe_nodes, run
 from leanvit.quant.ops import CHANNEL_PATHS, LINEAR, PRODUCTS
+from leanvit.quant.sq_b import add_missing_biases
+from leanvit.quant.work import Work
 
 RIDGE = 1e-3
 
@@ -44,6 +46,12 @@ class Channels:
     linear: Node
     index: Tensor
     transposed: bool = False
+
+
+def balance(work: Work) -> None:
+    """The pass: balance all heads of the float graph, which get the biases that they lack."""
+    add_missing_biases(work.graph)
+    work.notes["balanced_heads"] = balance_heads(work.graph, work.images, work.config.seed)
 
 
 @torch.no_grad()

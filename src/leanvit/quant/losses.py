@@ -19,11 +19,11 @@ MEASURED_VALUES = 1 << 21
 """Values of the images on which sites are measured."""
 
 
-Answers = tuple[Tensor, ...]
-"""What a network gives for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
+Outputs = tuple[Tensor, ...]
+"""What a network returns for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
 
 
-def answers_from(output: Any) -> Answers:
+def outputs_from(output: Any) -> Outputs:
     """A network's output as a tuple; several classifiers of the same classes (DeiT) count as their mean."""
     values = tuple(output) if isinstance(output, tuple | list) else (output,)
     if len(values) > 1 and all(value.dim() == 2 and value.shape == values[0].shape for value in values):
@@ -32,14 +32,14 @@ def answers_from(output: Any) -> Answers:
 
 
 @torch.no_grad()
-def answers_of(module: GraphModule, images: Tensor) -> Answers:
-    """Answers for all images, computed in batches."""
-    parts = [answers_from(module(batch)) for batch in torch.split(images, BATCH)]
+def outputs_of(module: GraphModule, images: Tensor) -> Outputs:
+    """Outputs for all images, computed in batches."""
+    parts = [outputs_from(module(batch)) for batch in torch.split(images, BATCH)]
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def divergence(truth: Answers, found: Answers) -> float:
-    """How far answers are from the float ones; infinite where they are not finite.
+def divergence(truth: Outputs, found: Outputs) -> float:
+    """How far outputs are from the float ones; infinite where they are not finite.
 
     Logits (N, classes): mean KL divergence in nats of their softmax. Anything else, which is no distribution: the
     mean over the tensors of the squared error as a share of the squared signal.
@@ -62,8 +62,8 @@ def kl_from_logits(truth: Tensor, logits: Tensor) -> float:
 
 
 def network_divergence(reference: GraphModule, module: GraphModule, images: Tensor) -> float:
-    """Divergence of the quantized network's answers from the float one's: KL in nats for a classifier."""
-    return divergence(answers_of(reference, images), answers_of(module, images))
+    """Divergence of the quantized network's outputs from the float one's: KL in nats for a classifier."""
+    return divergence(outputs_of(reference, images), outputs_of(module, images))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from leanvit.quant.attach import Forms, attach
 from leanvit.quant.graph import trace
 from leanvit.quant.mptq import QuantizedModel
 from leanvit.quant.plan import Plan
-from leanvit.quant.smooth import add_missing_biases
+from leanvit.quant.sq_b import add_missing_biases
 
 QUANTIZED_NAME = "quantized.safetensors"
 

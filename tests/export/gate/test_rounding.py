@@ -11,7 +11,7 @@ from leanvit.config import MPTQConfig
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
 from leanvit.export.gate.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
 from leanvit.quant import quantize
-from leanvit.quant.quantizers import ActivationQuantizer
+from leanvit.quant.quantizers import UniformQuantizer
 from leanvit.runtime.bundle import sqnr_db
 from leanvit.runtime.task_golden import LEAST_SHARE, MATCHED_SHARE, SHARE_MARGIN, golden_records, least_share
 
@@ -56,7 +56,7 @@ class Ties(nn.Module):
 
     def __init__(self, bits: int = 8, scale: float = 1.0) -> None:
         super().__init__()
-        self.quantizer = ActivationQuantizer(bits)
+        self.quantizer = UniformQuantizer(bits)
         self.quantizer.set_parameters(torch.tensor(scale), torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:

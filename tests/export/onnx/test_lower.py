@@ -22,7 +22,7 @@ from leanvit.export.onnx.quantizers import BLOCK_SIZE, BlockLinear, FloatGrid, b
 from leanvit.export.onnx.simulation import executed_form
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.graph import trace
-from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer
+from leanvit.quant.quantizers import ActivationQuantizer, Log2Quantizer, TwoRegionQuantizer
 from leanvit.runtime.bundle import sqnr_db
 from leanvit.runtime.engines import available, open_engine
 
@@ -232,7 +232,7 @@ def test_profiles_refuse_what_they_cannot_run(model: torch.nn.Module, pixels: np
     with pytest.raises(ConfigError, match=r"w8a8 runs 8-bit activations.*--profile exact"):
         lower(low.graph, PREPROCESS, "w8a8")
     name = next(n for n, m in low.module.named_modules() if isinstance(m, TwoRegionQuantizer))
-    low.module.set_submodule(name, LogQuantizer(4))
+    low.module.set_submodule(name, Log2Quantizer(4))
     with pytest.raises(ConfigError, match=rf"exact.*{name} \(log2, 4 bits\).*--profile mixed"):
         lower(low.graph, PREPROCESS, "exact")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.quant.graph import Site
+from leanvit.quant.opt_m import choose_form, fit_activation
 from leanvit.quant.quantizers import Form
 from leanvit.quant.samples import SiteSample
-from leanvit.quant.search import choose_form, fit_activation
 
 FORMS: tuple[Form, ...] = ("uniform", "two-region", "log2", "log-sqrt2")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.quant.graph import trace
 from leanvit.quant.observe import observe
-from leanvit.quant.smooth import find_groups, smooth
+from leanvit.quant.sq_b import find_groups, smooth
 
 
 class NormLinear(nn.Module):

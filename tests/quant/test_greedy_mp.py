@@ -17,12 +17,13 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
 from leanvit.errors import ConfigError
-from leanvit.quant.allocate import allocate, plain_greedy
+from leanvit.quant import greedy_mp as search
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
 from leanvit.quant.costs import TABLE_VERSION, Costs, site_key
-from leanvit.quant.evaluate import Evaluator
+from leanvit.quant.evaluate import Kept, Network, loss_of, make_network
 from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.greedy_mp import allocate, greedy_mp
 from leanvit.quant.losses import network_divergence
 from leanvit.quant.plan import Plan, make_plan
 
@@ -36,7 +37,7 @@ def images(count: int = 16, seed: int = 0) -> Tensor:
 
 
 def tiny(depth: int, **kwargs: Any) -> nn.Module:
-    """A ViT of 5 tokens whose answers are far from even."""
+    """A ViT of 5 tokens whose outputs are far from even."""
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=depth, num_classes=10, **kwargs).eval()
     for module in model.modules():
@@ -118,13 +119,13 @@ def random_plan(graph: QuantGraph, seed: int) -> Plan:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_evaluators_loss_is_that_of_a_graph_made_from_scratch(graph: QuantGraph, seed: int) -> None:
     plan, x = random_plan(graph, seed), images()
-    evaluator = Evaluator(copy.deepcopy(graph), x, make_plan(graph, MPTQConfig()), CHOICES)
+    network = make_network(copy.deepcopy(graph), x, make_plan(graph, MPTQConfig()), CHOICES)
     quantized = copy.deepcopy(graph)
     attach(quantized, plan)
     calibrate(quantized, graph.module, x, CHOICES)
     expected = network_divergence(graph.module, quantized.module, x)
     assert expected > 1e-4
-    assert evaluator.loss(plan) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert loss_of(network, plan)[0] == pytest.approx(expected, rel=1e-3, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["vit", "vitaev2_micro"])
@@ -133,21 +134,31 @@ def test_runs_from_the_changed_site_on_are_exact(name: str) -> None:
     network = tiny(2) if name == "vit" else timm.create_model(name, num_classes=10).eval()
     graph, x = trace(network, images(2)), images(4)
     plan = make_plan(graph, MPTQConfig())
-    cached, whole = (Evaluator(copy.deepcopy(graph), x, plan, Choices(search=False)) for _ in range(2))
-    assert cached.loss(plan) == whole.loss(plan)
+    cached, whole = (make_network(copy.deepcopy(graph), x, plan, Choices(search=False)) for _ in range(2))
+    start, kept = loss_of(cached, plan)
+    assert start == loss_of(whole, plan)[0]
     names = [n for n in graph.sites if graph.sites[n].kind != "conv2d" or len(graph.sites) < 30]
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(1)).tolist()[:12]
     for step, index in enumerate(order):
         site = names[index]
         changed = {**plan, site: (3, 4)}
-        assert cached.loss(changed, site) == whole.loss(changed)
+        found, latest = loss_of(cached, changed, kept)
+        assert found == loss_of(whole, changed)[0]
         if step % 3 == 0:
-            cached.accept(changed, site)
-            plan = changed
+            plan, kept = changed, latest
         elif step % 3 == 1:
-            # Accepted without a run of its own.
+            # Goes on without a run of its own.
             plan = {**plan, site: (5, 5)}
-            cached.accept(plan, site)
+
+
+def test_losses_do_not_depend_on_the_order_of_calls(graph: QuantGraph) -> None:
+    x, plans = images(4), [random_plan(graph, seed) for seed in range(3)]
+    network = make_network(copy.deepcopy(graph), x, plans[0], Choices(search=False))
+    alone = [loss_of(network, plan) for plan in plans]
+    assert len({loss for loss, _ in alone}) == 3
+    for index in (2, 0, 1, 1):
+        for _, kept in reversed(alone):
+            assert loss_of(network, plans[index], kept)[0] == alone[index][0]
 
 
 def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
@@ -157,20 +168,20 @@ def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
     ends = end_sites(graph)
     free = [name for name in graph.sites if name not in ends]
     start = make_plan(graph, MPTQConfig())
-    evaluator = Evaluator(copy.deepcopy(graph), x, start, CHOICES)
+    network = make_network(copy.deepcopy(graph), x, start, CHOICES)
     spent = 0
 
     def loss(candidate: Plan) -> float:
         nonlocal spent
         spent += 1
-        return evaluator.loss(candidate)
+        return loss_of(network, candidate)[0]
 
     candidates = [(name, part) for name in free for part in (0, 1)]
-    reference = plain_greedy(start, candidates, (8, 6, 4), Costs(graph, config.budget, free), loss)
+    reference = greedy_mp(start, candidates, (8, 6, 4), Costs(graph, config.budget, free), loss)
     assert cost_of(graph, reference, "average_bits") <= 5.0
     assert report["candidates"] == len(candidates)
     assert report["evaluations"] <= 0.15 * spent + len(candidates)
-    found, expected = evaluator.loss(plan), evaluator.loss(reference)
+    found, expected = (loss_of(network, p)[0] for p in (plan, reference))
     assert report["loss"] == pytest.approx(found, rel=1e-6)
     assert found <= max(1.01 * expected, expected + 2e-4)
 
@@ -187,17 +198,17 @@ def test_a_killed_search_goes_on_to_the_same_plan(
     expected, whole = allocate(graph, x, config, CHOICES)
     assert whole["evaluations"] > after
     journal = tmp_path / "runs" / "journal.jsonl"
-    plain, calls = Evaluator.loss, 0
+    calls = 0
 
-    def dies(self: Evaluator, plan: Plan, *changed: str) -> float:
+    def dies(network: Network, plan: Plan, kept: Kept | None = None) -> tuple[float, Kept]:
         nonlocal calls
         calls += 1
         if calls > after:
             raise Killed
-        return plain(self, plan, *changed)
+        return loss_of(network, plan, kept)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "loss", dies)
+        patch.setattr(search, "loss_of", dies)
         with pytest.raises(Killed):
             allocate(graph, x, config, CHOICES, journal)
     with journal.open("a") as file:

@@ -12,7 +12,7 @@ exponent a is the caller's, or searched for every norm by the quantization error
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,17 +27,41 @@ from leanvit.quant.graph import (
     node_argument,
     set_tensor,
 )
-from leanvit.quant.observe import Statistics
+from leanvit.quant.losses import histograms_of
+from leanvit.quant.observe import Statistics, observe
 from leanvit.quant.ops import KEEPS_CHANNELS, LAYER_NORM, LINEAR, aten
-from leanvit.quant.plan import Plan
+from leanvit.quant.opt_m import fit_activation, search_weight_scale
+from leanvit.quant.plan import Plan, make_plan
 from leanvit.quant.quantizers import code_range, fake_quantize
 from leanvit.quant.samples import SiteSample
-from leanvit.quant.search import fit_activation, search_weight_scale
+from leanvit.quant.work import Work
 
 DEAD_RANGE = 1e-6
 SCALE_LIMITS = (1e-3, 1e3)
 EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
 _ANY_LINEAR = Site("linear", "linear", "", 0)
+
+
+def smooth_norms(work: Work) -> None:
+    """The pass: SQ-b, or SmoothQuant where the configuration says so, on every norm that can absorb it.
+
+    Notes the norms that were left out and why, the exponent of each, and its histogram before and after.
+    """
+    graph, config = work.graph, work.config
+    if config.smoothing == "none":
+        return
+    norms = {group.norm for group in find_groups(graph)[0]}
+    statistics = observe(graph, norms, work.batches, "smoothing")
+    exponents: dict[str, float | None] = dict.fromkeys(norms, config.smoothing_alpha)
+    if config.smoothing_alpha is None:
+        # The plan of a search is not known yet: its average stands for it.
+        bits = round(config.budget.average_bits or 6) if config.budget else None
+        expected = replace(config, weight_bits=bits, activation_bits=bits, budget=None) if bits else config
+        exponents = search_exponents(graph, statistics, config.smoothing, make_plan(graph, expected))
+    work.notes["smoothing_left_out"] = smooth(graph, statistics, config.smoothing, exponents)
+    work.notes["smoothing_exponents"] = exponents
+    after = observe(graph, norms, work.batches[:1], "smoothing, again")
+    work.notes["histograms"] = {n: histograms_of(statistics[n].rows, after[n].rows) for n in sorted(norms)}
 
 
 @dataclass(frozen=True)
@@ -211,6 +235,11 @@ def _apply(graph: QuantGraph, norm: Node, linears: list[Node], scale: Tensor, sh
             set_tensor(module, bias, get_tensor(module, bias).double() + added)
         elif added.any():
             _add_bias(graph, linear, path, added)
+
+
+def add_biases(work: Work) -> None:
+    """Give every linear of the float graph a bias."""
+    add_missing_biases(work.graph)
 
 
 def add_missing_biases(graph: QuantGraph, names: set[str] | None = None) -> None:
