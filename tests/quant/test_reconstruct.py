@@ -25,7 +25,7 @@ def correlated(rows: int, ins: int, seed: int, groups: int = 1) -> Tensor:
 
 
 def dequantized(done: Corrected) -> Tensor:
-    return done.codes * done.scale[..., None]
+    return done.integers * done.scale[..., None]
 
 
 def output(done: Corrected, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def test_at_eight_bits_the_output_is_nearly_exact() -> None:
         done = correct(weight, x, target, 8, ridge=ridge, images=20)
         error = (output(done, x) - target).norm() / (target - target.mean(1, keepdim=True)).norm()
         assert float(error) < 0.01
-        assert int(done.codes.abs().max()) <= 127
+        assert int(done.integers.abs().max()) <= 127
 
 
 @settings(deadline=None, max_examples=40)
@@ -144,7 +144,7 @@ def test_groups_equal_separate_calls() -> None:
     together = correct(weight, x, target, 3, ridge=False, images=16)
     for g in range(groups):
         alone = correct(weight[g : g + 1], x[g : g + 1], target[g : g + 1], 3, ridge=False, images=16)
-        assert torch.equal(together.codes[g], alone.codes[0])
+        assert torch.equal(together.integers[g], alone.integers[0])
         assert torch.allclose(together.scale[g], alone.scale[0], rtol=1e-4)
         assert torch.allclose(together.bias[g], alone.bias[0], rtol=1e-4, atol=1e-4)
 

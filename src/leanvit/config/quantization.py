@@ -40,7 +40,7 @@ class Budget:
         limits = {n: getattr(self, n) for n in ("average_bits", "model_bytes", "bitops", "latency_ms")}
         given = {name: value for name, value in limits.items() if value is not None}
         if len(given) != 1:
-            raise ConfigError(f"budget gives {sorted(given) or 'no limit'}, expected exactly one of {list(limits)}")
+            raise ConfigError(f"budget has {sorted(given) or 'no limit'}, expected exactly one of {list(limits)}")
         if min(given.values()) <= 0:
             raise ConfigError(f"budget is {given}, expected a limit above 0")
         if (self.latency_ms is None) != (self.latency_table is None):

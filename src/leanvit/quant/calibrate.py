@@ -1,7 +1,7 @@
 """Set every quantizer in one walk through the graph, float and quantized network side by side.
 
 All calibration images go through node by node. Where a quantizer stands, its site's operands are at hand as
-the float network gives them and as the quantized one, up to here, gives them; the parameters are set at once
+the float network returns them and as the quantized one, up to here, returns them; the parameters are set at once
 and the walk goes on with what they make of the data. Each image is computed once in each network, whatever
 the number of sites, and only live tensors are held.
 """
@@ -33,7 +33,7 @@ class Choices:
 
     search: ranges by least output error; False: minimum and maximum. two_region: kinds of sources ("gelu",
     "softmax") whose quantizers below 8 bits have two regions. choose: also try the other forms, and take the
-    best. per_head: parameters for each head. sequential: calibrate on what the quantized network gives.
+    best. per_head: parameters for each head. sequential: calibrate on what the quantized network returns.
     correct: closed-form correction, error-feedback rounding and bias correction of weights.
     """
 
@@ -47,7 +47,7 @@ class Choices:
 
 @dataclass
 class Calibrated:
-    """What the walk found: the form of every quantizer, notes for the report by site, and codes of outputs by site."""
+    """What the walk found: the form of every quantizer, notes for the report by site, and quantizers of outputs."""
 
     forms: Forms = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class _Walk:
         return self.samples[site.name]
 
     def _value(self, env: dict[Node, Any], node: Node) -> Any:
-        """What a quantizer reads, or what it gave where it is shared and its source is no longer held."""
+        """What a quantizer reads, or what it returned where it is shared and its source is no longer held."""
         source = self._source(node)
         return env[source] if source in env else env[node]
 
@@ -172,7 +172,7 @@ class _Walk:
         rows, aims = _thin(rows, aims)
         grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
         done = correct(grouped, rows, aims, quantizer.bits, ridge=True, images=self.images)
-        quantizer.set_codes(done.codes, done.scale.flatten())
+        quantizer.set_integers(done.integers, done.scale.flatten())
         path = str(bias.target)
         get_tensor(self.graph.module, path).data.copy_(done.bias.flatten())
         self.values[bias] = get_tensor(self.graph.module, path)

@@ -12,7 +12,7 @@ from leanvit.quant.graph import QuantGraph, Site
 from leanvit.quant.plan import FLOAT_BITS, Plan, average_bits, bit_operations, tensor_bits, weight_bytes
 
 TABLE_VERSION = 2
-"""1: linears added their bias behind the product."""
+"""1: in its files the bias of a linear followed the product."""
 
 Candidate = tuple[str, int]
 """A site and which of its bits: 0 the weight or second operand, 1 the activation, 2 both together."""

@@ -1,7 +1,7 @@
 """The loss of one plan after another on the same network, running only what a change can reach.
 
-`make_network` takes what all plans share from one float run. `loss_of` gives a plan its loss and the values that it
-leaves on the way; given the values of any other plan, it begins where the two plans first differ. Nothing depends on
+`make_network` takes what all plans share from one float run. `loss_of` returns the loss of a plan and the values that
+it leaves on the way; given the values of any other plan, it begins where the two plans first differ. Nothing depends on
 the order of calls.
 """
 

@@ -69,7 +69,7 @@ class QuantGraph:
     """A traced model and its sites in execution order.
 
     unquantized: products that no quantizer supports, by operation and module path.
-    outputs: {convolution: (scale, zero point)} of 8-bit codes for what it gives, see `outputs`.
+    outputs: {convolution: (scale, zero point)} of the 8-bit quantizer of its output, see `convolution_outputs`.
     """
 
     module: GraphModule
@@ -86,7 +86,7 @@ class QuantGraph:
         return {n.name: n for n in self.module.graph.nodes}
 
     def parameter(self, node: Node) -> Tensor:
-        """The tensor behind a get_attr node."""
+        """The tensor that a get_attr node stands for."""
         return get_tensor(self.module, str(node.target))
 
 
@@ -154,7 +154,7 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
         ) from error
     module = program.module()
     if not isinstance(module, GraphModule):
-        raise ExportError(f"torch.export gave {type(module).__name__}, expected a GraphModule.")
+        raise ExportError(f"torch.export returned {type(module).__name__}, expected a GraphModule.")
     _remove_identities(module)
     without_in_place(module)
     fold_batch_norm(module)
@@ -299,13 +299,13 @@ def _depends_on_input(module: GraphModule) -> set[Node]:
 
 
 def end_sites(graph: QuantGraph) -> set[str]:
-    """Sites that read the image or give the logits: the patch embedding and the classifiers."""
+    """Sites that read the image or return the logits: the patch embedding and the classifiers."""
     nodes = graph.nodes()
     output = next(n for n in graph.module.graph.nodes if n.op == "output")
     ends = set()
     for site in graph.sites.values():
         node = nodes[site.node]
-        if site.weight and (_reads_image(node_argument(node, 0)) or _gives_output(node, output)):
+        if site.weight and (_reads_image(node_argument(node, 0)) or _is_output(node, output)):
             ends.add(site.name)
     return ends
 
@@ -322,11 +322,11 @@ def _first_source(node: Node) -> Node:
     return node.all_input_nodes[0] if isinstance(node.args[0], list | tuple) else node_argument(node, 0)
 
 
-def _gives_output(node: Node, output: Node) -> bool:
+def _is_output(node: Node, output: Node) -> bool:
     """Whether nothing but averages, shape operations and quantizers follow."""
     follow = (*ELEMENTWISE, *CARRIES)
     return all(
-        u is output or ((u.op == "call_module" or u.target in follow) and _gives_output(u, output)) for u in node.users
+        u is output or ((u.op == "call_module" or u.target in follow) and _is_output(u, output)) for u in node.users
     )
 
 

@@ -34,6 +34,7 @@ from leanvit.quant.sq_b import add_missing_biases
 from leanvit.quant.work import Work
 
 RIDGE = 1e-3
+"""Of the mean diagonal, added to both moments: a channel without energy counts as one with a thousandth of the mean."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class _ChannelFinder:
                 self.readers[source.name] = Channels(user, flat.argsort().view(heads, dim))
 
     def operand(self, node: Node, position: int) -> Channels | None:
-        """The channels behind an operand of a product, None where they aren't its alone."""
+        """The channels that an operand of a product is made of, None where they aren't its alone."""
         found = self.operands.get((node.name, position))
         return found[0] if found else None
 
@@ -284,7 +285,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _head_rows(source: Node, index: Tensor) -> Channels | None:
-    """The channels of a linear behind an operand (heads, N, head_dim), or (heads, head_dim, N) for keys."""
+    """The channels of a linear that make up an operand (heads, N, head_dim), or (heads, head_dim, N) for keys."""
     if index.dim() < 3:
         return None
     # Shape (windows, heads, N, head_dim) where windows aren't folded into the batch: all alike.

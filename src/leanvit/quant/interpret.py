@@ -1,6 +1,6 @@
 """The one interpreter: a graph run node by node, with a hand on every value.
 
-`walk` says which node is next and forgets values that nothing reads any more; `compute` gives one node its value.
+`walk` says which node is next and forgets values that nothing reads any more; `compute` returns the value of one node.
 `run` is both; calibration walks two networks at once, and the evaluator of a search begins in the middle.
 """
 

@@ -15,6 +15,8 @@ from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.plan import Plan
 
 BATCH = 64
+"""Images that run at once where outputs are compared."""
+
 MEASURED_VALUES = 1 << 21
 """Values of the images on which sites are measured."""
 

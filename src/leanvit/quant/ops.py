@@ -1,7 +1,7 @@
 """The one table of operations: what each does to values, to their order, and to memory.
 
 Everything that walks a traced graph asks here. A row says what an operation does; the sets below the table, each with
-the question it answers, are read off the rows. An operation without a row is one that no walk may pass.
+its question, are read off the rows. An operation without a row is one that no walk may pass.
 """
 
 from __future__ import annotations

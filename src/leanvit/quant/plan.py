@@ -86,7 +86,7 @@ def average_bits(graph: QuantGraph, plan: Plan, names: Iterable[str] | None = No
 
 
 def weight_bytes(graph: QuantGraph, plan: Plan) -> int:
-    """Bytes of the model's weights: packed codes and a float32 scale a channel; what has no site in float32."""
+    """Bytes of the model's weights: packed integers and a float32 scale a channel; what has no site in float32."""
     kept = sum(p.numel() for p in graph.module.parameters())
     stored = {p for p, _ in graph.module.named_parameters()}
     total = 4.0 * kept

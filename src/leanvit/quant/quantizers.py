@@ -345,7 +345,8 @@ def shares_of(bits: int) -> list[float]:
 class WeightQuantizer(nn.Module):
     """A weight held as signed integers with one scale for each output channel (dimension 0).
 
-    codes: shape of the weight, int8. scale: (out_channels,) float32.
+    codes: the quantized integers, shape of the weight, int8; files have them under this name.
+    scale: (out_channels,) float32.
     """
 
     codes: Tensor
@@ -361,12 +362,12 @@ class WeightQuantizer(nn.Module):
 
     def set_weight(self, weight: Tensor, scale: Tensor) -> None:
         """Round `weight` to the nearest multiples of `scale`."""
-        codes = quantized_integers(weight, self._spread(scale), weight.new_zeros(()), self.low, self.high)
-        self.set_codes(codes, scale)
+        integers = quantized_integers(weight, self._spread(scale), weight.new_zeros(()), self.low, self.high)
+        self.set_integers(integers, scale)
 
-    def set_codes(self, codes: Tensor, scale: Tensor) -> None:
+    def set_integers(self, integers: Tensor, scale: Tensor) -> None:
         """Take quantized integers (whole numbers, shape of the weight) and scales as they are."""
-        self.codes.copy_(codes.reshape(self.codes.shape).to(torch.int8))
+        self.codes.copy_(integers.reshape(self.codes.shape).to(torch.int8))
         self.scale.copy_(scale)
 
     @staticmethod

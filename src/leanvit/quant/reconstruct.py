@@ -1,11 +1,11 @@
 """Error reduction beyond the paper: closed-form correction of a weight, and rounding that feeds errors back.
 
-A site computes W x + c; quantized it sees x' in place of x and should still give the float target y. In closed
+A site computes W x + c; quantized it sees x' in place of x and should still return the float target y. In closed
 form, over the calibration rows, centred, with H = E[x' x'^T]:
 
     ridge        W* = W + E[(y - W x') x'^T] (H + lambda I)^-1     lambda by rows held out     (ERQ, arXiv 2407.06794)
     rounding     column by column, each error passed on to the columns left, weighted by H^-1  (GPTQ, 2210.17323)
-    descent      each code in turn to its least of (w - q) H (w - q)^T, until done twice       (QuantEase, 2309.01885)
+    descent      each integer in turn to its least of (w - q) H (w - q)^T, until done twice    (QuantEase, 2309.01885)
     bias         c* = E[y] - W_q E[x']
 
 The target may hold the error that a residual branch has gathered so far, which the site then takes back.
@@ -24,21 +24,29 @@ from leanvit.quant.graph import Pair
 from leanvit.quant.quantizers import code_range
 
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
-"""Candidate lambdas, in units of the mean diagonal of H; beside them, no correction at all."""
+"""Candidate lambdas, in units of the mean diagonal of H, from hardly any to all; beside them, none at all."""
 
 DAMPING = 0.01
+"""Of the mean diagonal of H, added before rounding with feedback inverts it: GPTQ's default."""
+
 SCALE_SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.64, 0.55)
+"""Ranges of a channel to try, as shares of its largest weight; each costs a rounding with feedback of its own."""
+
 BLOCK = 64
+"""Columns between two updates of all columns that are left: it decides time alone."""
+
 MAX_ROWS = 16384
+"""Rows that a correction takes: four for each of the most unknowns that it solves for, MAX_INPUTS."""
+
 MAX_INPUTS = 4096
-"""Inputs of an output channel up to which H is inverted; wider sites keep nearest rounding."""
+"""Inputs of an output channel up to which H is inverted (64 MB in float32); wider sites keep nearest rounding."""
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """codes: (g, out, in) whole numbers. scale: (g, out). bias: (g, out). correction: lambda taken, None: none."""
+    """integers: (g, out, in) whole numbers. scale: (g, out). bias: (g, out). correction: lambda taken, None: none."""
 
-    codes: Tensor
+    integers: Tensor
     scale: Tensor
     bias: Tensor
     correction: float | None
@@ -46,7 +54,7 @@ class Corrected:
 
 @torch.no_grad()
 def correct(weight: Tensor, x: Tensor, target: Tensor, bits: int, *, ridge: bool, images: int) -> Corrected:
-    """Quantize one site's weight so that its output stays near `target` on the rows that calibration gives.
+    """Quantize one site's weight so that its output stays near `target` on the rows of calibration.
 
     weight: (g, out, in) float. x: (g, rows, in), the quantized inputs, rows of one image together.
     target: (g, rows, out), the wanted output with its bias. images: number of images, so that whole ones are held out.
@@ -58,10 +66,10 @@ def correct(weight: Tensor, x: Tensor, target: Tensor, bits: int, *, ridge: bool
     hessian = centred.transpose(1, 2) @ centred / x.shape[1]
     if chosen is not None:
         weight = weight + ridge_shift(weight, centred, target - mean_y, hessian, chosen)
-    codes, scale = round_with_feedback(weight, hessian, bits)
-    codes, scale = descend(weight, hessian, codes, scale, bits)
-    bias = mean_y - mean_x @ (codes * scale[..., None]).transpose(1, 2)
-    return Corrected(codes, scale, bias[:, 0], chosen)
+    integers, scale = round_with_feedback(weight, hessian, bits)
+    integers, scale = descend(weight, hessian, integers, scale, bits)
+    bias = mean_y - mean_x @ (integers * scale[..., None]).transpose(1, 2)
+    return Corrected(integers, scale, bias[:, 0], chosen)
 
 
 def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> float | None:
@@ -113,8 +121,8 @@ def _factor(hessian: Tensor, share: float) -> Tensor:
 def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """GPTQ with several scales for every output channel side by side; the best is kept, channel by channel.
 
-    Nearest codes with the full range take part too: with few inputs feedback may overshoot.
-    weight: (g, out, in); hessian: (g, in, in). Returns codes (g, out, in) and scale (g, out).
+    Nearest integers with the full range take part too: with few inputs feedback may overshoot.
+    weight: (g, out, in); hessian: (g, in, in). Returns integers (g, out, in) and scale (g, out).
     """
     low, high = code_range(bits, symmetric=True)
     groups, outs, ins = weight.shape
@@ -122,12 +130,12 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
     largest = weight.abs().amax(-1).clamp(min=1e-8) / high
     scale = (largest[:, None, :] * shares[None, :, None]).reshape(groups, -1)
     repeated = weight.repeat(1, len(shares), 1)
-    codes = _feedback(repeated, hessian, scale, low, high)
-    error = repeated - codes * scale[..., None]
+    integers = _feedback(repeated, hessian, scale, low, high)
+    error = repeated - integers * scale[..., None]
     cost = ((error @ hessian) * error).sum(-1).view(groups, len(shares), outs)
     best = cost.argmin(1)
     pick = best[:, None, :, None].expand(-1, 1, -1, ins)
-    chosen = codes.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
+    chosen = integers.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
     found = scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
     nearest = (weight / largest[..., None]).round_().clamp_(low, high)
     error = weight - nearest * largest[..., None]
@@ -142,7 +150,7 @@ def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: in
     inverse = torch.cholesky_inverse(_factor(hessian, DAMPING))
     upper = torch.linalg.cholesky_ex(inverse, upper=True)[0]
     left = weight.gather(2, order[:, None, :].expand_as(weight))
-    codes = torch.empty_like(left)
+    integers = torch.empty_like(left)
     ins = left.shape[-1]
     for start in range(0, ins, BLOCK):
         stop = min(start + BLOCK, ins)
@@ -150,51 +158,51 @@ def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: in
         errors = torch.empty_like(part)
         for column in range(stop - start):
             value = part[..., column]
-            code = (value / scale).round_().clamp_(low, high)
-            codes[..., start + column] = code
-            error = (value - code * scale) / triangle[:, column, column, None]
+            integer = (value / scale).round_().clamp_(low, high)
+            integers[..., start + column] = integer
+            error = (value - integer * scale) / triangle[:, column, column, None]
             part[..., column:] -= error[..., None] * triangle[:, column, None, column:]
             errors[..., column] = error
         left[..., stop:] -= errors @ upper[:, start:stop, stop:]
-    return codes.gather(2, back)
+    return integers.gather(2, back)
 
 
 def descend(
-    weight: Tensor, hessian: Tensor, codes: Tensor, scale: Tensor, bits: int, passes: int = 2
+    weight: Tensor, hessian: Tensor, integers: Tensor, scale: Tensor, bits: int, passes: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Coordinate descent on the codes and least squares on the scales in turn; the error never grows.
+    """Coordinate descent on the integers and least squares on the scales in turn; the error never grows.
 
     Shapes as in `round_with_feedback`.
     """
     low, high = code_range(bits, symmetric=True)
     diagonal = hessian.diagonal(dim1=-2, dim2=-1).clamp(min=1e-10)
-    codes = codes.clone()
+    integers = integers.clone()
     for _ in range(passes):
-        spread = codes @ hessian
-        refit = (spread * weight).sum(-1) / (spread * codes).sum(-1).clamp(min=1e-12)
+        spread = integers @ hessian
+        refit = (spread * weight).sum(-1) / (spread * integers).sum(-1).clamp(min=1e-12)
         scale = torch.where((refit > 0.3 * scale) & (refit < 3 * scale), refit, scale)
-        gradient = (weight - codes * scale[..., None]) @ hessian
+        gradient = (weight - integers * scale[..., None]) @ hessian
         for start in range(0, weight.shape[-1], BLOCK):
             block = slice(start, start + BLOCK)
-            moved = _descend_block(codes[..., block], gradient[..., block], hessian[:, block, block],
+            moved = _descend_block(integers[..., block], gradient[..., block], hessian[:, block, block],
                                    diagonal[:, block], scale, low, high)  # fmt: skip
             gradient -= (moved * scale[..., None]) @ hessian[:, block]
-    return codes, scale
+    return integers, scale
 
 
 def _descend_block(
-    codes: Tensor, gradient: Tensor, hessian: Tensor, diagonal: Tensor, scale: Tensor, low: int, high: int
+    integers: Tensor, gradient: Tensor, hessian: Tensor, diagonal: Tensor, scale: Tensor, low: int, high: int
 ) -> Tensor:
-    """Improve the codes of one block in place; returns by how many steps each moved."""
-    before, local = codes.clone(), gradient.clone()
-    for column in range(codes.shape[-1]):
-        current = codes[..., column]
+    """Improve the integers of one block in place; returns by how many steps each moved."""
+    before, local = integers.clone(), gradient.clone()
+    for column in range(integers.shape[-1]):
+        current = integers[..., column]
         wanted = current + local[..., column] / (diagonal[:, column, None] * scale)
         better = wanted.round_().clamp_(low, high)
         step = (better - current) * scale
         local -= step[..., None] * hessian[:, None, column]
-        codes[..., column] = better
-    return codes - before
+        integers[..., column] = better
+    return integers - before
 
 
 def conv_patches(x: Tensor, weight: Tensor, options: tuple[Pair, Pair, Pair, int]) -> Tensor:

@@ -85,7 +85,7 @@ def _fold(module: GraphModule, convolution: Node, norm: Node) -> None:
 
 
 def _value(module: GraphModule, node: Any, otherwise: float = 0.0, like: Tensor | None = None) -> Tensor:
-    """The constant behind a node in float64; `otherwise` in the shape of `like` where there is none."""
+    """The constant that a node stands for, in float64; `otherwise` in the shape of `like` where there is none."""
     if node is None and like is not None:
         return torch.full_like(like, otherwise)
     found: Tensor = operator.attrgetter(str(node.target))(module)

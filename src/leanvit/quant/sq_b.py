@@ -37,8 +37,14 @@ from leanvit.quant.samples import SiteSample
 from leanvit.quant.work import Work
 
 DEAD_RANGE = 1e-6
+"""A channel whose range is smaller is constant and keeps s = 1: its shift alone takes it out."""
+
 SCALE_LIMITS = (1e-3, 1e3)
+"""Of s: a factor that a float32 weight takes without losing bits that 8-bit rounding would leave."""
+
 EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
+"""Exponents to try: around SmoothQuant's 0.5, and up to 1, where all channels of the activation have one range."""
+
 _ANY_LINEAR = Site("linear", "linear", "", 0)
 
 
@@ -88,7 +94,7 @@ def find_groups(graph: QuantGraph) -> tuple[list[SmoothingGroup], list[str]]:
 
 
 def _collect_linears(node: Node, found: list[Node]) -> str | None:
-    """Gather the linears behind shape operations that keep the channels last; a reason where others read too."""
+    """Gather the linears that follow, over operations that keep the channels last; a reason where others read too."""
     width = node.meta["val"].shape[-1]
     for user in node.users:
         if user.target is LINEAR and user.args[0] is node:
@@ -143,7 +149,7 @@ def smoothing_terms(
     """Scale s and shift b of every channel (module docstring).
 
     statistics: of the norm's output. weights: (out, C) each; linears that share the norm share s.
-    centre: False gives plain SmoothQuant (b = 0). Returns (C,), (C,).
+    centre: False for plain SmoothQuant (b = 0). Returns (C,), (C,).
     """
     low, high = statistics.channel_minimum, statistics.channel_maximum
     shift = (high + low) / 2 if centre else torch.zeros_like(low)

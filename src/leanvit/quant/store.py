@@ -1,4 +1,4 @@
-"""Quantized models as files: the codes, the ranges, the plan, and the checkpoint they came from."""
+"""Quantized models as files: the integers, the ranges, the plan, and the checkpoint they came from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Build = Callable[[CheckpointInfo], tuple[nn.Module, Tensor]]
 
 
 def build_classifier(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
-    """The float classifier behind a quantized model, with random weights, and an example of its input."""
+    """The float classifier that a quantized model is of, with random weights, and an example of its input."""
     if info.task != "classify":
         raise CheckpointError(f"the quantized model is a network for the task '{info.task}', expected a classifier.")
     return build(info.architecture, len(info.labels), **info.kwargs), torch.zeros(2, 3, *info.preprocess.input_size)
@@ -63,7 +63,7 @@ def build_classifier(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
 def load_quantized(path: str | Path, make: Build = build_classifier) -> tuple[QuantizedModel, CheckpointInfo]:
     """Build a quantized model from its file or folder.
 
-    make: gives the float network that was quantized.
+    make: returns the float network that was quantized.
     Raises CheckpointError where the file is missing, damaged, or does not fit the architecture.
     """
     path = Path(path)
