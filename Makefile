@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench docs clean
+.PHONY: help setup demo test coverage lint format bench docs clean
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 test: $(STAMP)  ## run the tests (about 15 minutes on 2 cores)
 	@echo "make: running the tests, about 15 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+coverage: $(STAMP)  ## run the tests and measure which lines and branches they reach (about 25 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/coverage report --format=total
 
 lint: $(STAMP)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -123,7 +123,6 @@ EXTRAS = {
     "pycocotools.mask": "tasks",
     "faster_coco_eval": "tasks",
     "segmentation_models_pytorch": "tasks",
-    "torchmetrics": "tasks",
     "skimage": "tasks",
 }
 # Modules whose package has another name on PyPI.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import runpy
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from test_models_exmobilevit import official_keys
 from torch import Tensor, nn
 
 from common import GOLDEN_FOLDER
@@ -19,6 +16,7 @@ from leanvit.checkpoint import load_checkpoint
 from leanvit.cli import main
 from leanvit.errors import CheckpointError, ConfigError, ModelError
 from leanvit.models import from_official, fuse
+from official import load_golden, official_keys
 
 GOLDEN = {
     "revit_small": "revit",
@@ -35,19 +33,11 @@ GOLDEN = {
 }
 
 
-def golden(name: str) -> tuple[dict[str, Tensor], dict, Tensor, Tensor]:
-    """Weights, config, input and logits of a golden file."""
-    with safe_open(str(GOLDEN_FOLDER / f"{name}.safetensors"), framework="pt") as file:
-        metadata = file.metadata()
-        weights = {key[3:]: file.get_tensor(key) for key in file.keys() if key[:3] in ("sd/", "sd.")}  # noqa: SIM118
-        config = json.loads(metadata.get("meta") or metadata["config"])
-        return weights, config, file.get_tensor("input"), file.get_tensor("logits")
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 @torch.no_grad()
 def test_official_checkpoint_gives_official_logits_before_and_after_fusing(name: str) -> None:
-    weights, config, x, logits = golden(name)
+    weights, tensors, config = load_golden(name)
+    x, logits = tensors["input"], tensors["logits"]
     model = from_official(GOLDEN[name], weights, config)
     torch.testing.assert_close(model(x), logits, atol=1e-4, rtol=0)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -62,7 +52,8 @@ def test_unknown_family_suggests_a_known_one() -> None:
 
 
 def test_wrapped_checkpoints_are_unwrapped_and_empty_ones_refused() -> None:
-    weights, config, x, logits = golden("revit_small")
+    weights, tensors, config = load_golden("revit_small")
+    x, logits = tensors["input"], tensors["logits"]
     wrapped = {"epoch": 3, "model_state": {f"module.{key}": tensor for key, tensor in weights.items()}}
     with torch.no_grad():
         torch.testing.assert_close(from_official("revit", wrapped, config)(x), logits, atol=1e-4, rtol=0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,37 +9,21 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
 import leanvit.models.exmobilevit
+from batches import images
 from common import GOLDEN_FOLDER
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import count_macs
-from leanvit.models._convert_exmobilevit import _authors_names, convert
+from leanvit.models._convert_exmobilevit import convert
 from leanvit.models._mobilevit import fold, unfold
 from leanvit.models.exmobilevit import PAPER, ExMobileViT, ExShortcutNet, add_exshortcut
+from official import fill_module, load_golden, official_keys
 
 SMALL = ["mobilevit_s_base_small", "exmobilevit_576_small", "exmobilevit_928_small"]
 PUBLISHED = ["mobilevit_s_exbase", "exmobilevit_576", "exmobilevit_640", "exmobilevit_928"]
-
-
-def load_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    with safe_open(GOLDEN_FOLDER / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        meta = json.loads(file.metadata()["meta"])
-    weights = {key[3:]: value for key, value in tensors.items() if key.startswith("sd/")}
-    return weights, tensors, meta["cfg"]
-
-
-def fill_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_exmobilevit", GOLDEN_FOLDER / "fill_revit_exmobilevit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -60,25 +41,12 @@ def randomize(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def official_keys(name: str) -> dict[str, torch.Size]:
-    """The authors' key names and shapes of a published network."""
-    with torch.device("meta"):
-        ours = timm.create_model(name).state_dict()
-    scales = ("conv2",) if name == "mobilevit_s_exbase" else ("conv2_1", "conv2_2", "conv2")
-    names = _authors_names(scales)
-    split = ((key.rpartition("."), value.shape) for key, value in ours.items())
-    return {f"{names[module]}.{leaf}": shape for (module, _, leaf), shape in split}
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SMALL)
 @torch.no_grad()
 def test_official_weights_give_official_logits_and_maps(name: str, fused: bool) -> None:
-    weights, golden, config = load_golden(name)
+    weights, golden, meta = load_golden(name)
+    config = meta["cfg"]
     converted = convert(weights, config)
     model = ExMobileViT(**converted.kwargs).eval()
     model.load_state_dict(converted.state_dict, strict=True)
@@ -101,7 +69,7 @@ def test_official_weights_give_official_logits_and_maps(name: str, fused: bool) 
 
 @torch.no_grad()
 def test_published_640_gives_official_logits() -> None:
-    fill, golden = fill_module(), np.load(GOLDEN_FOLDER / "full_exmobilevit_640.npz")
+    fill, golden = fill_module("fill_revit_exmobilevit"), np.load(GOLDEN_FOLDER / "full_exmobilevit_640.npz")
     keys = official_keys("exmobilevit_640")
     weights = {key: torch.from_numpy(np.asarray(fill.value(key, shape))) for key, shape in keys.items()}
     converted = convert(weights, None)
@@ -142,7 +110,8 @@ def test_published_checkpoint_is_recognised_from_its_shapes(name: str) -> None:
 
 
 def test_wrong_checkpoint_lists_unknown_missing_and_misshapen_keys() -> None:
-    weights, _, config = load_golden("exmobilevit_576_small")
+    weights, _, meta = load_golden("exmobilevit_576_small")
+    config = meta["cfg"]
     weights["stray.weight"] = torch.zeros(1)
     weights["mvit.1.conv4.1.bias"] = torch.zeros(3)
     del weights["mv2.3.conv.4.running_var"]
@@ -164,7 +133,8 @@ def test_checkpoint_without_a_weight_that_sets_a_width_names_it(key: str) -> Non
 
 
 def test_checkpoint_of_another_shape_than_its_config_is_refused() -> None:
-    weights, _, config = load_golden("mobilevit_s_base_small")
+    weights, _, meta = load_golden("mobilevit_s_base_small")
+    config = meta["cfg"]
     with pytest.raises(CheckpointError, match=r"dims is .*24, 32, 40.* in the weights"):
         convert(weights, {**config, "dims": [144, 192, 240]})
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
-from common import GOLDEN_FOLDER
+from batches import images
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import _pooling_history, count_macs, remvit
 from leanvit.models._convert_remvit import convert
 from leanvit.models._pooling_attention import Carried, relative_index, resize_logits
 from leanvit.models._pooling_history import PoolingHistory
 from leanvit.models.remvit import PAPER, ReMViT
+from official import load_golden
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
-
-
-def load_golden() -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    with safe_open(GOLDEN_FOLDER / "remvitv2_small.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        meta = json.loads(file.metadata()["meta"])
-    return {key[3:]: value for key, value in tensors.items() if key.startswith("sd/")}, tensors, meta
 
 
 def micro(**kwargs: object) -> ReMViT:
@@ -40,15 +31,11 @@ def micro(**kwargs: object) -> ReMViT:
     return model
 
 
-def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("memory", ["quadratic", "linear"])
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_official_weights_give_official_logits_and_scores(fused: bool, memory: str) -> None:
-    weights, golden, meta = load_golden()
+    weights, golden, meta = load_golden("remvitv2_small")
     converted = convert(weights, meta)
     model = ReMViT(**converted.kwargs, attention_memory=memory).eval()
     model.load_state_dict(converted.state_dict, strict=True)
@@ -117,7 +104,7 @@ def test_another_attention_memory_is_refused() -> None:
 
 
 def test_converter_reads_networks_from_their_shapes() -> None:
-    weights, _, meta = load_golden()
+    weights, _, meta = load_golden("remvitv2_small")
     assert convert(weights).kwargs == convert(weights, meta).kwargs
     with torch.device("meta"):
         state = timm.create_model("remvitv2_tiny").state_dict()
@@ -127,7 +114,7 @@ def test_converter_reads_networks_from_their_shapes() -> None:
 
 
 def test_converter_lists_problems() -> None:
-    weights, _, meta = load_golden()
+    weights, _, meta = load_golden("remvitv2_small")
     del weights["norm.bias"]
     weights["odd"] = torch.zeros(1)
     with pytest.raises(CheckpointError, match=r"unknown keys \['odd'\]; missing keys \['norm\.bias'\]"):

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
-from common import GOLDEN_FOLDER
+from batches import images
 from leanvit.errors import CheckpointError, ConfigError
 from leanvit.models import count_macs, reswin
 from leanvit.models._attention import make_windows, match_by_pair
 from leanvit.models._convert_reswin import convert
 from leanvit.models.reswin import PAPER, ReSwin
+from official import load_golden
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 CPU = torch.device("cpu")
-
-
-def load_golden() -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    with safe_open(GOLDEN_FOLDER / "reswin_small_w7.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        meta = json.loads(file.metadata()["meta"])
-    return {key[3:]: value for key, value in tensors.items() if key.startswith("sd/")}, tensors, meta
 
 
 def micro(**kwargs: object) -> ReSwin:
@@ -39,14 +29,10 @@ def micro(**kwargs: object) -> ReSwin:
     return model
 
 
-def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_official_weights_give_official_logits_and_scores(fused: bool) -> None:
-    weights, golden, meta = load_golden()
+    weights, golden, meta = load_golden("reswin_small_w7")
     converted = convert(weights, meta)
     model = ReSwin(**converted.kwargs).eval()
     model.load_state_dict(converted.state_dict, strict=True)
@@ -61,7 +47,7 @@ def test_official_weights_give_official_logits_and_scores(fused: bool) -> None:
 
 
 def test_converter_reads_networks_from_their_shapes() -> None:
-    weights, _, meta = load_golden()
+    weights, _, meta = load_golden("reswin_small_w7")
     assert {**convert(weights).kwargs, "img_size": 112} == convert(weights, meta).kwargs
     with torch.device("meta"):
         state = timm.create_model("reswin_tiny_patch4_window7_224").state_dict()
@@ -75,7 +61,7 @@ def test_converter_reads_networks_from_their_shapes() -> None:
 
 
 def test_converter_lists_problems() -> None:
-    weights, _, meta = load_golden()
+    weights, _, meta = load_golden("reswin_small_w7")
     weights["head.bias"] = torch.zeros(3)
     with pytest.raises(CheckpointError, match=r"head\.bias is \(3,\), expected \(10,\)"):
         convert(weights, meta)

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from types import ModuleType
-
 import numpy as np
 import pytest
 import timm
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 import leanvit.models
+from batches import images
 from common import GOLDEN_FOLDER
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import _attention, count_macs, revit
 from leanvit.models._convert_revit import convert
 from leanvit.models.revit import PAPER, ReViT
-
-
-def load_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    with safe_open(GOLDEN_FOLDER / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        meta = json.loads(file.metadata()["meta"])
-    weights = {key[3:]: value for key, value in tensors.items() if key.startswith("sd/")}
-    return weights, tensors, meta
-
-
-def fill_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_revit", GOLDEN_FOLDER / "fill_revit_exmobilevit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from official import fill_module, load_golden
 
 
 def micro(**kwargs: object) -> ReViT:
@@ -49,10 +29,6 @@ def micro(**kwargs: object) -> ReViT:
             std = 0.15 if parameter.ndim > 1 else 0.05
             parameter.data.normal_(std=std, generator=generator)
     return model
-
-
-def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", ["revit_small", "revit_small_cls"])
@@ -79,7 +55,7 @@ def test_official_weights_give_official_logits_and_scores(name: str, memory: str
 
 @torch.no_grad()
 def test_published_base_gives_official_logits_and_scores() -> None:
-    fill, golden = fill_module(), np.load(GOLDEN_FOLDER / "full_revit_b16.npz")
+    fill, golden = fill_module("fill_revit_exmobilevit"), np.load(GOLDEN_FOLDER / "full_revit_b16.npz")
     with torch.device("meta"):
         ours = timm.create_model("revit_base_patch16_224").state_dict()
     weights = {

@@ -6,10 +6,6 @@ first held against the golden files itself, and is then the truth at sizes for w
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import math
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,177 +13,29 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from batches import images
 from common import GOLDEN_FOLDER
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import _cells, count_macs, vitae
 from leanvit.models._cellnet import drop_path_rates
 from leanvit.models._convert_vitae import _authors_names, convert
 from leanvit.models.vitae import PAPER, VARIANTS, Performer, ViTAE
+from official import fill_module, load_golden
+from official_vitae import (
+    CLOSE,
+    Slow,
+    check_gradients,
+    check_published_stages,
+    filled_official,
+    official,
+    random_norms,
+    tokens_by_cell,
+)
 
-CLOSE = {"atol": 1e-4, "rtol": 0}
 PYRAMID, PLAIN = "vitae_v1_performer_64", "vitae_v1_clstoken_64"
-
-
-def load_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any], dict[str, float]]:
-    """Weights under the authors' names, all tensors, config, gradient norms."""
-    with safe_open(GOLDEN_FOLDER / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    weights = {key[3:]: value for key, value in tensors.items() if key.startswith("sd.")}
-    return weights, tensors, json.loads(metadata["config"]), json.loads(metadata["grad_l2_of_mean_sq_logits"])
-
-
-def fill_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_vitae", GOLDEN_FOLDER / "fill_vitae.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def official(name: str, model_class: type = ViTAE, **kwargs: Any) -> Any:
-    """The network of a golden file, in eval mode."""
-    weights, _, config, _ = load_golden(name)
-    converted = convert(weights, config)
-    model = model_class(**{**converted.kwargs, **kwargs}).eval()
-    model.load_state_dict(converted.state_dict, strict=True)
-    return model
-
-
-def filled_official(model_name: str) -> dict[str, Tensor]:
-    """The weights of a published network under the authors' names, as the golden files' recipe fills them."""
-    fill = fill_module()
-    with torch.device("meta"):
-        model = timm.create_model(model_name)
-    authors = _authors_names(model, 2)
-    weights = {}
-    for name, like in model.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        key = f"{authors[module]}.{leaf}"
-        value = fill.value(key, like.shape)
-        weights[key] = torch.zeros((), dtype=torch.int64) if value is None else torch.from_numpy(value)
-    return weights
-
-
-def tokens_by_cell(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Tokens after every reduction cell and stage, under the names of the golden files."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for index, stage in enumerate(model.stages):
-        for name, module in ((f"feat.rc{index}", stage.reduction), (f"feat.stage{index}", stage)):
-            handles.append(
-                module.register_forward_hook(lambda _m, _i, out, name=name: found.update({name: out[0].clone()}))
-            )
-    model(x)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def check_published_stages(found: dict[str, Tensor], golden: Any) -> None:
-    """Shape, moments, first and last 32 values of every stage's tokens against a published network's file."""
-    stages = [key for key in found if "stage" in key]
-    assert {f"{key.removeprefix('feat.')}.shape" for key in stages} == {k for k in golden if k.endswith(".shape")}
-    for key in stages:
-        tokens, name = found[key], key.removeprefix("feat.")
-        assert tuple(golden[f"{name}.shape"]) == tuple(tokens.shape)
-        moments = torch.stack([tokens.double().mean(), tokens.double().std()])
-        torch.testing.assert_close(moments, torch.from_numpy(golden[f"{name}.mean_std"]), **CLOSE)
-        for part, values in (("first", tokens.flatten()[:32]), ("last", tokens.flatten()[-32:])):
-            torch.testing.assert_close(values, torch.from_numpy(golden[f"{name}.{part}_token_32"]), **CLOSE)
-
-
-def check_gradients(model: nn.Module, name: str) -> None:
-    """Norms of the gradients of mean(logits^2) against the golden file's."""
-    weights, golden, config, norms = load_golden(name)
-    # The converter hands tensors on as they are, so that identity tells the authors' name of each of ours.
-    authors = {id(tensor): key for key, tensor in weights.items()}
-    ours = {name: authors[id(tensor)] for name, tensor in convert(weights, config).state_dict.items()}
-    model(golden["input"]).square().mean().backward()
-    found = {ours[name]: p.grad.norm().item() for name, p in model.named_parameters() if p.requires_grad}
-    assert found.keys() == norms.keys()
-    for key, norm in norms.items():
-        assert found[key] == pytest.approx(norm, rel=1e-3), key
-
-
-def random_norms(model: nn.Module) -> None:
-    """Statistics and scales that make a BatchNorm anything but the identity."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.3, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(std=0.2, generator=generator)
-
-
-def images(batch: int, height: int, width: int) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-class Slow:
-    """What ViTAE and ViTAEv2 share, written out in float64 on the authors' weights."""
-
-    def __init__(self, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
-        self.weights = {key: value.double() for key, value in weights.items()}
-        self.config = config
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
-
-    def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        return centred / (variance + eps).sqrt() * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-
-    def conv(self, x: Tensor, name: str, **options: Any) -> Tensor:
-        weight = self.weights[f"{name}.weight"]
-        groups = x.shape[1] // weight.shape[1]
-        return F.conv2d(x, weight, self.weights[f"{name}.bias"], groups=groups, **options)
-
-    def sequence(self, x: Tensor, name: str, strides: tuple[int, ...], final: bool) -> Tensor:
-        """A PCM as the authors' list of modules: convolutions, BatchNorms where there are any, SiLUs."""
-        place = 0
-        for index, stride in enumerate(strides):
-            x = self.conv(x, f"{name}.{place}", stride=stride, padding=1)
-            place += 1
-            if (scale := self.weights.get(f"{name}.{place}.running_var")) is not None:
-                mean, gain, bias = (self.weights[f"{name}.{place}.{k}"] for k in ("running_mean", "weight", "bias"))
-                gain = gain / (scale + 1e-5).sqrt()
-                x = x * gain[:, None, None] + (bias - mean * gain)[:, None, None]
-                place += 1
-            if final or index < len(strides) - 1:
-                x = x * x.sigmoid()
-            place += 1
-        return x.flatten(2).transpose(1, 2)
-
-    def prm(self, image: Tensor, name: str, ratio: int) -> tuple[Tensor, tuple[int, int]]:
-        maps = []
-        for index in range(8):
-            if (weight := self.weights.get(f"{name}.{index}.0.weight")) is None:
-                break
-            padding = math.ceil(((weight.shape[-1] - 1) * (index + 1) + 1 - ratio) / 2)
-            options = {"stride": ratio, "padding": padding, "dilation": index + 1}
-            maps.append(F.gelu(self.conv(image, f"{name}.{index}.0", **options)))
-        out = torch.cat(maps, 1)
-        return out.flatten(2).transpose(1, 2), (out.shape[2], out.shape[3])
-
-    def attention(self, x: Tensor, name: str, heads: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Softmax attention of every head by itself: the projected result, and v."""
-        q, k, v = self.linear(x, f"{name}.qkv").chunk(3, -1)
-        out = []
-        for head, (qh, kh, vh) in enumerate(zip(*(t.chunk(heads, -1) for t in (q, k, v)), strict=True)):
-            logits = qh @ kh.transpose(1, 2) / qh.shape[-1] ** 0.5
-            out.append((logits if bias is None else logits + bias[head]).softmax(-1) @ vh)
-        return self.linear(torch.cat(out, -1), f"{name}.proj"), v
-
-    def mlp(self, x: Tensor, first: str, second: str) -> Tensor:
-        return self.linear(F.gelu(self.linear(x, first)), second)
 
 
 class SlowViTAE(Slow):
@@ -239,7 +87,7 @@ def slow_performer(k: Tensor, q: Tensor, v: Tensor, w: Tensor, epsilon: float = 
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_official_weights_give_official_logits_and_features(fused: bool) -> None:
-    _, golden, _, _ = load_golden(PYRAMID)
+    _, golden, _ = load_golden(PYRAMID)
     model = official(PYRAMID)
     if fused:
         model.fuse_()
@@ -256,7 +104,7 @@ def test_official_weights_give_official_logits_and_features(fused: bool) -> None
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_official_plain_weights_give_official_logits_and_features(fused: bool) -> None:
-    _, golden, _, _ = load_golden(PLAIN)
+    _, golden, _ = load_golden(PLAIN)
     model = official(PLAIN)
     if fused:
         model.fuse_()
@@ -285,7 +133,7 @@ def test_published_tiny_gives_official_logits_and_features() -> None:
     converted = convert(filled_official("vitae_tiny"))
     model = ViTAE(**converted.kwargs).eval()
     model.load_state_dict(converted.state_dict, strict=True)
-    x = torch.from_numpy(fill_module().input_array(*golden["input_shape"]))
+    x = torch.from_numpy(fill_module("fill_vitae").input_array(*golden["input_shape"]))
     check_published_stages(tokens_by_cell(model, x), golden)
     for form in (model, model.fuse_()):
         torch.testing.assert_close(form(x), torch.from_numpy(golden["logits"]), **CLOSE)
@@ -294,7 +142,7 @@ def test_published_tiny_gives_official_logits_and_features() -> None:
 
 @torch.no_grad()
 def test_slow_form_gives_official_logits() -> None:
-    weights, golden, config, _ = load_golden(PYRAMID)
+    weights, golden, config = load_golden(PYRAMID)
     found = SlowViTAE(weights, config)(golden["input"])
     for key, value in found.items():
         torch.testing.assert_close(value.float(), golden[key], **CLOSE)
@@ -303,7 +151,7 @@ def test_slow_form_gives_official_logits() -> None:
 @pytest.mark.parametrize("size", [(64, 96), (96, 160), (64, 144), (16, 16), (80, 16)])
 @torch.no_grad()
 def test_maps_that_are_not_square_keep_their_layout(size: tuple[int, int]) -> None:
-    weights, _, config, _ = load_golden(PYRAMID)
+    weights, _, config = load_golden(PYRAMID)
     model, x = official(PYRAMID), images(2, *size)
     expected = SlowViTAE(weights, config)(x)
     torch.testing.assert_close(model(x).double(), expected["logits"], **CLOSE)
@@ -336,7 +184,7 @@ def test_plain_network_resamples_positions_and_names_the_patch_it_needs() -> Non
 @torch.no_grad()
 def test_plain_pooling_leaves_the_class_token_out() -> None:
     """The mean over patches is classified; global_pool='token' takes the class token instead."""
-    _, golden, _, _ = load_golden(PLAIN)
+    _, golden, _ = load_golden(PLAIN)
     norm = official(PLAIN).fc_norm
     tokens = golden["feat.stage2"]
     mean = official(PLAIN).forward_head(tokens, pre_logits=True)
@@ -410,7 +258,7 @@ def test_performer_computes_in_float32_under_autocast_and_in_half_precision(
         return out
 
     monkeypatch.setattr(Performer, "attend", spy)
-    _, golden, _, _ = load_golden(PYRAMID)
+    _, golden, _ = load_golden(PYRAMID)
     x, scale = golden["input"], golden["logits"].abs().amax()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = official(PYRAMID)(x)
@@ -507,7 +355,7 @@ def test_converter_reads_published_networks_from_their_shapes(name: str) -> None
 
 
 def test_converter_lists_unknown_missing_and_misshapen_keys() -> None:
-    weights, _, config, _ = load_golden(PYRAMID)
+    weights, _, config = load_golden(PYRAMID)
     weights["extra.weight"] = torch.zeros(1)
     del weights["layers.0.RC.attn.norm1.bias"]
     weights["layers.2.NC.0.mlp.fc2.bias"] = torch.zeros(3)
@@ -515,7 +363,7 @@ def test_converter_lists_unknown_missing_and_misshapen_keys() -> None:
         convert(weights, config)
     with pytest.raises(CheckpointError, match=r"unknown extra\.weight"):
         convert(weights, config)
-    weights, _, config, _ = load_golden(PYRAMID)
+    weights, _, config = load_golden(PYRAMID)
     with pytest.raises(CheckpointError, match=r"token_dims is \(16, 24, 64\) in the weights"):
         convert(weights, {**config, "token_dims": [16, 24, 72]})
     with pytest.raises(CheckpointError, match="no published ViTAE"):

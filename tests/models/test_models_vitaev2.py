@@ -10,26 +10,25 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from test_models_vitae import (
-    CLOSE,
-    GOLDEN_FOLDER,
-    Slow,
-    check_gradients,
-    check_published_stages,
-    fill_module,
-    filled_official,
-    images,
-    load_golden,
-    official,
-    random_norms,
-    tokens_by_cell,
-)
 from torch import Tensor, nn
 
+from batches import images
+from common import GOLDEN_FOLDER
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import _cells, count_macs, vitaev2
 from leanvit.models._convert_vitae import _authors_names, convert
 from leanvit.models.vitaev2 import PAPER, VARIANTS, ViTAEv2, WindowAttention
+from official import fill_module, load_golden
+from official_vitae import (
+    CLOSE,
+    Slow,
+    check_gradients,
+    check_published_stages,
+    filled_official,
+    official,
+    random_norms,
+    tokens_by_cell,
+)
 
 REDUCED, RELATIVE = "vitaev2_64", "vitaev2_relpos_64"
 
@@ -99,7 +98,7 @@ class SlowViTAEv2(Slow):
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_official_weights_give_official_logits_and_features(name: str, fused: bool) -> None:
-    _, golden, _, _ = load_golden(name)
+    _, golden, _ = load_golden(name)
     model = official(name, ViTAEv2)
     if fused:
         model.fuse_()
@@ -129,7 +128,7 @@ def test_published_small_gives_official_logits_and_features() -> None:
     converted = convert(filled_official("vitaev2_small"))
     model = ViTAEv2(**converted.kwargs).eval()
     model.load_state_dict(converted.state_dict, strict=True)
-    x = torch.from_numpy(fill_module().input_array(*golden["input_shape"]))
+    x = torch.from_numpy(fill_module("fill_vitae").input_array(*golden["input_shape"]))
     check_published_stages(tokens_by_cell(model, x), golden)
     for form in (model, model.fuse_()):
         torch.testing.assert_close(form(x), torch.from_numpy(golden["logits"]), **CLOSE)
@@ -139,7 +138,7 @@ def test_published_small_gives_official_logits_and_features() -> None:
 @pytest.mark.parametrize("name", [REDUCED, RELATIVE])
 @torch.no_grad()
 def test_slow_form_gives_official_logits(name: str) -> None:
-    weights, golden, config, _ = load_golden(name)
+    weights, golden, config = load_golden(name)
     for key, value in SlowViTAEv2(weights, config)(golden["input"]).items():
         torch.testing.assert_close(value.float(), golden[key], **CLOSE)
 
@@ -149,7 +148,7 @@ def test_slow_form_gives_official_logits(name: str) -> None:
 @torch.no_grad()
 def test_four_stages_are_right_at_any_size(name: str, size: tuple[int, int]) -> None:
     """Also where neither a window nor 32 divides the map: what reaches the edge are zeros behind the norm."""
-    weights, _, config, _ = load_golden(name)
+    weights, _, config = load_golden(name)
     model, x = official(name, ViTAEv2), images(2, *size)
     expected = SlowViTAEv2(weights, config)(x)
     torch.testing.assert_close(model(x).double(), expected["logits"], **CLOSE)
@@ -244,7 +243,7 @@ def test_reduction_cells_have_options_of_their_own() -> None:
 
 @torch.no_grad()
 def test_autocast_takes_relative_positions_along() -> None:
-    _, golden, _, _ = load_golden(RELATIVE)
+    _, golden, _ = load_golden(RELATIVE)
     model = official(RELATIVE, ViTAEv2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model(golden["input"])
@@ -342,7 +341,7 @@ def test_converter_reads_published_networks_from_their_shapes(name: str) -> None
 
 
 def test_converter_lists_problems() -> None:
-    weights, _, config, _ = load_golden(REDUCED)
+    weights, _, config = load_golden(REDUCED)
     with pytest.raises(CheckpointError, match=r"NC_tokens_type is .*expected \['window', 'window', 'transformer'"):
         convert(weights, {**config, "NC_tokens_type": "window"})
     with pytest.raises(CheckpointError, match="relative_pos is False in the weights, True in the config"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from batches import images
 from leanvit.errors import ConfigError, UnknownModelError
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features, Pyramid, check_strides, load_backbone
 
@@ -27,10 +28,6 @@ ARCHITECTURES = [
 ]
 # Those whose tables of positions belong to one size of the image.
 TABLES = ["revit_micro", "remvitv2_micro", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"]
-
-
-def images(height: int, width: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def scramble(model: nn.Module) -> None:
@@ -65,8 +62,8 @@ def own_maps(model: nn.Module, features: Features, x: Tensor) -> list[Tensor]:
 def test_maps_have_strides_4_8_16_32(name: str, size: tuple[int, int]) -> None:
     features = Features(BackboneConfig(name, size)).eval()
     with torch.no_grad():
-        levels = features(images(*size))
-        own = features.own(images(*size))
+        levels = features(images(2, *size))
+        own = features.own(images(2, *size))
     assert len(levels) == len(features.widths) == 4
     for level, width, stride in zip(levels, features.widths, (4, 8, 16, 32), strict=True):
         assert level.shape == (2, width, size[0] // stride, size[1] // stride)
@@ -81,7 +78,7 @@ def test_gradients_reach_the_whole_backbone(name: str) -> None:
     features = Features(BackboneConfig(name, (64, 96)))
     scramble(features)
     features.eval()  # stochastic depth leaves out whole blocks
-    levels = features(images(64, 96))
+    levels = features(images(2, 64, 96))
     weights = torch.Generator().manual_seed(3)
     total = sum((level * torch.randn(level.shape, generator=weights)).sum() for level in levels)
     assert isinstance(total, Tensor)
@@ -97,7 +94,7 @@ def test_gradients_reach_the_whole_backbone(name: str) -> None:
 
 def test_a_pyramid_has_the_same_channels_at_every_level() -> None:
     pyramid = Pyramid(BackboneConfig("remvitv2_micro", (64, 96), channels=24)).eval()
-    levels = pyramid(images(64, 96))
+    levels = pyramid(images(2, 64, 96))
     assert list(levels) == ["0", "1", "2", "3"]
     for level, stride in zip(levels.values(), STRIDES, strict=True):
         assert level.shape == (2, 24, 64 // stride, 96 // stride)
@@ -108,7 +105,7 @@ def test_levels_are_the_maps_of_the_stages_and_pooled_below_the_deepest() -> Non
     alone = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4)).eval()
     alone.load_state_dict(resnet.backbone.state_dict())
     remvit = Features(BackboneConfig("remvitv2_micro", (64, 96))).eval()
-    x = images(64, 96)
+    x = images(2, 64, 96)
     with torch.no_grad():
         for found, expected in zip(resnet(x), alone(x), strict=True):
             assert torch.equal(found, expected)
@@ -137,7 +134,7 @@ def test_a_loaded_backbone_computes_what_the_classifier_does(name: str) -> None:
     size = (64, 96)
     model = classifier(name, size)
     features = Features(BackboneConfig(name, size)).eval()
-    x = images(*size)
+    x = images(2, *size)
     with torch.no_grad():
         expected = own_maps(model, features, x)
         assert not torch.allclose(features.own(x)[-1], expected[-1], atol=1e-3)
@@ -158,7 +155,7 @@ def test_a_backbone_of_another_size_computes_what_the_resized_classifier_does(na
     resize: Any = getattr(model, "set_input_size", None)
     if name in TABLES:
         resize(img_size=size, **({"window_size": 7} if name.startswith("swin") else {}))
-    x = images(*size)
+    x = images(2, *size)
     with torch.no_grad():
         for one, other in zip(features.own(x), own_maps(model, features, x), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

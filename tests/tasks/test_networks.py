@@ -20,6 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from batches import images
 from leanvit.errors import ConfigError
 from leanvit.runtime.decode import heatmap_keypoints
 from leanvit.tasks.detect import Detector, DetectorConfig
@@ -34,10 +35,6 @@ SMALL: dict[str, Any] = {
     "anchor_scale": 4.0, "head_width": 32, "mask_width": 16, "mask_layers": 2, "proposals": 40, "sampled": 24,
     "detections": 12, "score_threshold": 0.0,
 }  # fmt: skip
-
-
-def images(batch: int, height: int, width: int) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def scramble(network: nn.Module) -> None:

@@ -12,26 +12,13 @@ from leanvit.bench import machine
 from leanvit.config import DoctorConfig
 from leanvit.progress import print_json, print_table
 
-CORE = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "pillow",
-    "safetensors",
-    "jsonargparse",
-    "pyyaml",
-    "rich",
-    "scikit-learn",
-)
+CORE = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "pyyaml", "rich")
 OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
-    "scikit-image": "tasks",
-    "torchmetrics": "tasks", "datasets": "data", "webdataset": "data", "braceexpand": "data",
+    "scikit-image": "tasks", "scikit-learn": "data", "datasets": "data",
+    "huggingface_hub": "data", "braceexpand": "data",
     "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
-    "fastapi": "serve", "uvicorn": "serve", "python-multipart": "app", "ray": "ray",
 }  # fmt: skip
 
 
@@ -67,6 +54,8 @@ def _advice(facts: dict[str, Any], packages: list[dict[str, Any]]) -> list[str]:
         advice.append(f"core packages missing ({names}): only predict, verify and benchmark of bundles work here")
     if "onnxruntime" in missing:
         advice.append('export, predict and benchmark need ONNX Runtime: pip install "leanvit[onnx]"')
+    if "scikit-learn" in missing:
+        advice.append('demo and --data digits need scikit-learn: pip install "leanvit[data]"')
     if not features & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}:
         advice.append("no int8 dot product instruction: expect 8-bit bundles to be smaller but hardly faster here")
     if not features & {"avx512_bf16", "amx_int8"}:
@@ -76,8 +65,6 @@ def _advice(facts: dict[str, Any], packages: list[dict[str, Any]]) -> list[str]:
 
 def run(config: DoctorConfig) -> int:
     """What this machine has and lacks."""
-    from leanvit.commands.doctor import examine
-
     facts = examine()
     if config.json:
         print_json(facts)

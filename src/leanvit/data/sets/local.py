@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES
 from leanvit.data.sets.image_set import SPLITS, ImageSet, Parts, Split, require_files
-from leanvit.errors import DataError
+from leanvit.errors import DataError, require
 from leanvit.progress import track
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -180,6 +180,7 @@ def digits_parts() -> Parts:
 
 
 def _digits() -> ImageSet:
+    require("sklearn")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
