@@ -54,8 +54,9 @@ def check_bundle(folder: str | Path) -> list[Proof]:
     Checks that need labelled images are left out: `leanvit verify FOLDER --data ...` makes those as well.
     Raises VerificationError that names the first check that failed, BundleError where there is no bundle.
     """
+    from leanvit.export.gate.check import require_passed
     from leanvit.export.gate.tasks import verify_task_bundle
-    from leanvit.export.gate.verify import require_passed, verify_bundle
+    from leanvit.export.gate.verify import verify_bundle
     from leanvit.runtime.bundle import read_manifest
     from leanvit.runtime.task_of import CLASSIFY, task_of
 
