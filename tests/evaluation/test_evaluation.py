@@ -36,7 +36,6 @@ from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError, DataError, NumericalError, ShapeError
 from leanvit.evaluation import (
     CORRUPTIONS,
-    answers,
     calibration,
     class_scores,
     confusion_matrix,
@@ -44,6 +43,7 @@ from leanvit.evaluation import (
     corrupted_accuracy,
     evaluate_detailed,
     network_predict,
+    predictions,
     shift_robustness,
     translate,
 )
@@ -67,7 +67,7 @@ def batches_of(pixels: np.ndarray, labels: np.ndarray, size: int = 4) -> list[tu
     return [(pixels[i : i + size], labels[i : i + size]) for i in range(0, len(pixels), size)]
 
 
-def fixed_answers(logits: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+def fixed_logits(logits: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Images that carry their own number, and a model that gives the logits of that number."""
     pixels = np.zeros((len(logits), 4, 4, 3), np.uint8)
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(len(logits)) % 256, np.arange(len(logits)) // 256
@@ -87,7 +87,7 @@ VALUES = st.floats(-90, 90, width=32)
 @settings(max_examples=80, deadline=None)
 def test_answers_are_those_of_a_loop_in_float64(logits: np.ndarray, seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, logits.shape[1], len(logits))
-    found = answers(logits, labels)
+    found = predictions(logits, labels)
     for index, (row, label) in enumerate(zip(logits.astype(float).tolist(), labels.tolist(), strict=True)):
         order = sorted(range(len(row)), key=lambda c, row=row: (-row[c], c))
         exponents = [math.exp(value - max(row)) for value in row]
@@ -101,7 +101,7 @@ def test_answers_are_those_of_a_loop_in_float64(logits: np.ndarray, seed: int) -
 @pytest.mark.parametrize("classes", [2, 3, 7, 40])
 def test_accuracy_is_scikit_learn_s(classes: int) -> None:
     logits, labels = random_logits(300, classes)
-    pixels, predict = fixed_answers(logits)
+    pixels, predict = fixed_logits(logits)
     found = evaluate_detailed(predict, batches_of(pixels, labels, 64), [str(i) for i in range(classes)])
     z = logits.astype(float)
     predicted = logits.argmax(1)
@@ -168,14 +168,14 @@ def test_a_model_that_is_right_as_often_as_it_says_has_no_calibration_error() ->
 
 def test_equal_logits_go_to_the_first_class_and_the_first_five() -> None:
     labels = np.arange(8)
-    found = answers(np.zeros((8, 8), np.float32), labels)
+    found = predictions(np.zeros((8, 8), np.float32), labels)
     assert found.predicted.tolist() == [0] * 8
     assert found.rank.tolist() == labels.tolist()
     assert np.allclose(found.confidence, 1 / 8)
 
 
 def test_one_class_is_always_right() -> None:
-    pixels, predict = fixed_answers(np.array([[3.0], [-2.0]], np.float32))
+    pixels, predict = fixed_logits(np.array([[3.0], [-2.0]], np.float32))
     found = evaluate_detailed(predict, [(pixels, np.zeros(2, np.int64))], ["only"])
     assert (found.top1, found.top5, found.loss, found.calibration.ece) == (100.0, 100.0, 0.0, 0.0)
 
@@ -186,24 +186,24 @@ def test_a_class_without_images_has_no_recall_and_one_never_called_no_precision(
     assert [(s.images, s.predicted, s.correct) for s in scores] == [(2, 1, 1), (0, 2, 0), (1, 0, 0)]
     assert [(s.recall, s.precision) for s in scores] == [(50.0, 100.0), (None, 0.0), (0.0, None)]
     logits = np.eye(3, dtype=np.float32)[predicted]
-    pixels, predict = fixed_answers(logits)
+    pixels, predict = fixed_logits(logits)
     assert evaluate_detailed(predict, [(pixels, labels)], ["a", "b", "c"]).balanced == 25.0
 
 
 def test_batches_do_not_matter_and_tensors_are_taken_as_well() -> None:
     logits, labels = random_logits(30, 6)
-    pixels, predict = fixed_answers(logits)
+    pixels, predict = fixed_logits(logits)
     names = list("abcdef")
     one, many = (evaluate_detailed(predict, batches_of(pixels, labels, n), names) for n in (30, 7))
     tensors = [(torch.from_numpy(p), torch.from_numpy(y)) for p, y in batches_of(pixels, labels, 7)]
     for other in (many, evaluate_detailed(predict, tensors, names)):
         assert (one.top1, one.top5, one.calibration) == (other.top1, other.top5, other.calibration)
-        assert np.array_equal(one.answers.predicted, other.answers.predicted)
+        assert np.array_equal(one.predictions.predicted, other.predictions.predicted)
 
 
 def test_the_first_call_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = random_logits(6, 3)
-    pixels, predict = fixed_answers(logits)
+    pixels, predict = fixed_logits(logits)
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     costs = iter([100.0, 1.0, 2.0, 3.0])
@@ -219,7 +219,7 @@ def test_the_first_call_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_that_are_not_finite_are_an_error_that_says_where(bad: float) -> None:
     logits, labels = random_logits(8, 3)
     logits[5, 1] = bad
-    pixels, predict = fixed_answers(logits)
+    pixels, predict = fixed_logits(logits)
     batches = batches_of(pixels, labels)
     with pytest.raises(NumericalError, match="logits on the images are NaN or infinite, expected finite"):
         evaluate_detailed(predict, batches, list("abc"))
@@ -230,7 +230,7 @@ def test_logits_that_are_not_finite_are_an_error_that_says_where(bad: float) -> 
 
 
 def test_no_images_wrong_labels_and_wrong_shapes_are_named() -> None:
-    pixels, predict = fixed_answers(random_logits(4, 3)[0])
+    pixels, predict = fixed_logits(random_logits(4, 3)[0])
     for nothing in ([], [(pixels[:0], np.zeros(0, np.int64))]):
         with pytest.raises(DataError, match="no image could be read"):
             evaluate_detailed(predict, nothing, list("abc"))
@@ -242,7 +242,7 @@ def test_no_images_wrong_labels_and_wrong_shapes_are_named() -> None:
     with pytest.raises(ShapeError, match=r"\(4, 3\), expected \(images, 2\)"):
         evaluate_detailed(predict, [(pixels, np.zeros(4, np.int64))], list("ab"))
     with pytest.raises(ShapeError, match=r"expected \(4, classes\)"):
-        answers(np.zeros((3, 2)), np.zeros(4, np.int64))
+        predictions(np.zeros((3, 2)), np.zeros(4, np.int64))
     with pytest.raises(DataError, match="no images"):
         calibration(np.zeros(0), np.zeros(0, bool))
 
@@ -330,7 +330,7 @@ def test_consistency_is_that_of_all_pairs_counted_one_by_one() -> None:
 
 
 def test_a_shift_that_leaves_nothing_of_an_image_is_refused() -> None:
-    pixels, predict = fixed_answers(random_logits(2, 2)[0])
+    pixels, predict = fixed_logits(random_logits(2, 2)[0])
     with pytest.raises(ConfigError, match="shifts is 4, expected less than the images' side of 4 pixels"):
         shift_robustness(predict, [(pixels, np.zeros(2, np.int64))], 4)
 

@@ -29,7 +29,6 @@ from leanvit.export.tasks import export_network, measure_bundle, network_outputs
 from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import Manifest, load_golden, load_golden_records, read_manifest, save_golden, sign
 from leanvit.runtime.engines import available
-from leanvit.runtime.task_predictor import TaskPredictor
 from leanvit.tasks.build import raw_outputs
 from toy_tasks import SIZE, ToyTasks
 
@@ -73,11 +72,11 @@ def test_other_runtimes_are_judged_by_what_they_can_reach(toys: ToyTasks, tmp_pa
     manifest = read_manifest(folder)
     sign(folder, replace(manifest, runtimes={"onnxruntime": 80, "openvino": 80, "openvino-bf16": 25}))
     assert failed(folder) == []
-    TaskPredictor(folder, runtime="openvino-bf16")
+    Predictor(folder, runtime="openvino-bf16")
     sign(folder, replace(manifest, runtimes={"onnxruntime": 80, "openvino-bf16": 80}))
     assert failed(folder) == [f"golden pictures at batch {size} in openvino-bf16" for size in (1, 3, 8)]
     with pytest.raises(VerificationError, match="in openvino-bf16 on this machine, expected at least 80 dB"):
-        TaskPredictor(folder, runtime="openvino-bf16")
+        Predictor(folder, runtime="openvino-bf16")
 
 
 @pytest.mark.parametrize("task", FLOAT_TASKS)
@@ -87,7 +86,7 @@ def test_a_float_bundle_answers_as_the_torch_network(task: Any, toys: ToyTasks) 
     mean, std = (np.array(values, np.float32) for values in (info.preprocess.mean, info.preprocess.std))
     x = torch.from_numpy(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).copy())
     expected = raw_outputs(network, task, x)
-    found = TaskPredictor(toys.bundle(task, "fp32")).outputs(pixels)
+    found = Predictor(toys.bundle(task, "fp32")).outputs(pixels)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-3, rtol=1e-3, err_msg=name)
     written = network_outputs(network, info, pixels)
@@ -99,7 +98,7 @@ def test_a_quantized_bundle_answers_nearly_as_the_float_network(task: Any, toys:
     network, info = toys.load(task, "fp32")
     pixels = pixels_of(toys.split(task, "val"), 5)
     (name, expected), *_ = network_outputs(network, info, pixels).items()
-    found = TaskPredictor(toys.bundle(task, "w8a8")).outputs(pixels)[name]
+    found = Predictor(toys.bundle(task, "w8a8")).outputs(pixels)[name]
     assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.99
     assert not np.array_equal(expected, found)
     quantized, _ = toys.load(task, "w8a8")
@@ -108,7 +107,7 @@ def test_a_quantized_bundle_answers_nearly_as_the_float_network(task: Any, toys:
 
 @pytest.mark.parametrize(("task", "precision"), KINDS)
 def test_answers_do_not_depend_on_the_batch(task: str, precision: str, toys: ToyTasks) -> None:
-    predictor = TaskPredictor(toys.bundle(task, precision), check=False)
+    predictor = Predictor(toys.bundle(task, precision), check=False)
     pixels = pixels_of(toys.split(task, "val"), 8)
     whole = predictor.outputs(pixels)
     for size in (1, 3):
@@ -123,12 +122,12 @@ def test_answers_do_not_depend_on_the_batch(task: str, precision: str, toys: Toy
 
 def test_class_maps_give_the_recorded_miou(toys: ToyTasks) -> None:
     bundle, scenes = toys.bundle("semantic", "fp32"), toys.split("semantic", "val")
-    predictor = TaskPredictor(bundle)
+    predictor = Predictor(bundle)
     truth, found = [], []
     for scene in scenes.scenes:
         assert scene.class_map is not None
         truth.append(np.asarray(Image.open(scene.class_map)).ravel())
-        found.append(predictor.class_map(np.asarray(Image.open(scene.path).convert("RGB"))).ravel())
+        found.append(predictor.predict(np.asarray(Image.open(scene.path).convert("RGB"))).ravel())
     expected = jaccard_score(np.concatenate(truth), np.concatenate(found), average="macro")
     accuracy = read_manifest(bundle).accuracy
     assert accuracy is not None
@@ -137,13 +136,13 @@ def test_class_maps_give_the_recorded_miou(toys: ToyTasks) -> None:
 
 def test_keypoints_give_the_recorded_pck(toys: ToyTasks) -> None:
     bundle, scenes = toys.bundle("pose", "fp32"), toys.split("pose", "val")
-    predictor = TaskPredictor(bundle)
+    predictor = Predictor(bundle)
     right = count = 0
     for scene in scenes.scenes:
         pixels = np.asarray(Image.open(scene.path).convert("RGB"))
         for one in scene.instances:
             assert one.keypoints is not None
-            (found,) = predictor.objects(pixels, boxes=[one.box])
+            (found,) = predictor.predict(pixels, boxes=[one.box])
             assert found.keypoints is not None
             visible = one.keypoints[:, 2] == 2
             apart = np.hypot(*(found.keypoints - one.keypoints)[visible, :2].T)
@@ -157,13 +156,13 @@ def test_keypoints_give_the_recorded_pck(toys: ToyTasks) -> None:
 def test_pictures_of_another_shape_are_letterboxed_and_answers_come_back_in_their_pixels(toys: ToyTasks) -> None:
     image = Image.open(toys.split("segment", "val").scenes[0].path).convert("RGB")
     wide = image.resize((256, 128))
-    predictor = TaskPredictor(toys.bundle("segment", "fp32"))
+    predictor = Predictor(toys.bundle("segment", "fp32"))
     expected = np.concatenate(
         [np.asarray(wide.resize((64, 32), Image.Resampling.BILINEAR)), np.full((32, 64, 3), 114, np.uint8)]
     )
     np.testing.assert_array_equal(predictor.prepare(_png(wide)), expected)
     outputs = predictor.outputs(expected[None])
-    objects = predictor.objects(np.asarray(wide), 0.01)
+    objects = predictor.predict(np.asarray(wide), score_threshold=0.01)
     assert objects
     boxes = outputs["boxes"][0] * 4
     for one in objects:
@@ -182,26 +181,28 @@ def _png(image: Image.Image) -> bytes:
 # --- what is refused ---
 
 
-def test_predictors_refuse_what_is_not_theirs(toys: ToyTasks, bundle: Path, tmp_path: Path) -> None:
-    semantic, segment = (TaskPredictor(toys.bundle(task, "fp32"), check=False) for task in ("semantic", "segment"))
-    with pytest.raises(BundleError, match="is for task 'semantic', expected a classifier"):
-        Predictor(toys.bundle("semantic", "fp32"))
-    with pytest.raises(BundleError, match="is a classifier, expected another task"):
-        TaskPredictor(bundle)
+def test_a_predictor_refuses_what_does_not_fit_its_task(toys: ToyTasks, bundle: Path, tmp_path: Path) -> None:
+    semantic, segment = (Predictor(toys.bundle(task, "fp32"), check=False) for task in ("semantic", "segment"))
     picture = np.zeros((*SIZE, 3), np.uint8)
-    with pytest.raises(ConfigError, match="expected objects"):
-        semantic.objects(picture)
-    with pytest.raises(ConfigError, match="expected class maps"):
-        segment.class_map(picture)
+    refused: list[tuple[Predictor, str, Any]] = [
+        (semantic, "score_threshold", 0.5), (semantic, "boxes", [(0, 0, 9, 9)]), (segment, "top_k", 3),
+        (segment, "boxes", []), (Predictor(bundle), "score_threshold", 0.5),
+    ]  # fmt: skip
+    for predictor, name, value in refused:
+        with pytest.raises(ConfigError, match=f"^{name} does not fit task {predictor.task.name} of .*, expected "):
+            predictor.predict(picture, **{name: value})
+    for method in (semantic.logits, semantic.probabilities):
+        with pytest.raises(ConfigError, match="is for task 'semantic', expected classify"):
+            method(picture[None])
     wrong: list[Any] = [picture, picture[None].astype(np.float32), picture[None, :32]]
     for images in wrong:
         with pytest.raises(ConfigError, match="expected uint8"):
             semantic.outputs(images)
-    assert TaskPredictor(toys.bundle("pose", "fp32"), check=False).objects(picture, boxes=[]) == []
+    assert Predictor(toys.bundle("pose", "fp32"), check=False).predict(picture, boxes=[]) == []
     unknown = Path(shutil.copytree(toys.bundle("pose", "fp32"), tmp_path / "unknown"))
     sign(unknown, replace(read_manifest(unknown), task="depth"))
-    with pytest.raises(BundleError, match="is for task 'depth', expected detect, segment, semantic, pose"):
-        TaskPredictor(unknown)
+    with pytest.raises(BundleError, match="task 'depth' is unknown, expected one of classify, detect, segment, sem"):
+        Predictor(unknown)
     assert failed(unknown) == ["load"]
 
 
@@ -391,7 +392,7 @@ def test_export_measures_once_and_the_gate_believes_that_of_no_other_file(
 ) -> None:
     measured: list[SceneSet] = []
 
-    def measure(predictor: TaskPredictor, scenes: SceneSet) -> dict[str, Any]:
+    def measure(predictor: Predictor, scenes: SceneSet) -> dict[str, Any]:
         measured.append(scenes)
         return measure_bundle(predictor, scenes)
 
@@ -413,7 +414,7 @@ def test_a_missing_file_is_named(name: str, toys: ToyTasks, tmp_path: Path) -> N
     folder = Path(shutil.copytree(toys.bundle("semantic", "fp32"), tmp_path / "bundle"))
     (folder / name).unlink()
     with pytest.raises(BundleError, match=name):
-        TaskPredictor(folder)
+        Predictor(folder)
     assert failed(folder) == ["load"]
 
 

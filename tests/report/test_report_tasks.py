@@ -17,8 +17,8 @@ from common import Outcome, save_image, smooth
 from leanvit import imaging
 from leanvit.annotations import Found, Scene, SceneSet
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.commands import golden_pictures as pictures
-from leanvit.commands.golden_pictures import golden_findings, photographs
+from leanvit.commands import report as pictures
+from leanvit.commands.report import golden_findings, photographs
 from leanvit.config import Preprocess
 from leanvit.errors import BundleError, DataError
 from leanvit.export.gate.golden import charts
@@ -302,18 +302,18 @@ class FakePredictor:
 
     def __init__(self, folder: Path, *, check: bool) -> None:
         self.manifest = type("Manifest", (), json.loads((folder / "bundle.json").read_text()))
-        self.labels, self.keypoints, self.runtime = tuple(self.manifest.labels), None, "onnxruntime"
+        self.manifest.answers = {}
+        self.runtime = "onnxruntime"
         assert not check  # the page of a bundle that fails its gate is drawn as well
 
-    def objects(self, pixels: np.ndarray, score_threshold: float) -> list[Found]:
+    def predict(self, pixels: np.ndarray, *, score_threshold: float | None) -> Any:
         height, width = pixels.shape[:2]
+        if self.manifest.task == "semantic":
+            labels = np.zeros((height, width), np.uint8)
+            labels[:, : width // 4] = 2
+            return labels
         points = np.array([[width / 2, height / 2, 1.0]], np.float32) if self.manifest.task == "pose" else None
         return [Found(1, 0.875, (0.0, 0.0, width / 2, float(height)), keypoints=points)]
-
-    def class_map(self, pixels: np.ndarray) -> np.ndarray:
-        labels = np.zeros(pixels.shape[:2], np.uint8)
-        labels[:, : pixels.shape[1] // 4] = 2
-        return labels
 
 
 def scenes(folder: Path, count: int) -> SceneSet:
@@ -344,7 +344,7 @@ def test_charts_are_told_from_pictures_as_export_orders_them(count: int) -> None
 def test_every_golden_picture_but_no_chart_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(pictures, "TaskPredictor", FakePredictor)
+    monkeypatch.setattr(pictures, "Predictor", FakePredictor)
     wanted = task_bundle(tmp_path / "bundle", "detect", count)
     found = golden_findings(tmp_path)  # the bundle lies in bundle/
     assert found is not None
@@ -363,7 +363,7 @@ def test_every_golden_picture_but_no_chart_is_drawn(
 def test_the_page_of_a_bundle_shows_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leanvit: Run, task: str, said: str
 ) -> None:
-    monkeypatch.setattr(pictures, "TaskPredictor", FakePredictor)
+    monkeypatch.setattr(pictures, "Predictor", FakePredictor)
     task_bundle(tmp_path / "b", task)
     done = leanvit("report", tmp_path / "b")
     assert done.code == 0, done.err
@@ -378,7 +378,7 @@ def test_the_page_of_a_bundle_shows_its_pictures(
 
 
 def test_a_large_picture_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "TaskPredictor", FakePredictor)
+    monkeypatch.setattr(pictures, "Predictor", FakePredictor)
     task_bundle(tmp_path / "b", "detect", 1)
     large = imaging.encode_png(smooth(900, 1800, seed=1))
     save_golden(tmp_path / "b", [large, *[imaging.encode_png(c) for c in charts(4, (32, 32))]], np.zeros((5, 3)))

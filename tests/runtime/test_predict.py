@@ -29,8 +29,9 @@ from leanvit.imaging import Decoded
 from leanvit.runtime import predict
 from leanvit.runtime import result_files as results
 from leanvit.runtime.bundle import read_manifest, write_manifest
-from leanvit.runtime.predict import classify, run
+from leanvit.runtime.predict import find, run
 from leanvit.runtime.predictor import Predictor
+from leanvit.runtime.task import Options
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_paths_are_taken_as_they_are_needed_and_forgotten_when_done(shared_bundl
             yield Counted(path)
 
     batch = None
-    for batch in classify(Predictor(shared_bundle), paths(), 8, 1):
+    for batch in find(Predictor(shared_bundle), paths(), 8, Options(top_k=1)):
         given += len(batch)
         # Two batches are decoded ahead of the one that is handed over.
         assert taken <= given + 2 * 8 + 1
@@ -300,13 +301,14 @@ def test_images_are_decoded_while_those_before_are_classified(
             ahead.set()
         return Decoded(smooth(8, 8, seed=0))
 
-    def top(self: Predictor, images: Any, top_k: int) -> Any:
-        assert ahead.wait(60), "the second batch is not decoded before the first one is classified"
-        return [[("label", 1.0)]] * len(images)
+    def results(self: Predictor, pictures: Any, options: Options, batch_size: int) -> Any:
+        assert ahead.wait(60), "the second batch is not decoded before the network runs on the first one"
+        return [[("label", 1.0)]] * len(pictures)
 
     monkeypatch.setattr(predict, "decode", decode)
-    monkeypatch.setattr(Predictor, "top", top)
-    batches = list(classify(Predictor(shared_bundle, check=False), sorted(many.rglob("*.png")), 8, 1))
+    monkeypatch.setattr(Predictor, "results", results)
+    paths = sorted(many.rglob("*.png"))
+    batches = list(find(Predictor(shared_bundle, check=False), paths, 8, Options(top_k=1)))
     assert sum(map(len, batches)) == COUNT
 
 
@@ -320,8 +322,9 @@ def test_a_list_names_the_images_in_its_order(shared_bundle: Path, many: Path, t
 
 KILLED = """
 import os, signal, sys
-from leanvit import predict, results
 from leanvit.cli import main
+from leanvit.runtime import predict
+from leanvit.runtime import result_files as results
 
 def killing(function, last):
     calls = iter(range(last))

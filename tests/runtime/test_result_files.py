@@ -34,12 +34,12 @@ def config(folder: Path, *, resume: bool = True) -> PredictConfig:
 def work(folder: Path, stop: int | None = None) -> tuple[int, int]:
     """Write the rows of all PATHS, the fifth of which is corrupt, or of the first `stop`; returns what was counted."""
     left: Iterator[Path] = iter(PATHS)
-    with open_results(config(folder), SETTINGS, left) as file:
+    with open_results(config(folder), SETTINGS, left, "path,label,probability\n") as file:
         for path in left:
             if path == PATHS[4]:
                 file.skip(path, "corrupt")
             else:
-                file.write(path, [("label, with comma", 0.5)])
+                file.write(path, f'{path},"label, with comma",0.5\n')
             file.flush()
             if file.images == stop:
                 raise Killed
@@ -78,8 +78,8 @@ def fail_after_a_corrupt_image(file: results.Results) -> None:
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_two_runs_do_not_write_one_file(resume: bool, tmp_path: Path) -> None:
-    with open_results(config(tmp_path), SETTINGS, iter(())) as first:
-        first.write(PATHS[0], [("label", 1.0)])
+    with open_results(config(tmp_path), SETTINGS, iter(()), "path,label,probability\n") as first:
+        first.write(PATHS[0], "0.png,label,1.000000\n")
         with (
             pytest.raises(RunLockedError, match=r"out.partial: another process is writing here"),
             open_results(config(tmp_path, resume=resume), SETTINGS, iter(())),

@@ -86,7 +86,7 @@ def test_the_command_line_takes_a_pose_network_to_a_proven_bundle(
     assert found.code == 0
     assert '"keypoints"' in found.out
     assert (drawn / "00000.png").is_file()
-    assert leanvit("val", bundle, *given, "--limit", 3).code == 2
+    assert leanvit("val", bundle, *given, "--limit", 3).code == 0
     model = bundle / "model.onnx"
     changed = bytearray(model.read_bytes())
     changed[len(changed) // 2] ^= 1

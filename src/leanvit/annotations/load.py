@@ -13,6 +13,7 @@ from leanvit.annotations.maps import read_class_names, read_maps
 from leanvit.annotations.types import Scene, SceneSet
 from leanvit.annotations.yolo import read_yolo
 from leanvit.errors import DataError
+from leanvit.progress import note
 
 Task = Literal["detect", "segment", "semantic", "pose"]
 SceneSplit = Literal["train", "val"]
@@ -146,3 +147,20 @@ def _with_masks(scene_set: SceneSet, on_problem: OnProblem) -> SceneSet:
             "Add 'segmentation', or choose the task detect."
         )
     return replace(scene_set, scenes=tuple(scenes), problems=scene_set.problems + settle(problems, on_problem))
+
+
+def note_problems(scenes: SceneSet, shown: int = 20) -> None:
+    """Name the annotations that were left out, the first ones each."""
+    for problem in scenes.problems[:shown]:
+        note(f"left out: {problem}")
+    if len(scenes.problems) > shown:
+        note(f"left out: {len(scenes.problems) - shown} more; leanvit data inspect names them all")
+
+
+def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
+    """Raise DataError where a split has other classes than a network, or in another order."""
+    if scenes.classes != labels:
+        raise DataError(
+            f"{scenes.name} has classes {', '.join(scenes.classes[:4])}... ({len(scenes.classes)}), the network has "
+            f"{', '.join(labels[:4])}... ({len(labels)}), expected the same in the same order."
+        )

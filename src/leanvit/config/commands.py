@@ -89,21 +89,23 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify images with a bundle; needs onnxruntime, NumPy and Pillow only."""
+    """What a bundle of any task finds in images; needs onnxruntime, NumPy and Pillow only."""
 
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
     images: list[str] = option([], "Image files, folders, glob patterns or @FILE with a path a line.", positional=True)
-    top_k: int = option(1, "Labels an image.")
-    batch_size: int = option(32, "Images a step.")
+    top_k: int | None = option(None, "Labels an image; default: 1 (classify).")
+    batch_size: int | None = option(None, "Images a step; default: 32 (classify), 8 (other tasks).")
     threads: int = option(0, "Threads of the runtime; 0: all cores.")
     runtime: RuntimeChoice = option(
         "onnxruntime", "What runs the bundle; auto: the fastest that the gate has proved, measured once and remembered."
     )
-    format: Literal["text", "jsonl", "csv"] = option("text", "How results are printed.")
+    format: Literal["text", "jsonl", "csv"] | None = option(
+        None, "How results are printed; default: text (classify), jsonl (other tasks)."
+    )
     output: str | None = option(None, "File for the results; default: standard output.")
-    draw: str | None = option(None, "Folder for pictures with what was found (bundles of other tasks).")
+    draw: str | None = option(None, "Folder for pictures with what was found (all but classify).")
     boxes: str | None = option(None, "Objects whose keypoints are wanted: a detector's JSON lines or COCO (pose).")
-    score_threshold: float = option(0.5, "Least score of an object (detect, segment).")
+    score_threshold: float | None = option(None, "Least score of an object; default: 0.5 (detect, segment).")
     resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")
     version: int = option(1, "Version of this configuration's format.")
 
@@ -111,7 +113,7 @@ class PredictConfig:
         require_at_least(self, 1, "top_k", "batch_size")
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}, expected 0 (all cores) or more")
-        if not 0 <= self.score_threshold <= 1:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise ConfigError(f"score_threshold is {self.score_threshold}, expected 0 to 1")
 
 

@@ -20,7 +20,7 @@ Padding = Literal["edge", "reflect", "zero"]
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig:
-    """Measure a checkpoint, a quantized model or a bundle: accuracy, and on request everything of docs/evaluate.md."""
+    """Measure a checkpoint, a quantized model or a bundle of any task; on request everything of docs/evaluate.md."""
 
     model: str = option(
         MISSING, "Checkpoint, folder of a training run or quantized model, NAME.TAG, or bundle.", positional=True
@@ -28,7 +28,7 @@ class ValConfig:
     data: str = option("digits", f"Labelled images: {DATA_KINDS}; {OR_ANNOTATED}.")
     split: Literal["val", "train", "test"] = option("val", "Which part of the data.")
     limit: int | None = option(None, "Only so many images, drawn by the seed.")
-    batch_size: int = option(128, "Images a step.")
+    batch_size: int | None = option(None, "Images a step; default: 128 (classify), 8 (other tasks).")
     device: str = option("auto", "cpu, cuda, ...; not for bundles.")
     runtime: RuntimeChoice | None = option(None, "What runs a bundle; default: onnxruntime.")
     profile: Profile = option(
@@ -36,10 +36,10 @@ class ValConfig:
     )
     threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")
     bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are counted.")
-    detailed: bool = option(False, "Each class, confusion, calibration and throughput as well.")
-    corruptions: list[Corruption] = option([], "Accuracy on corrupted images: 'all', or names as in ImageNet-C.")
+    detailed: bool = option(False, "Throughput as well; of a classifier each class, confusion and calibration too.")
+    corruptions: list[Corruption] = option([], "The metric on corrupted images: 'all', or names as in ImageNet-C.")
     severities: list[int] = option([1, 2, 3, 4, 5], "Severities of the corruptions, of 1 to 5.")
-    shifts: int = option(0, "Accuracy and consistency where images are shifted by up to so many pixels.")
+    shifts: int = option(0, "The metric where images are shifted by up to so many pixels (classify: and consistency).")
     shift_padding: Padding = option("edge", "What comes in at the border of a shifted image.")
     seed: int = option(0, "Seed of the limit and of the noise in corruptions.")
     output: str | None = option(None, "Folder for val.json and predictions.csv; leanvit report draws it.")

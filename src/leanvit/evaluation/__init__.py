@@ -1,4 +1,4 @@
-"""Evaluation beyond top-1: classes, confusion, calibration, corrupted and shifted images; for any kind of model."""
+"""Evaluation of any kind of model on any task: metrics, classes, calibration, corrupted and shifted pictures."""
 
 from leanvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from leanvit.evaluation.measure import (
@@ -13,29 +13,27 @@ from leanvit.evaluation.measure import (
     translate,
 )
 from leanvit.evaluation.scores import (
-    Answers,
     Calibration,
     CalibrationBin,
     ClassScore,
-    answers,
     calibration,
     class_scores,
     confusion_matrix,
 )
 from leanvit.evaluation.subject import Subject, network_predict, open_subject
+from leanvit.runtime.tasks.classify import Predictions, predictions
 
 __all__ = [
     "CORRUPTIONS",
-    "Answers",
     "Calibration",
     "CalibrationBin",
     "ClassScore",
     "CorruptionRow",
     "Evaluation",
     "Predict",
+    "Predictions",
     "ShiftRow",
     "Subject",
-    "answers",
     "calibration",
     "class_scores",
     "confusion_matrix",
@@ -45,6 +43,7 @@ __all__ = [
     "evaluate_detailed",
     "network_predict",
     "open_subject",
+    "predictions",
     "shift_robustness",
     "translate",
 ]

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from leanvit.config import Padding
 from leanvit.errors import ConfigError, DataError, ShapeError
 from leanvit.evaluation.corruptions import corrupt
-from leanvit.evaluation.scores import (
-    Answers,
-    Calibration,
-    ClassScore,
-    answers,
-    calibration,
-    class_scores,
-    confusion_matrix,
-    join_answers,
-)
+from leanvit.evaluation.scores import Calibration, ClassScore, calibration, class_scores, confusion_matrix
+from leanvit.runtime.tasks.classify import Predictions, accuracy, counts, join, predictions
 
 Pixels = NDArray[np.uint8]
 Predict = Callable[[Pixels], NDArray[np.float32]]
@@ -45,7 +37,7 @@ class Evaluation:
 
     top1, top5: accuracy in percent. loss: mean cross-entropy in nats. balanced: mean recall in percent of the classes
     that have images. confusion: (classes, classes) int64, true by predicted. images_per_second: of the calls of the
-    model alone. answers: image by image.
+    model alone. predictions: image by image.
     """
 
     top1: float
@@ -58,7 +50,19 @@ class Evaluation:
     confusion: NDArray[np.int64]
     calibration: Calibration
     images_per_second: float
-    answers: Answers
+    predictions: Predictions
+
+
+def plain_accuracy(predict: Predict, batches: Batches, tick: Tick = _ignore) -> dict[str, Any]:
+    """top1, top5, loss, images and correct (`leanvit.runtime.tasks.classify.accuracy`), and nothing else.
+
+    Raises ShapeError, NumericalError and DataError as `predictions` does.
+    """
+    total = np.zeros(4)
+    for pixels, labels in _arrays(batches):
+        total += counts(predictions(predict(pixels), labels))
+        tick("images as they are")
+    return accuracy(total)
 
 
 def evaluate_detailed(predict: Predict, batches: Batches, names: Sequence[str], tick: Tick = _ignore) -> Evaluation:
@@ -68,7 +72,7 @@ def evaluate_detailed(predict: Predict, batches: Batches, names: Sequence[str], 
     Raises ShapeError where the logits are not as many as the names, NumericalError where one is not finite, DataError
     where there is no image or a label is none of the classes.
     """
-    found: list[Answers] = []
+    found: list[Predictions] = []
     seconds = 0.0
     for pixels, labels in _arrays(batches):
         if not found:
@@ -78,24 +82,20 @@ def evaluate_detailed(predict: Predict, batches: Batches, names: Sequence[str], 
         seconds += time.perf_counter() - started
         if logits.shape[1:] != (len(names),):
             raise ShapeError(f"logits have shape {logits.shape}, expected (images, {len(names)}), one for each class.")
-        found.append(answers(logits, labels))
+        found.append(predictions(logits, labels))
         tick("images as they are")
-    joined = join_answers(found)
+    joined = join(found)
     confusion = confusion_matrix(joined.labels, joined.predicted, len(names))
     classes = class_scores(confusion, names)
     recalls = [entry.recall for entry in classes if entry.recall is not None]
     return Evaluation(
-        top1=100 * int(joined.correct.sum()) / len(joined),
-        top5=100 * float((joined.rank < 5).mean()),
-        loss=float(joined.loss.mean()),
-        images=len(joined),
-        correct=int(joined.correct.sum()),
+        **accuracy(counts(joined)),
         balanced=sum(recalls) / len(recalls),
         classes=classes,
         confusion=confusion,
         calibration=calibration(joined.confidence, joined.correct),
         images_per_second=len(joined) / max(seconds, 1e-9),
-        answers=joined,
+        predictions=joined,
     )
 
 
@@ -139,21 +139,20 @@ def corrupted_accuracy(
 
     name, severity: see `corrupt`. Raises ConfigError, NumericalError, DataError.
     """
-    found: list[Answers] = []
+    found: list[Predictions] = []
     done, what = 0, f"{name} {severity}"
     for pixels, labels in _arrays(batches):
         found.append(
-            answers(
+            predictions(
                 predict(corrupt(pixels, name, severity, seed=seed, first_index=done)), labels, f"images with {what}"
             )
         )
         done += len(labels)
         tick(what)
-    joined = join_answers(found)
-    correct = int(joined.correct.sum())
-    ece = calibration(joined.confidence, joined.correct).ece
-    top1 = 100 * correct / len(joined)
-    return CorruptionRow(name, severity, top1, float(joined.loss.mean()), ece, len(joined), correct)
+    joined = join(found)
+    under = accuracy(counts(joined))
+    del under["top5"]
+    return CorruptionRow(name, severity, ece=calibration(joined.confidence, joined.correct).ece, **under)
 
 
 def translate(images: Pixels, down: int, right: int, padding: Padding = "edge") -> Pixels:
@@ -224,7 +223,7 @@ def shift_robustness(
 def _count_shifts(
     predict: Predict, pixels: Pixels, labels: NDArray[np.int64], padding: Padding, distance: int, tick: Tick
 ) -> NDArray[np.float64]:
-    """Of one batch, for each distance: right answers, answers as without a shift, equal pairs up to it."""
+    """Of one batch, for each distance: right predictions, predictions as without a shift, equal pairs up to it."""
     counts = np.zeros((distance + 1, 3))
     votes: NDArray[np.int64] | None = None
     still = labels
@@ -232,7 +231,7 @@ def _count_shifts(
         for down, right in shifts_at(step):
             moved = translate(pixels, down, right, padding)
             logits = predict(moved)
-            found = answers(logits, labels, f"images shifted by ({down}, {right})")
+            found = predictions(logits, labels, f"images shifted by ({down}, {right})")
             still = found.predicted if step == 0 else still
             votes = np.zeros(logits.shape, np.int64) if votes is None else votes
             votes[np.arange(len(labels)), found.predicted] += 1

@@ -1,4 +1,4 @@
-"""`leanvit val` beyond top-1: measures one model, saves after each part, and says what came out."""
+"""`leanvit val`: measures one model of any task, saves after each part, and says what came out."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.bench import machine
-from leanvit.config import ValConfig, command_line, save_yaml
+from leanvit.config import ValConfig, save_yaml
 from leanvit.data.loader import Loader, check_classes
 from leanvit.data.sets import ImageSet, load_split
-from leanvit.errors import ConfigError
-from leanvit.evaluation.corruptions import CORRUPTIONS, parameter_set
+from leanvit.evaluation.corruptions import parameter_set
 from leanvit.evaluation.measure import (
     Evaluation,
     corrupted_accuracy,
     describe,
     evaluate_detailed,
+    plain_accuracy,
     shift_robustness,
-    shifts_at,
 )
+from leanvit.evaluation.plan import RESULT_NAME, Json, batch_size_of, check_shifts, conditions, origin, passes
+from leanvit.evaluation.scenes import measure_scenes, print_scenes
 from leanvit.evaluation.subject import Subject, open_subject
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import Bar, print_table
-from leanvit.runtime.bundle import versions
 
-Json = dict[str, Any]
-SCHEMA_VERSION = 1
-RESULT_NAME = "val.json"
 PREDICTIONS_NAME = "predictions.csv"
 CLASSES_PRINTED = 20
 
@@ -66,20 +61,44 @@ class _Work:
 
 
 def measure_model(config: ValConfig) -> Json:
-    """Measure a model; returns what val.json holds (docs/evaluate.md).
+    """Measure a model on what its task is measured on; returns JSON values (docs/evaluate.md).
+
+    Without anything beyond top-1 a classifier's are its accuracy alone. Raises as `measure_images` and
+    leanvit.evaluation.scenes.measure_scenes do.
+    """
+    subject = open_subject(config)
+    if subject.task.data == "scenes":
+        return measure_scenes(config, subject)
+    return measure_images(config, subject) if config.is_detailed else measure_accuracy(config, subject)
+
+
+def measure_accuracy(config: ValConfig, subject: Subject) -> Json:
+    """top1, top5, loss, images and correct of a model on labelled images; raises as `measure_images` does."""
+    _, _, loader = _read(config, subject)
+    with Bar("evaluating", len(loader)) as bar:
+        found = plain_accuracy(subject.predict, loader, lambda what: bar.advance(detail=what))
+    return found | ({"left_out": list(loader.bad)} if loader.bad else {})
+
+
+def _read(config: ValConfig, subject: Subject) -> tuple[ImageSet, NDArray[np.int64], Loader]:
+    """The images of a configuration, their places (N,) in the split, readable or not, and batches of the readable."""
+    images, indices = read_images(config, subject.split)
+    check_classes(images.classes, subject.labels, config.data)
+    return images, indices, Loader(images, subject.preprocess, batch_size_of(config, subject), config.bad_images)
+
+
+def measure_images(config: ValConfig, subject: Subject) -> Json:
+    """Measure a model of labelled images; returns what val.json holds (docs/evaluate.md).
 
     With `config.output` the folder has val.json, predictions.csv and config.yaml, saved whenever a part is done, so
     that an interruption costs the part it falls in.
     Raises CheckpointError or BundleError for the model, DataError for the data, ConfigError, NumericalError where a
     logit is not finite, RunLockedError where another process writes to the folder.
     """
-    subject = open_subject(config)
-    _check_shifts(config, subject)
-    images, indices = read_images(config, subject.split)
-    check_classes(images.classes, subject.labels, config.data)
+    check_shifts(config, subject)
     with only_writer(config.output) if config.output else contextlib.nullcontext():
-        loader = Loader(images, subject.preprocess, config.batch_size, config.bad_images)
-        with Bar("evaluating", len(loader) * _passes(config)) as bar:
+        images, indices, loader = _read(config, subject)
+        with Bar("evaluating", len(loader) * passes(config)) as bar:
             work = _Work(config, subject, images, indices, loader, bar)
             _measure_clean(work)
             _measure_corrupted(work)
@@ -102,27 +121,14 @@ def read_images(config: ValConfig, origin: Mapping[str, Any]) -> tuple[ImageSet,
     return images.subset(drawn), drawn
 
 
-def _check_shifts(config: ValConfig, subject: Subject) -> None:
-    side = min(subject.preprocess.input_size)
-    if config.shifts >= side:
-        raise ConfigError(f"shifts is {config.shifts}, expected less than the images' side of {side} pixels")
-
-
-def _conditions(config: ValConfig) -> list[tuple[str, int]]:
-    """(corruption, severity) in the order in which they are measured."""
-    names = CORRUPTIONS if "all" in config.corruptions else [n for n in CORRUPTIONS if n in config.corruptions]
-    return [(name, severity) for name in names for severity in sorted(set(config.severities))]
-
-
-def _passes(config: ValConfig) -> int:
-    """How often the model sees all images."""
-    shifted = sum(len(shifts_at(distance)) for distance in range(config.shifts + 1)) if config.shifts else 0
-    return 1 + len(_conditions(config)) + shifted
-
-
 def _measure_clean(work: _Work) -> None:
     found = evaluate_detailed(work.subject.predict, work.loader, work.subject.labels, work.tick)
-    work.result = {**_origin(work), **describe(found), "throughput": _throughput(work, found), "complete": False}
+    work.result = {
+        **origin(work.config, work.subject, work.images.name, list(work.loader.bad)),
+        **describe(found),
+        "throughput": _throughput(work, found),
+        "complete": False,
+    }
     if work.config.output:
         folder = Path(work.config.output)
         save_yaml(work.config, folder / "config.yaml")
@@ -130,33 +136,12 @@ def _measure_clean(work: _Work) -> None:
     work.save()
 
 
-def _origin(work: _Work) -> Json:
-    config, subject = work.config, work.subject
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": command_line("val", config),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "seed": config.seed,
-        "model": config.model,
-        "kind": subject.kind,
-        "architecture": subject.architecture,
-        "runtime": subject.runtime,
-        "data": work.images.name,
-        "split": config.split,
-        "limit": config.limit,
-        "input_size": list(subject.preprocess.input_size),
-        "left_out": list(work.loader.bad),
-    }
-
-
 def _throughput(work: _Work, found: Evaluation) -> Json:
     """Images a second of the model's calls in this process: a hint, `leanvit benchmark` measures with care."""
     return {
         "images_per_second": found.images_per_second,
         "images": found.images,
-        "batch_size": work.config.batch_size,
+        "batch_size": work.loader.batch_size,
         "threads": work.subject.threads,
         "runtime": work.subject.runtime,
         "simulated": work.subject.simulated,
@@ -175,8 +160,8 @@ def _predictions(work: _Work, found: Evaluation) -> bytes:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", "image", "label", "predicted", "confidence"])
-    answers = found.answers
-    columns = (answers.labels.tolist(), answers.predicted.tolist(), answers.confidence.tolist())
+    known = found.predictions
+    columns = (known.labels.tolist(), known.predicted.tolist(), known.confidence.tolist())
     for (index, name), label, predicted, confidence in zip(kept, *columns, strict=True):
         writer.writerow([index, name, labels[label], labels[predicted], f"{confidence:.6f}"])
     # A name need not be UTF-8: bytes that are not become \xNN.
@@ -185,13 +170,13 @@ def _predictions(work: _Work, found: Evaluation) -> bytes:
 
 
 def _measure_corrupted(work: _Work) -> None:
-    conditions = _conditions(work.config)
-    if not conditions:
+    wanted = conditions(work.config)
+    if not wanted:
         return
     rows: list[Json] = []
     size = work.subject.preprocess.input_size
     work.result["corruptions"] = {"parameters": parameter_set(size), "seed": work.config.seed, "rows": rows}
-    for name, severity in conditions:
+    for name, severity in wanted:
         row = corrupted_accuracy(
             work.subject.predict, work.loader, name, severity, seed=work.config.seed, tick=work.tick
         )
@@ -213,8 +198,23 @@ def _measure_shifted(work: _Work) -> None:
     }
 
 
-def print_result(result: Json) -> None:
-    """What was measured, on standard output: a line, and a table for each part."""
+def print_result(result: Json, title: str = "metrics") -> None:
+    """What was measured, on standard output: a line, and a table for each part. title: of a task's metrics."""
+    if "top1" not in result:
+        print_scenes(result, title)
+    elif "classes" not in result:
+        print(_top_line(result))
+    else:
+        print_images(result)
+
+
+def _top_line(result: Json) -> str:
+    counted = f"({result['correct']} of {result['images']} images)"
+    return f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  {counted}"
+
+
+def print_images(result: Json) -> None:
+    """What was measured on labelled images, with its tables."""
     print("\n".join(_summary(result)))
     if len(result["classes"]) <= CLASSES_PRINTED:
         columns = ["class", "images", "correct", "recall %", "precision %"]
@@ -236,8 +236,8 @@ def print_result(result: Json) -> None:
 
 
 def _summary(result: Json) -> Iterator[str]:
-    speed, counted = result["throughput"], f"({result['correct']} of {result['images']} images)"
-    yield f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  {counted}"
+    speed = result["throughput"]
+    yield _top_line(result)
     yield (
         f"mean over classes {result['balanced_accuracy']:.2f}%  loss {result['loss']:.4f}  "
         f"calibration error {result['calibration']['ece']:.4f}"

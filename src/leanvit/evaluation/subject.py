@@ -1,21 +1,24 @@
-"""What is measured: a checkpoint, a quantized model or a bundle as a function from pixels to logits."""
+"""What is measured: a checkpoint, a quantized model or a bundle of any task as a function from pixels to outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanvit.annotations import Outputs
 from leanvit.bench import machine
 from leanvit.config import Preprocess, ValConfig
 from leanvit.errors import ConfigError
 from leanvit.evaluation.measure import Predict
 from leanvit.runtime.bundle import is_bundle
 from leanvit.runtime.predictor import Predictor
+from leanvit.runtime.task import Task, task_named
+from leanvit.runtime.task_of import task_of
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, ready to answer.
+    """A model, ready to be measured.
 
-    predict: images (N, H, W, 3) uint8, prepared by `preprocess`, to logits (N, classes) float32. kind: what it is.
+    outputs: images (N, H, W, 3) uint8, prepared by `preprocess`, to outputs by name. task: what it does. kind: what it
+    is.
     runtime: what computes, such as "PyTorch, cpu". threads: of the CPU, None where another device computes.
     simulated: low bits are computed in float, so its speed says nothing of what they are for.
     split: val_fraction and seed of the split that it was trained with, where it is known.
     """
 
-    predict: Predict
+    outputs: Callable[[NDArray[np.uint8]], Outputs]
+    task: Task
     kind: str
     architecture: str
     labels: tuple[str, ...]
@@ -43,6 +48,10 @@ class Subject:
     simulated: bool
     split: Mapping[str, Any]
 
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """A classifier's logits (N, classes) float32 of prepared images (N, H, W, 3) uint8."""
+        return np.asarray(self.outputs(images)[self.task.continuous], np.float32)
+
 
 def open_subject(config: ValConfig) -> Subject:
     """Load the model that a configuration names; a bundle without importing torch.
@@ -51,12 +60,11 @@ def open_subject(config: ValConfig) -> Subject:
     """
     if is_bundle(Path(config.model)):
         return _open_bundle(config)
-    from leanvit.quant.store import is_quantized
-
-    network, info, device = open_network(config)
-    quantized = is_quantized(config.model)
+    task = task_named(task_of(config.model))
+    network, info, device, quantized = _open_any_network(config, task)
     return Subject(
-        predict=network_predict(network, info.preprocess, device),
+        outputs=_network_outputs(network, info, device, task),
+        task=task,
         kind="quantized model" if quantized else "checkpoint",
         architecture=info.architecture,
         labels=info.labels,
@@ -73,7 +81,8 @@ def _open_bundle(config: ValConfig) -> Subject:
     predictor = Predictor(config.model, threads=threads, runtime=config.runtime or "onnxruntime")
     manifest = predictor.manifest
     return Subject(
-        predict=predictor.logits,
+        outputs=predictor.outputs,
+        task=predictor.task,
         kind="bundle",
         architecture=manifest.architecture,
         labels=manifest.labels,
@@ -83,6 +92,63 @@ def _open_bundle(config: ValConfig) -> Subject:
         simulated=manifest.simulated,
         split=manifest.data,
     )
+
+
+def _open_any_network(config: ValConfig, task: Task) -> tuple[torch.nn.Module, CheckpointInfo, torch.device, bool]:
+    """Network, info and device as `open_network` returns them, of any task, and whether it is quantized."""
+    if task.data == "images":
+        from leanvit.quant.store import is_quantized
+
+        return *open_network(config), is_quantized(config.model)
+    from leanvit.quant.parts import is_quantized_network
+
+    return *open_task_network(config), is_quantized_network(config.model)
+
+
+def _network_outputs(
+    network: torch.nn.Module, info: CheckpointInfo, device: torch.device, task: Task
+) -> Callable[[NDArray[np.uint8]], Outputs]:
+    """A network as a function from prepared images (N, H, W, 3) uint8 to the outputs that its bundle returns."""
+    if task.data == "images":
+        predict = network_predict(network, info.preprocess, device)
+        return lambda images: {task.continuous: predict(images)}
+    import torch
+
+    from leanvit.data.loader import to_input
+    from leanvit.tasks.build import raw_outputs
+
+    network = network.eval()
+
+    def outputs(images: NDArray[np.uint8]) -> Outputs:
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        return raw_outputs(network, cast(Any, task.name), to_input(pixels, info.preprocess, device))
+
+    return outputs
+
+
+def open_task_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device]:
+    """As `open_network`, for a network of annotated pictures."""
+    import torch
+
+    from leanvit.export.simulated import measured_form
+    from leanvit.quant.parts import is_quantized_network, load_quantized_network
+    from leanvit.tasks.build import load_network
+    from leanvit.train.setup import pick_device
+
+    _refuse_runtime(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if is_quantized_network(config.model):
+        quantized, info = load_quantized_network(config.model)
+        return measured_form(quantized, config.profile)[0], info, torch.device("cpu")
+    network, info = load_network(config.model)
+    device = pick_device(config.device)
+    return network.to(device), info, device
+
+
+def _refuse_runtime(config: ValConfig) -> None:
+    if config.runtime:
+        raise ConfigError(f"runtime is {config.runtime}, but {config.model} is no bundle. Make one: leanvit export")
 
 
 def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device]:
@@ -97,8 +163,7 @@ def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, to
     from leanvit.quant.store import is_quantized, load_quantized
     from leanvit.train import pick_device
 
-    if config.runtime:
-        raise ConfigError(f"runtime is {config.runtime}, but {config.model} is no bundle. Make one: leanvit export")
+    _refuse_runtime(config)
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -25,7 +25,7 @@ def write_report(run: str | Path, output: str | Path | None = None, pictures: Pi
     """Draw the page of a run folder and return its path; the default is RUN/report.html.
 
     run: folder of `leanvit demo`, of a training, an evaluation or a quantization, or a bundle. pictures: of what a
-    task's bundle finds (leanvit.commands.golden_pictures).
+    task's bundle finds (leanvit.commands.report).
     Raises DataError where the folder is missing, holds none of the known files, or a file lacks what it
     should hold; BundleError where a file isn't JSON; EnvironmentProblem where the page can't be written.
     """

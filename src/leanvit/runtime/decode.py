@@ -85,8 +85,11 @@ def class_map(logits: NDArray[Any], placement: Placement, picture_size: tuple[in
     """
     (tall, wide), (height, width) = placement.size, picture_size
     # Both resamplings are linear along each axis, so they are one matrix an axis, and no array of K pictures is held.
-    rows = _bilinear(tall, height) @ _bilinear(logits.shape[1], placement.network_size[0])[:tall]
-    columns = (_bilinear(wide, width) @ _bilinear(logits.shape[2], placement.network_size[1])[:wide]).T
+    (high, broad), (right, down) = placement.network_size, placement.offset
+    # What was moved out of the input is taken from its border.
+    seen = (np.clip(np.arange(tall) + down, 0, high - 1), np.clip(np.arange(wide) + right, 0, broad - 1))
+    rows = _bilinear(tall, height) @ _bilinear(logits.shape[1], high)[seen[0]]
+    columns = (_bilinear(wide, width) @ _bilinear(logits.shape[2], broad)[seen[1]]).T
     best = np.full(picture_size, -np.inf, np.float32)
     chosen = np.zeros(picture_size, np.uint8)
     for label, plane in enumerate(logits):

@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,13 +94,16 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{model}: OpenVINO can't load it ({reason}). Use --runtime onnxruntime.") from error
-    request = compiled.create_infer_request()
-    # The result's memory belongs to the request and is overwritten by the next call.
+    requests = threading.local()
     height, width = (compiled.inputs[0].partial_shape[axis].get_length() for axis in (1, 2))
     names = tuple(output.get_any_name() for output in compiled.outputs)
 
     def run(images: Any) -> list[Any]:
-        found = request.infer([images])
+        # One request a thread: a request that is busy refuses a second caller.
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        found = requests.own.infer([images])
+        # The result's memory belongs to the request and is overwritten by the next call.
         return [np.array(found[index]) for index in range(len(names))]
 
     return Engine(run, (height, width), names)

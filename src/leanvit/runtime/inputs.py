@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanvit import imaging
 from leanvit.config import Preprocess
@@ -72,3 +72,15 @@ def region_of(where: Place) -> Box:
     if where.region is None:
         raise DataError("a whole picture among crops, expected the region that each crop shows")
     return where.region
+
+
+def moved(where: Place, down: int, right: int, size: tuple[int, int]) -> Place:
+    """The place of a network input whose pixels were moved by whole pixels; size: (height, width) of the input."""
+    if where.placement is not None:
+        x, y = where.placement.offset
+        return replace(where, placement=replace(where.placement, offset=(x + right, y + down)))
+    if where.region is None:
+        return where
+    x1, y1, x2, y2 = where.region
+    across, along = right * (x2 - x1) / size[1], down * (y2 - y1) / size[0]
+    return replace(where, region=(x1 - across, y1 - along, x2 - across, y2 - along))

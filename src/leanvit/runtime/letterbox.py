@@ -19,12 +19,14 @@ class Placement:
     """Where a picture lies in a network's input: at the top left, padded to the right and below.
 
     scale: pixels of the input for a pixel of the picture, along (x, y). size: (height, width) of the picture in the
-    input. network_size: (height, width) of the whole input.
+    input. network_size: (height, width) of the whole input. offset: pixels of the input, along (x, y), by which the
+    picture was moved from the top left.
     """
 
     scale: tuple[float, float]
     size: tuple[int, int]
     network_size: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -58,12 +60,14 @@ def to_network(values: NDArray[Any], placement: Placement) -> Floats:
     values: (..., 2) x, y; (..., 3) x, y and a visibility or score that is kept; or (..., 4) x1, y1, x2, y2.
     Returns the same shape, float64.
     """
-    return np.asarray(values, np.float64) * _factors(values, placement.scale, rest=1.0)
+    scaled = np.asarray(values, np.float64) * _factors(values, placement.scale, rest=1.0)
+    return scaled + _factors(values, placement.offset, rest=0.0)
 
 
 def to_picture(values: NDArray[Any], placement: Placement, clip: bool = True) -> Floats:
     """Inverse of `to_network`: the same shapes, float64. clip: keep the coordinates inside the picture."""
-    moved = np.asarray(values, np.float64) / _factors(values, placement.scale, rest=1.0)
+    moved = np.asarray(values, np.float64) - _factors(values, placement.offset, rest=0.0)
+    moved = moved / _factors(values, placement.scale, rest=1.0)
     if not clip:
         return moved
     height, width = placement.picture_size

@@ -1,7 +1,7 @@
-"""leanvit predict: classify files, folders, patterns and lists with a bundle, however many they are; torch-free.
+"""leanvit predict: what a bundle of any task finds in files, folders, patterns and lists, however many; torch-free.
 
-Images flow: paths are found while images before them are decoded by a few threads and images before those are
-classified. In memory are two batches of decoded images ahead and the one at work.
+Images flow: paths are found while images before them are decoded by a few threads and the network runs on images
+before those. In memory are two batches of decoded images ahead and the one at work.
 """
 
 from __future__ import annotations
@@ -11,51 +11,79 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from leanvit.config import PredictConfig
 from leanvit.errors import ConfigError, ImageError
-from leanvit.imaging import Pixels, decode, find_images, resize
+from leanvit.imaging import Pixels, decode, find_images
 from leanvit.progress import Bar, note
+from leanvit.runtime.known_boxes import KnownBoxes, boxes_of, read_boxes
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.result_files import nothing_left, open_results, settings_of
+from leanvit.runtime.result_lines import Drawings, header, lines
+from leanvit.runtime.task import Inputs, Options, Task
 
 DECODERS = min(4, os.cpu_count() or 1)
 
+MOST_INPUTS = 32
+"""Images a step where a user does not say, or fewer where the task asks for it: more are no faster on a CPU."""
+
+OPTIONS = ("top_k", "score_threshold", "boxes", "draw")
+"""Of PredictConfig, those that only some tasks have: `Task.options` names them."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Answer = tuple[Path, list[tuple[str, float]] | str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a run.
+
+    found: what the network found in it. problem: why it could not be read, else empty. pixels: (height, width, 3)
+    uint8, where they were to be kept.
+    """
+
+    path: Path
+    found: Any = None
+    problem: str = ""
+    pixels: Pixels | None = None
 
 
 def run(config: PredictConfig) -> int:
-    """Print the best labels of every image; returns how many images were classified.
+    """Write what the network finds in every image; returns how many images were taken.
 
-    Raises DataError where no image could be read, PartialError where some could not: the others are printed.
+    Raises DataError where no image could be read, PartialError where some could not: the others are written.
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
-    if config.draw or config.boxes:
-        name = "draw" if config.draw else "boxes"
-        raise ConfigError(f"{name} is for bundles of other tasks (docs/tasks.md), {config.bundle} is a classifier")
     if nothing_left(config):
         return 0
     paths = find_images(config.images)
     predictor = Predictor(config.bundle, threads=config.threads, runtime=config.runtime)
+    config = settled(config, predictor.task)
+    above = header(predictor.task, str(config.format))
+    boxes = read_boxes(config.boxes) if config.boxes else None
+    drawings = Drawings(Path(config.draw), predictor.task.drawn) if config.draw else None
+    if drawings:
+        paths = drawings.follow(paths)
     settings = settings_of(config, predictor.manifest.sha256)
-    with open_results(config, settings, paths) as results, Bar("predicting", None) as bar:
+    with open_results(config, settings, paths, above) as results, Bar("predicting", None) as bar:
         bar.advance(results.images)
-        with contextlib.closing(classify(predictor, paths, config.batch_size, config.top_k)) as batches:
+        if drawings:
+            drawings.pass_over()
+        options = Options(top_k=config.top_k or 1, score_threshold=config.score_threshold or 0.0)
+        size = config.batch_size or 1
+        with contextlib.closing(find(predictor, paths, size, options, boxes, keep=bool(drawings))) as batches:
             for batch in batches:
-                for path, answer in batch:
-                    if isinstance(answer, str):
-                        results.skip(path, answer)
+                for picture in batch:
+                    drawn = _draw(predictor, picture, drawings) if drawings else {}
+                    if picture.problem:
+                        results.skip(picture.path, picture.problem)
                     else:
-                        results.write(path, answer)
+                        results.write(picture.path, _lines(predictor, config, picture, drawn))
                 results.flush()
                 bar.advance(len(batch))
         results.require_one()
@@ -63,44 +91,88 @@ def run(config: PredictConfig) -> int:
     return results.images
 
 
-def classify(
-    predictor: Predictor, paths: Iterable[Path], batch_size: int, top_k: int
-) -> Generator[list[Answer], None, None]:
-    """The `top_k` labels of every image, or why it can't be read, a batch at a time in the order of `paths`."""
+def settled(config: PredictConfig, task: Task) -> PredictConfig:
+    """The configuration with what the task takes where nothing is said.
+
+    Raises ConfigError that names an option that does not fit the task.
+    """
+    for name in OPTIONS:
+        if getattr(config, name) is not None and name not in task.options:
+            fitting = ", ".join(task.options) or "none"
+            raise ConfigError(
+                f"{name} does not fit task {task.name} of {config.bundle}, which takes {fitting}. Leave it out."
+            )
+    return replace(
+        config,
+        format=config.format or task.format,
+        batch_size=config.batch_size or min(MOST_INPUTS, task.batch_size),
+        top_k=config.top_k or 1,
+        score_threshold=Options().score_threshold if config.score_threshold is None else config.score_threshold,
+    )
+
+
+def _draw(predictor: Predictor, picture: Picture, drawings: Drawings) -> dict[str, str]:
+    name, draw = drawings.next_name(), predictor.task.draw
+    if picture.pixels is None or draw is None:
+        return {}
+    return drawings.write(name, draw(picture.pixels, picture.found, predictor.manifest))
+
+
+def _lines(predictor: Predictor, config: PredictConfig, picture: Picture, drawn: dict[str, str]) -> str:
+    return lines(predictor.task, predictor.manifest, str(config.format), picture.path, picture.found, drawn)
+
+
+def find(
+    predictor: Predictor,
+    paths: Iterable[Path],
+    batch_size: int,
+    options: Options,
+    boxes: KnownBoxes | None = None,
+    *,
+    keep: bool = False,
+) -> Generator[list[Picture], None, None]:
+    """Every image with what the network finds in it, `batch_size` at a time in the order of `paths`.
+
+    boxes: of the objects that are looked at, by picture. keep: hand over the pixels as well.
+    """
     pool = ThreadPoolExecutor(DECODERS, "decode")
     try:
-        prepared = _in_order(pool, lambda path: _prepare(predictor, path), paths, 2 * batch_size)
+        prepared = in_order(pool, lambda path: _prepare(predictor, path, options, boxes, keep), paths, 2 * batch_size)
         while batch := list(islice(prepared, batch_size)):
-            for image in batch:
-                for sentence in image.notes:
+            for one in batch:
+                for sentence in one.notes:
                     note(sentence)
-            pixels = [image.pixels for image in batch if image.pixels is not None]
-            rows = iter(predictor.top(np.stack(pixels), top_k) if pixels else [])
-            yield [(image.path, image.problem or next(rows)) for image in batch]
+            found = iter(predictor.results([one.inputs for one in batch if one.inputs], options, batch_size))
+            yield [replace(one.picture, found=next(found)) if one.inputs is not None else one.picture for one in batch]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One image: pixels (*input_size, 3) uint8 or the problem that it has, and what is to be said of it."""
+    """One image as the network sees it, or the problem that it has, and what is to be said of it."""
 
-    path: Path
-    pixels: Pixels | None
-    problem: str
+    picture: Picture
+    inputs: Inputs | None
     notes: list[str]
 
 
-def _prepare(predictor: Predictor, path: Path) -> _Prepared:
+def _prepare(predictor: Predictor, path: Path, options: Options, boxes: KnownBoxes | None, keep: bool) -> _Prepared:
     try:
         decoded = decode(path)
     except ImageError as error:
-        return _Prepared(path, None, str(error), [f"skipped {error}"])
-    pixels = resize(decoded.pixels, predictor.manifest.preprocess)
-    return _Prepared(path, pixels, "", [f"{path}: {sentence}" for sentence in decoded.notes])
+        return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
+    notes = [f"{path}: {sentence}" for sentence in decoded.notes]
+    if boxes is not None:
+        own = boxes_of(boxes, path)
+        if own is None:
+            notes.append(f"{path}: not among the pictures of --boxes, so nothing is looked for")
+        options = replace(options, boxes=own or [])
+    inputs = predictor.inputs(decoded.pixels, options)
+    return _Prepared(Picture(path, pixels=decoded.pixels if keep else None), inputs, notes)
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
     """work(item) of every item, in order; at most `ahead` are done or taken before they are asked for."""

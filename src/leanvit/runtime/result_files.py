@@ -8,14 +8,13 @@ A run that goes on cuts OUTPUT.partial to the bytes of the last line and passes 
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,8 +27,6 @@ from leanvit.files import explain_os_error
 from leanvit.progress import note
 
 SAVE_SECONDS = 1.0
-
-Best = Iterable[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -48,38 +45,24 @@ class Checkpoint:
 
 
 class Results:
-    """Lines about images in the order of the inputs, labels as text, jsonl or csv, and the count of all images."""
+    """Lines about images in the order of the inputs, and the count of all images."""
 
-    def __init__(self, file: TextIO, format: str) -> None:
-        """Write to `file` from its start."""
+    def __init__(self, file: TextIO, header: str = "") -> None:
+        """Write to `file` from its start. header: what stands before the first image, with the end of its line."""
         self.images = self.skipped = 0
         self.problem = ""
         self._file = file
-        self._format = format
-        self._csv: Any = csv.writer(file, lineterminator="\n") if format == "csv" else None
+        self._header = header
         self._empty = True
         self._paths = hashlib.sha256()
 
-    def write(self, image: Path, best: Best) -> None:
-        """Count an image and write its labels."""
+    def write(self, image: Path, lines: str) -> None:
+        """Count an image and write its lines, which end with the end of a line."""
         self._take(image)
-        # A name need not be UTF-8, the output is: bytes that are not become \xNN.
-        path = str(image).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if self._csv is not None and self._empty:
-            self._csv.writerow(["path", "label", "probability"])
+        if self._empty:
+            self._file.write(self._header)
         self._empty = False
-        if self._format == "jsonl":
-            labels = [{"label": label, "probability": round(p, 6)} for label, p in best]
-            self._file.write(json.dumps({"path": path, "predictions": labels}) + "\n")
-        elif self._csv is not None:
-            self._csv.writerows([path, label, f"{p:.6f}"] for label, p in best)
-        else:
-            self._file.write(f"{path}: " + ", ".join(f"{label} {p:.1%}" for label, p in best) + "\n")
-
-    def write_line(self, image: Path, line: str) -> None:
-        """Count an image and write what a task's network found in it."""
-        self._take(image)
-        self._file.write(f"{line}\n")
+        self._file.write(lines)
 
     def skip(self, image: Path, problem: str) -> None:
         """Count an image that could not be read."""
@@ -112,9 +95,9 @@ class Results:
 class _Draft(Results):
     """OUTPUT.partial, and beside it how far it goes."""
 
-    def __init__(self, path: Path, file: TextIO, format: str) -> None:
+    def __init__(self, path: Path, file: TextIO, header: str) -> None:
         """Write to `file`, which is open at `path`."""
-        super().__init__(file, format)
+        super().__init__(file, header)
         self._path = path
         self._journal = _journal_of(path)
         self._saved = time.monotonic()
@@ -246,15 +229,18 @@ def _journal_of(draft: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_results(config: PredictConfig, settings: dict[str, Any], paths: Iterator[Path]) -> Iterator[Results]:
+def open_results(
+    config: PredictConfig, settings: dict[str, Any], paths: Iterator[Path], header: str = ""
+) -> Iterator[Results]:
     """Where results go. A file is whole or as it was before; what was finished before a failure is in PATH.partial.
 
     settings: what results depend on. paths: the images; with `config.resume` those that are done are taken from it.
+    header: what stands before the first image, with the end of its line.
     Raises ConfigError and DataError where the run before can't be gone on with, RunLockedError where it still runs,
     EnvironmentProblem where the file can't be written.
     """
     if config.output is None:
-        yield Results(sys.stdout, config.format)
+        yield Results(sys.stdout, header)
         return
     target = Path(config.output)
     try:
@@ -263,11 +249,11 @@ def open_results(config: PredictConfig, settings: dict[str, Any], paths: Iterato
             if config.resume:
                 raise ConfigError(f"resume with output {target}, expected a file: a device keeps no results.")
             with open(target, "w", encoding="utf-8", newline="") as file:
-                yield Results(file, config.format)
+                yield Results(file, header)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_writer(_draft_of(target)) as file:
-            draft = _Draft(_draft_of(target), file, config.format)
+            draft = _Draft(_draft_of(target), file, header)
             if not (config.resume and draft.go_on(settings, paths)):
                 draft.start(settings)
             try:

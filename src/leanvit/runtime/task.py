@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from leanvit.imaging import Pixels
 from leanvit.runtime.bundle import Manifest, sqnr_db
 from leanvit.runtime.inputs import Inputs, Options, Place, letterboxed
 from leanvit.runtime.tasks import classify, objects, pose, semantic
+
+if TYPE_CHECKING:
+    from leanvit.annotations.load import Task as Annotations
 
 __all__ = [
     "TASKS", "Batch", "Inputs", "Options", "Place", "Task", "compare_values", "kept_values", "letterboxed",
@@ -70,7 +73,9 @@ class Task:
     each_picture: whether the SQNR is that of the worst golden picture or of all together. matched: whether the
     objects of golden pictures (outputs boxes, scores, labels and masks) are looked for again.
 
-    data: what it is measured on: "images" are an ImageSet, "scenes" a SceneSet.
+    data: what it is measured on: "images" are an ImageSet, "scenes" a SceneSet. annotations: of scenes, what
+    leanvit.annotations.load.load_scenes reads: "detect" boxes, "segment" masks, "semantic" class maps, "pose"
+    keypoints.
     batch_size: inputs a step where a user does not say.
     options: fields of PredictConfig that mean something for it, beside those that all tasks have.
     format: of `leanvit predict` where a user does not say. columns: of `rows`.
@@ -82,6 +87,7 @@ class Task:
     outputs: tuple[str, ...]
     continuous: str
     data: Literal["images", "scenes"]
+    annotations: Annotations = "detect"
     inputs: Callable[[Pixels, Preprocess, Options], Inputs]
     decode: Callable[[Outputs, Inputs, Manifest, Options], Any]
     line: Callable[[Any, Manifest], dict[str, Any]]
@@ -120,7 +126,6 @@ _OBJECTS: dict[str, Any] = {
     "line": objects.line,
     "text": objects.text,
     "rows": objects.rows,
-    "columns": objects.COLUMNS,
     "draw": objects.draw,
     "drawn": ("drawn",),
     "options": ("score_threshold", "draw"),
@@ -135,19 +140,20 @@ _ROWS = (
         options=("top_k",), format="text", caption="The most probable label",
     ),
     Task(name="detect", metric="box_AP50", outputs=("boxes", "scores", "labels"), measure=objects.measure_boxes,
-         **_OBJECTS),
+         columns=objects.COLUMNS,         **_OBJECTS),
     Task(name="segment", metric="mask_AP50", outputs=("boxes", "scores", "labels", "masks"),
-         measure=objects.measure_masks, **_OBJECTS),
+         measure=objects.measure_masks, annotations="segment", columns=objects.MASK_COLUMNS, **_OBJECTS),
     Task(
         name="semantic", metric="miou", outputs=("logits",), continuous="logits", data="scenes", inputs=letterboxed,
         decode=semantic.decode, line=semantic.line, text=semantic.text, rows=semantic.rows, columns=semantic.COLUMNS,
-        draw=semantic.draw, drawn=("drawn", "map"), measure=semantic.measure, options=("draw",),
+        draw=semantic.draw, drawn=("drawn", "map"), measure=semantic.measure, annotations="semantic", options=("draw",),
         caption="The class of every pixel",
     ),
     Task(
         name="pose", metric="pck@0.1", outputs=("heatmaps",), continuous="heatmaps", data="scenes",
         inputs=pose.inputs, decode=pose.decode, line=pose.line, text=pose.text, rows=pose.rows, columns=pose.COLUMNS,
-        draw=pose.draw, drawn=("drawn",), given=pose.given, measure=pose.measure, options=("boxes", "draw"),
+        draw=pose.draw, drawn=("drawn",), given=pose.given, measure=pose.measure, annotations="pose",
+        options=("boxes", "draw"),
         caption="The keypoints of one object that fills the picture, for a bundle holds no boxes of the objects",
     ),
 )  # fmt: skip
@@ -164,12 +170,12 @@ def register(task: Task) -> Task:
     return task
 
 
-def task_named(name: str) -> Task:
-    """The task of this name. Raises BundleError that names the known ones."""
+def task_named(name: str, where: str = "") -> Task:
+    """The task of this name. Raises BundleError that names the known ones; where: what its message begins with."""
     if name not in TASKS:
         raise BundleError(
-            f"task '{name}' is unknown, expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)} Import the "
-            "module that registers it (leanvit.runtime.task.register) first, or update leanvit."
+            f"{where}task '{name}' is unknown, expected one of {', '.join(TASKS)}.{did_you_mean(name, TASKS)} Import "
+            "the module that registers it (leanvit.runtime.task.register) first, or update leanvit."
         )
     return TASKS[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -61,11 +62,17 @@ def text(found: list[Found], manifest: Manifest) -> str:
 
 
 COLUMNS = ("label", "score", "x1", "y1", "x2", "y2")
+MASK_COLUMNS = (*COLUMNS, "segmentation")
 
 
 def rows(found: list[Found], manifest: Manifest) -> list[list[Any]]:
-    """One picture as rows of a table: one an object, in the order of COLUMNS; masks are left out."""
-    return [[manifest.labels[one.label], f"{one.score:.5f}", *(f"{side:.2f}" for side in one.box)] for one in found]
+    """One picture as rows of a table: one an object, in the order of COLUMNS, and its mask as COCO's run lengths."""
+    table = []
+    for one in found:
+        values = plain(one, manifest.labels)
+        row = [values["label"], f"{one.score:.5f}", *(f"{side:.2f}" for side in one.box)]
+        table.append([*row, json.dumps(values["segmentation"])] if "segmentation" in values else row)
+    return table
 
 
 def draw(pixels: Pixels, found: list[Found], manifest: Manifest) -> dict[str, Pixels]:

@@ -70,7 +70,7 @@ def line(found: list[Found], manifest: Manifest) -> dict[str, Any]:
 
 def text(found: list[Found], manifest: Manifest) -> str:
     """One picture in words."""
-    return f"{len(found)} object" if found else "nothing"
+    return f"{len(found)} object{'s' if len(found) > 1 else ''}" if found else "nothing"
 
 
 COLUMNS = ("object", "score", "keypoint", "x", "y", "keypoint_score")
@@ -92,7 +92,7 @@ def draw(pixels: Pixels, found: list[Found], manifest: Manifest) -> dict[str, Pi
     """The picture (height, width, 3) uint8 with boxes, keypoints and skeletons."""
     from leanvit.runtime.draw import draw_found
 
-    return {"drawn": draw_found(pixels, found, manifest.labels, scheme_of(manifest))}
+    return {"drawn": draw_found(pixels, found, ("object",) * len(manifest.labels), scheme_of(manifest))}
 
 
 def measure(data: SceneSet, batches: Batches) -> dict[str, Any]:
