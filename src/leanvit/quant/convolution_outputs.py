@@ -142,9 +142,9 @@ def _reads_bytes(module: GraphModule, convolution: Node) -> bool:
 
 
 def _is_bytes(quantizer: nn.Module | None) -> bool:
-    if not isinstance(quantizer, ActivationQuantizer):
+    if not isinstance(quantizer, UniformQuantizer):
         return False
-    return quantizer.form == "uniform" and quantizer.bits == OUTPUT_BITS and quantizer.heads is None
+    return quantizer.bits == OUTPUT_BITS and quantizer.heads is None
 
 
 def gives_codes(module: GraphModule, convolution: Node) -> bool:

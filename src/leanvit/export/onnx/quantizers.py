@@ -10,12 +10,13 @@ product. Logarithmic forms have no integer kernel and stay float arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanvit.quant.quantizers import ActivationQuantizer, LogQuantizer, TwoRegionQuantizer
+from leanvit.quant.quantizers import ActivationQuantizer, TwoRegionQuantizer, UniformQuantizer
 
 OPSET = 21
 """Of what torch.onnx writes."""
@@ -164,27 +165,35 @@ class Branch:
     factor: Tensor | None = None
 
 
+@singledispatch
 def branches_of(quantizer: ActivationQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
-    """The summands of a quantizer as uint8 codes; a FloatGrid where it has none.
+    """The ONNX form of a quantizer: the summands of what it returns, as uint8 integers where a kernel can run them.
 
-    four_bit_types: uniform codes of 4 bits and below as UINT4, which compilers for accelerators look for.
-    signed: uniform codes of 8 bits around CENTRE as int8 codes around zero, which mean the same.
+    Each class registers its own with @branches_of.register(CLASS); one that does not (the logarithmic ones) is float
+    arithmetic, its forward as it is. four_bit_types: uniform integers of 4 bits and below as UINT4, which compilers for
+    accelerators look for. signed: uniform integers of 8 bits around CENTRE as int8 around zero, which mean the same.
     """
-    if isinstance(quantizer, LogQuantizer):
-        return [Branch(FloatGrid(quantizer))]
-    by_head = quantizer.scale.dim() > 0
-    if not isinstance(quantizer, TwoRegionQuantizer) and not by_head:
-        if signed and quantizer.bits == 8 and int(quantizer.zero_point) == CENTRE:
-            return [Branch(CodePair(quantizer.scale, 0, signed=True))]
-        return [Branch(_uniform_pair(quantizer, four_bit_types))]
-    whole = WholeNumbers(quantizer)
-    if whole.fits:
-        return [Branch(whole, whole.factor)]
-    if isinstance(quantizer, TwoRegionQuantizer):
-        parts = [WholeNumbers(quantizer, region) for region in (1, 2)]
-        if all(part.fits for part in parts):
-            return [Branch(part, part.factor) for part in parts]
     return [Branch(FloatGrid(quantizer))]
+
+
+@branches_of.register(UniformQuantizer)
+def _uniform(quantizer: UniformQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
+    if quantizer.scale.dim() > 0:
+        return _whole(quantizer) or [Branch(FloatGrid(quantizer))]
+    if signed and quantizer.bits == 8 and int(quantizer.zero_point) == CENTRE:
+        return [Branch(CodePair(quantizer.scale, 0, signed=True))]
+    return [Branch(_uniform_pair(quantizer, four_bit_types))]
+
+
+@branches_of.register(TwoRegionQuantizer)
+def _two_region(quantizer: TwoRegionQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
+    return _whole(quantizer) or _whole(quantizer, 1, 2) or [Branch(FloatGrid(quantizer))]
+
+
+def _whole(quantizer: ActivationQuantizer, *regions: int) -> list[Branch]:
+    """Whole numbers of steps, together or one summand a region; empty where one of them does not fit into 8 bits."""
+    parts = [WholeNumbers(quantizer, region) for region in regions or (0,)]
+    return [Branch(part, part.factor) for part in parts] if all(part.fits for part in parts) else []
 
 
 def _uniform_pair(quantizer: ActivationQuantizer, four_bit_types: bool) -> CodePair:
