@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from drawing import EDGES, FAINT, arrow, box, picture, text
+from markupsafe import Markup
 from torch import nn
 from torch.fx import Node
-
-from leanvit.report.svg import Markup
 
 SEEN_THROUGH = {
     "reshape", "view", "permute", "unbind", "getitem", "transpose", "flatten", "dropout", "contiguous", "clone", "to",

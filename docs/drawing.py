@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from leanvit.report.svg import Markup, tag
+from markupsafe import Markup
+
+from leanvit.report.svg import element
 
 WIDTH = 860
 ROW, GAP = 46, 30
@@ -19,7 +22,12 @@ PALETTE = ("#bfdbfe", "#fed7aa", "#bbf7d0", "#fecaca", "#ddd6fe", "#fef08a", "#a
 def text(x: float, y: float, words: object, *, size: int = 12, anchor: str = "middle", **attributes: object) -> Markup:
     """One line of text, its baseline at y."""
     style = {"fill": INK, **attributes}
-    return tag("text", words, x=x, y=y, font_size=size, text_anchor=anchor, **style)
+    return element("text", words, x=x, y=y, font_size=size, text_anchor=anchor, **style)
+
+
+def quoted(words: str) -> Markup:
+    """Words escaped as the files of docs/models have them: &#x27; for a quote, where MarkupSafe writes &#39;."""
+    return Markup(html.escape(words))
 
 
 def box(x: float, y: float, width: float, height: float, kind: str, lines: Sequence[object]) -> Markup:
@@ -28,15 +36,15 @@ def box(x: float, y: float, width: float, height: float, kind: str, lines: Seque
     words = [
         text(x + width / 2, first + 15 * i, line, font_weight="600" if i == 0 else None) for i, line in enumerate(lines)
     ]
-    frame = tag("rect", x=x, y=y, width=width, height=height, rx=5, fill=FILLS[kind], stroke=EDGES[kind])
-    return tag("g", frame, *words)
+    frame = element("rect", x=x, y=y, width=width, height=height, rx=5, fill=FILLS[kind], stroke=EDGES[kind])
+    return element("g", frame, *words)
 
 
 def arrow(*points: tuple[float, float], colour: str = FAINT, both: bool = False) -> Markup:
     """A line through points, with a head at its end, or at both ends."""
     path = " ".join(f"{x:g},{y:g}" for x, y in points)
     head = f"url(#head-{'carried' if colour == EDGES['carried'] else 'plain'})"
-    return tag(
+    return element(
         "polyline",
         points=path,
         fill="none",
@@ -50,9 +58,9 @@ def arrow(*points: tuple[float, float], colour: str = FAINT, both: bool = False)
 def picture(title: str, height: float, parts: Iterable[object], width: float = WIDTH) -> str:
     """A standalone SVG on white; the title is what a screen reader says."""
     heads = [
-        tag(
+        element(
             "marker",
-            tag("path", d="M0,0 L8,4 L0,8 z", fill=colour),
+            element("path", d="M0,0 L8,4 L0,8 z", fill=colour),
             id=f"head-{name}",
             viewBox="0 0 8 8",
             refX=7,
@@ -63,15 +71,15 @@ def picture(title: str, height: float, parts: Iterable[object], width: float = W
         )
         for name, colour in (("plain", FAINT), ("carried", EDGES["carried"]))
     ]
-    drawing = tag(
+    drawing = element(
         "svg",
-        tag("title", title),
-        tag("defs", *heads),
-        tag("rect", width=width, height=height, fill="#ffffff"),
+        element("title", quoted(title)),
+        element("defs", *heads),
+        element("rect", width=width, height=height, fill="#ffffff"),
         *parts,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width:g} {height:g}",
-        font_family="system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif",
+        font_family=quoted("system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"),
         role="img",
     )
     return f"{drawing}\n".replace("><", ">\n<")

@@ -22,13 +22,14 @@ import timm
 import torch
 from dataflow import dataflow
 from drawing import EDGES, FILLS, PALETTE, Row, arrow, box, merged, picture, stack, text
+from markupsafe import Markup
 from torch import nn
 
 from leanvit.models import list_models
 from leanvit.models._attention import History, make_windows
 from leanvit.models.exmobilevit import OFFICIAL_WINDOWS
 from leanvit.models.revit import ResidualAttention
-from leanvit.report.svg import Markup, tag
+from leanvit.report.svg import element
 
 PAGES = Path(__file__).parent / "models"
 COMMAND = ".venv/bin/python docs/figures.py"
@@ -175,7 +176,7 @@ def revit_weights() -> str:
         for column, weight in enumerate(weights):
             x, y = left + column * cell, top + row * cell
             shade = {"fill": EDGES["carried"], "fill_opacity": f"{weight:.3f}", "stroke": "#e5e7eb"}
-            parts.append(tag("rect", x=x, y=y, width=cell, height=cell, **shade))
+            parts.append(element("rect", x=x, y=y, width=cell, height=cell, **shade))
             words = f"{weight:.3f}".removeprefix("0") if weight >= 0.0005 else "0"
             parts.append(text(x + cell / 2, y + cell / 2 + 4, words if weight < 1 else "1", size=11))
     return picture("Weights of all layers in the carried logits at alpha = 0.5", top + depth * cell + 20, parts, 680)
@@ -236,7 +237,7 @@ def reswin_windows() -> str:
         for token, place in enumerate(kind.inverse.tolist()):
             index = place // window**2
             x, y = left + token % side * cell, 40 + token // side * cell
-            parts.append(tag("rect", x=x, y=y, width=cell, height=cell, fill=PALETTE[index], stroke="#ffffff"))
+            parts.append(element("rect", x=x, y=y, width=cell, height=cell, fill=PALETTE[index], stroke="#ffffff"))
             parts.append(text(x + cell / 2, y + cell / 2 + 4, index))
     bottom = 40 + side * cell
     if shifted.known is None or shifted.mask is None:
@@ -295,9 +296,11 @@ def exmobilevit_pooling() -> str:
         parts.append(
             text(left + 112, 24, f"map {panel + 1}: {window} × {window} of {side} × {side}, {share:.0%}", size=13)
         )
-        parts.append(tag("rect", x=left, y=36, width=224, height=224, fill=FILLS["plain"], stroke=EDGES["plain"]))
+        parts.append(element("rect", x=left, y=36, width=224, height=224, fill=FILLS["plain"], stroke=EDGES["plain"]))
         size = window * cell
-        parts.append(tag("rect", x=left, y=36, width=size, height=size, fill=FILLS["carried"], stroke=EDGES["carried"]))
+        parts.append(
+            element("rect", x=left, y=36, width=size, height=size, fill=FILLS["carried"], stroke=EDGES["carried"])
+        )
         parts.append(text(left + size / 2, 36 + size / 2, "averaged"))
     return picture("What pool='official' averages of the early maps", 280, parts, 640)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from common import Outcome, save_image, smooth
@@ -98,7 +99,7 @@ def test_every_problem_is_named_in_json_page_and_terminal(toys: Path, leanvit: R
     assert any("77" in problem for problem in problems)
     for problem in problems:
         assert f"problem: {problem}" in done.out
-        assert problem.replace("'", "&#x27;").replace('"', "&quot;") in page
+        assert escape(problem) in page
     assert result["parts"]["val"]["problems"] == []
 
 

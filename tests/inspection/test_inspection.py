@@ -22,7 +22,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from common import Outcome, save_image, smooth
 from leanvit.cli import parse
 from leanvit.config import load_yaml
-from leanvit.inspection.page import THUMBNAIL
+from leanvit.inspection.labelled_page import THUMBNAIL
 
 Run = Callable[..., Outcome]
 PLANTED = {"cat": 5, "dog": 3, "<eel> & co": 2}

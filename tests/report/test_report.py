@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from leanvit.errors import BundleError, DataError
 from leanvit.report import duration, interval, write_report
 from leanvit.report import svg as _svg
+from leanvit.report.bit_plan import split_sites
+from leanvit.report.pixels import png_uri
 from pages import MACHINE, SCRIPT, VERSIONS, Page, draw, make_run, picture, replaced, rows_of
 
 HEADINGS = {
@@ -503,7 +505,7 @@ def test_ticks_are_round_and_their_labels_differ() -> None:
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_a_png_holds_the_pixels(height: int, width: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    assert np.array_equal(picture(_svg.png_uri(pixels)), pixels)
+    assert np.array_equal(picture(png_uri(pixels)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +519,7 @@ def test_a_png_holds_the_pixels(height: int, width: int, seed: int) -> None:
 def test_sites_fall_into_blocks(site: str, place: tuple[str, str]) -> None:
     swin = [name for layer in range(3) for name, _ in site_names(2, f"layers.{layer}.blocks")]
     vit = [name for name, _ in site_names(4)]
-    assert _svg.split_sites(vit if site in vit else swin)[site] == place
+    assert split_sites(vit if site in vit else swin)[site] == place
 
 
 def test_the_interval_is_wilsons() -> None:

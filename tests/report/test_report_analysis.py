@@ -105,7 +105,7 @@ def test_tables_show_the_numbers_of_the_files(full: str) -> None:
     assert ["one", "none: as it is", "0", "91.00", "910 / 1,000", "0.00"] in rows
     assert ["two", "17.1%", "80.5%"] in rows
     assert ["one", "56", "0.133", "0.605", "2.50", "0.100", ""] in rows
-    assert ["one", "57", "–", "–", "–", "–", "can&#x27;t take 57 x 57 pixels"] in rows
+    assert ["one", "57", "–", "–", "–", "–", "can&#39;t take 57 x 57 pixels"] in rows
 
 
 def test_pictures_are_the_arrays(full: str) -> None:

@@ -397,7 +397,7 @@ def test_why_there_are_no_pictures_stands_on_the_page(
     assert "the file was changed or damaged" in (tmp_path / "b" / "report.html").read_text()
     monkeypatch.setattr(pictures, "is_installed", lambda module: False)
     assert leanvit("report", tmp_path / "b").code == 0
-    assert "pip install &quot;leanvit[onnx]&quot;" in (tmp_path / "b" / "report.html").read_text()
+    assert "pip install &#34;leanvit[onnx]&#34;" in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_runs_without_a_bundle_of_a_task_have_no_pictures(tmp_path: Path, bundle: Path) -> None:

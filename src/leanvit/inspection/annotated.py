@@ -1,4 +1,4 @@
-"""Facts about annotated pictures: objects, boxes, keypoints and class maps of each part, and what is wrong."""
+"""What annotated pictures hold: objects, boxes, keypoints and class maps of each part, and what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leanvit.annotations.maps import load_map
 from leanvit.config import DataInspectConfig, Task
 from leanvit.errors import DataError, require
 from leanvit.inspection.annotated_page import render_scenes
-from leanvit.inspection.examine import Seen, describe, equal_images, look_at, look_at_all
+from leanvit.inspection.look import Seen, describe, find_copies, look_at, look_at_all
 from leanvit.progress import track
 
 MAPS_COUNTED = 500
@@ -45,7 +45,7 @@ def inspect_scenes(config: DataInspectConfig, result: dict[str, Any]) -> str:
         "classes": list(first.classes),
         "keypoints": list(first.keypoints.names) if first.keypoints and task == "pose" else [],
         "parts": {split: summarize_scenes(scenes, seen[split], task) for split, scenes in parts.items()},
-        "duplicates": find_copies(parts, seen),
+        "duplicates": find_scene_copies(parts, seen),
     }
     if parts["val"].classes != first.classes:
         result["parts"]["val"]["problems"].insert(0, _other_classes(parts["val"], first))
@@ -148,21 +148,13 @@ def _pixels(scenes: SceneSet, problems: list[str]) -> dict[str, Any]:
     return {"maps": maps, "shares": shares, "ignored": float(counts[IGNORED] / whole)}
 
 
-def find_copies(parts: Mapping[SceneSplit, SceneSet], seen: Mapping[SceneSplit, list[Seen]]) -> dict[str, Any]:
+def find_scene_copies(parts: Mapping[SceneSplit, SceneSet], seen: Mapping[SceneSplit, list[Seen]]) -> dict[str, Any]:
     """Groups of pictures with the very same pixels, those in both parts first.
 
     extra: pictures beyond the first of each group. leaks: groups with a picture of each part.
     """
-    groups = [
-        {
-            "leak": len({split for split, _ in found}) > 1,
-            "images": [{"part": split, "image": str(parts[split].scenes[i].path)} for split, i in found],
-        }
-        for found in equal_images(seen)
-    ]
-    groups.sort(key=lambda group: not group["leak"])
-    return {
-        "extra": sum(len(cast(Any, group["images"])) - 1 for group in groups),
-        "leaks": sum(bool(group["leak"]) for group in groups),
-        "groups": groups,
-    }
+    return find_copies(
+        seen,
+        lambda split, index: {"image": str(parts[split].scenes[index].path)},
+        lambda splits, images: {"leak": len(set(splits)) > 1},
+    )

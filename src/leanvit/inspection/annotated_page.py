@@ -1,4 +1,4 @@
-"""The page of `leanvit data inspect --task`: what was found in annotated pictures, and a sheet of them, drawn."""
+"""The page about annotated pictures: what was found, and a sheet of them with their annotations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,18 +19,18 @@ from leanvit.annotations.maps import load_map
 from leanvit.annotations.masks import decode_mask
 from leanvit.config import DataInspectConfig
 from leanvit.errors import DataError
-from leanvit.inspection.examine import Seen
-from leanvit.inspection.page import corrupt_table, kinds_table
+from leanvit.inspection.look import Seen
+from leanvit.inspection.page_parts import class_bars, copies_table, corrupt_table, kinds_table, titled_bars, total
 from leanvit.progress import track
+from leanvit.report import html
+from leanvit.report.html import Card, Section, document, join
+from leanvit.report.metrics import title_of
 from leanvit.report.pictures import Shot, gallery
-from leanvit.report.shell import document
-from leanvit.report.svg import Markup, Row, bar_chart, figure, fixed, join, panels, short, table, tag
-from leanvit.report.task_words import TASKS
+from leanvit.report.svg import Row
+from leanvit.report.words import fixed, short
 from leanvit.runtime.draw import draw_found, draw_map, fitted
 
 PROBLEMS_SHOWN = 50
-_BARS = 30
-_LISTED = 100
 _LONGEST_SIDE = 512
 _COUNTS_SHOWN = 20
 
@@ -44,42 +45,33 @@ def render_scenes(
     found, pose = result["parts"], result["task"] == "pose"
     semantic = result["task"] == "semantic"
     sections = [
-        ("sheet", "Annotated pictures", _sheet(parts, seen, config) if config.images_per_class else None),
-        ("problems", "Problems", _problems(found)),
-        ("classes", "Classes", _pixels(result) if semantic else _classes(result)),
-        ("boxes", "Sizes of objects", None if semantic else _boxes(found)),
-        ("count", "Objects a picture", None if semantic else _per_picture(found)),
-        ("keypoints", "Keypoints", _keypoints(result) if pose else None),
-        ("pixels", "Sizes and kinds of pictures", kinds_table(result)),
-        ("corrupt", "Pictures that can't be read", corrupt_table(result)),
-        ("duplicates", "Duplicates", _copies(result["duplicates"])),
+        Section("sheet", "Annotated pictures", _sheet(parts, seen, config) if config.images_per_class else None),
+        Section("problems", "Problems", _problems(found)),
+        Section("classes", "Classes", _pixels(result) if semantic else _classes(result)),
+        Section("boxes", "Sizes of objects", None if semantic else _boxes(found)),
+        Section("count", "Objects a picture", None if semantic else _per_picture(found)),
+        Section("keypoints", "Keypoints", _keypoints(result) if pose else None),
+        Section("pixels", "Sizes and kinds of pictures", kinds_table(result)),
+        Section("corrupt", "Pictures that can't be read", corrupt_table(result)),
+        Section("duplicates", "Duplicates", _copies(result["duplicates"])),
     ]
-    title = f"{result['data']} for {TASKS[result['task']]}"
-    shown = [(key, name, body) for key, name, body in sections if body is not None]
-    return document("leanvit data inspect", title, (_cards(result),), shown)
+    title = f"{result['data']} for {title_of(result['task'])}"
+    return document("leanvit data inspect", title, (_cards(result),), sections)
 
 
-def _cards(result: dict[str, Any]) -> Markup:
-    parts, copies = result["parts"], result["duplicates"]
-
-    def total(key: str) -> tuple[str, str]:
-        sizes = {s: p[key] if isinstance(p[key], int) else len(p[key]) for s, p in parts.items()}
-        return fixed(sum(sizes.values())), ", ".join(f"{fixed(size)} {split}" for split, size in sizes.items())
-
-    entries = [
-        ("Pictures", *total("images")),
-        ("Classes", fixed(len(result["classes"])), ", ".join(result["classes"][:3])),
-        ("Objects", *total("objects")),
-        ("Problems", *total("problems")),
-        ("Can't be read", *total("corrupt")),
-        ("In both parts", fixed(copies["leaks"]), f"{fixed(copies['extra'])} duplicates in all"),
-    ]
-    boxes = (
-        tag("div", tag("dt", name), tag("dd", value, class_="big"), tag("dd", why, class_="why"), class_="card")
-        for name, value, why in entries
-        if name != ("Objects" if result["task"] == "semantic" else "Classes")
+def _cards(result: dict[str, Any]) -> Markup | None:
+    copies = result["duplicates"]
+    semantic = result["task"] == "semantic"
+    classes = Card("Classes", fixed(len(result["classes"])), "", ", ".join(result["classes"][:3]))
+    return html.cards(
+        [
+            Card("Pictures", *total(result, "images")),
+            classes if semantic else Card("Objects", *total(result, "objects")),
+            Card("Problems", *total(result, "problems")),
+            Card("Can't be read", *total(result, "corrupt")),
+            Card("In both parts", fixed(copies["leaks"]), "", f"{fixed(copies['extra'])} duplicates in all"),
+        ]
     )
-    return tag("dl", *boxes, class_="cards")
 
 
 # --- the sheet ---
@@ -92,7 +84,7 @@ def _sheet(
         "Pictures of both parts, chosen by the seed, with their annotations as a network would be taught them; the "
         "number at a label is a score, 1 for every annotated object."
     )
-    return figure(caption, gallery(_shots(parts, seen, config)))
+    return html.figure(caption, gallery(_shots(parts, seen, config)))
 
 
 def _shots(
@@ -142,18 +134,18 @@ def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
 def _problems(parts: dict[str, Any]) -> Markup:
     named = [(split, problem) for split, part in parts.items() for problem in part["problems"]]
     if not named:
-        return tag("p", "None: every annotation is as it should be.")
+        return html.paragraph("None: every annotation is as it should be.")
     many = f"The first {PROBLEMS_SHOWN} of {fixed(len(named))}; all are in inspect.json. "
     caption = f"{many if len(named) > PROBLEMS_SHOWN else ''}What is broken, and what was done with it."
-    return table(caption, ["Part", "Problem"], named[:PROBLEMS_SHOWN], "ll")
+    return html.table(caption, ["Part", "Problem"], named[:PROBLEMS_SHOWN], "ll")
 
 
 def _classes(result: dict[str, Any]) -> Markup:
     counts = {split: part["per_class"] for split, part in result["parts"].items()}
     caption = "Objects of each class, without crowds"
     rows = [[name, *(fixed(values.get(name)) for values in counts.values())] for name in result["classes"]]
-    bars = _class_bars(result, {split: (values, "objects") for split, values in counts.items()}, caption, 0)
-    return join([bars, table(f"{caption}.", ["Class", *counts], rows, "l" + "r" * len(counts))])
+    bars = class_bars(result["classes"], counts, _class_charts(counts, "objects"), caption)
+    return join([bars, html.table(f"{caption}.", ["Class", *counts], rows, "l" + "r" * len(counts))])
 
 
 def _pixels(result: dict[str, Any]) -> Markup:
@@ -163,27 +155,13 @@ def _pixels(result: dict[str, Any]) -> Markup:
     caption = f"Share of pixels of each class, counted in {looked} class maps"
     rows = [[name, *(fixed(values.get(name), 2) for values in percent.values())] for name in result["classes"]]
     rows.append(["no class (ignored)", *(fixed(100 * found["ignored"], 2) for found in shares.values())])
-    bars = _class_bars(result, {s: (values, "share of pixels, %") for s, values in percent.items()}, caption, 2)
-    return join([bars, table(f"{caption}, in %.", ["Class", *shares], rows, "l" + "r" * len(shares))])
+    bars = class_bars(result["classes"], percent, _class_charts(percent, "share of pixels, %"), caption, 2)
+    return join([bars, html.table(f"{caption}, in %.", ["Class", *shares], rows, "l" + "r" * len(shares))])
 
 
-def _class_bars(
-    result: dict[str, Any], values: dict[str, tuple[dict[str, float], str]], caption: str, digits: int
-) -> Markup:
-    """Bars of each class side by side for the parts; where there are many classes, the largest and smallest."""
-    first = next(iter(values.values()))[0]
-    names = sorted(result["classes"], key=lambda name: -first.get(name, 0.0))
-    shown = names if len(names) <= _BARS else [*names[: _BARS // 2], *names[-_BARS // 2 :]]
-    charts = []
-    for split, (numbers, label) in values.items():
-        bars = [Row(name, float(numbers.get(name, 0)), fixed(numbers.get(name, 0), digits)) for name in shown]
-        charts.append(_titled(f"classes-{split}", f"Classes, {split}", bars, label))
-    ends = "" if shown == names else f"; the {_BARS // 2} largest and {_BARS // 2} smallest of {len(names)}"
-    return figure(f"{caption}{ends}.", panels(*charts))
-
-
-def _titled(key: str, title: str, bars: list[Row], label: str) -> Markup:
-    return tag("div", tag("h4", title), bar_chart(key, title, bars, label))
+def _class_charts(parts: Mapping[str, Any], label: str) -> dict[str, tuple[str, str, str]]:
+    """Key, title and name of the axis of a chart of classes for each part."""
+    return {split: (f"classes-{split}", f"Classes, {split}", label) for split in parts}
 
 
 def _boxes(parts: dict[str, Any]) -> Markup:
@@ -198,7 +176,7 @@ def _boxes(parts: dict[str, Any]) -> Markup:
             found = part["boxes"][kind]
             names = _ranges([edge * scale for edge in found["edges"]], unit)[shown]
             bars = [_count_row(name, count) for name, count in zip(names, found["counts"][shown], strict=True)]
-            charts.append(_titled(f"boxes-{kind}-{split}", f"{label}, {split}", bars, "boxes"))
+            charts.append(titled_bars(f"boxes-{kind}-{split}", f"{label}, {split}", bars, "boxes"))
     for split, part in parts.items():
         boxes = part["boxes"]
         medians = [fixed(boxes["pixels"]["median"], 1), fixed(_percent(boxes["relative"]["median"]), 1)]
@@ -209,7 +187,7 @@ def _boxes(parts: dict[str, Any]) -> Markup:
         "32², up to 96² and above 96² pixels."
     )
     note = "Boxes by the square root of their area, in pixels and as a share of that of the picture."
-    return join([figure(note, panels(*charts)), table(caption, heads, rows, "lrrrrr")])
+    return join([html.figure(note, html.panels(*charts)), html.table(caption, heads, rows, "lrrrrr")])
 
 
 def _percent(value: float | None) -> float | None:
@@ -229,8 +207,8 @@ def _per_picture(parts: dict[str, Any]) -> Markup:
         bars = [_count_row(str(n), counts.get(n, 0)) for n in range(min(max(counts, default=0), _COUNTS_SHOWN) + 1)]
         more = sum(pictures for count, pictures in counts.items() if count > _COUNTS_SHOWN)
         bars += [_count_row(f"more than {_COUNTS_SHOWN}", more)] if more else []
-        charts.append(_titled(f"count-{split}", f"Objects a picture, {split}", bars, "pictures"))
-    return figure("How many pictures have how many objects.", panels(*charts))
+        charts.append(titled_bars(f"count-{split}", f"Objects a picture, {split}", bars, "pictures"))
+    return html.figure("How many pictures have how many objects.", html.panels(*charts))
 
 
 def _count_row(name: str, count: int) -> Row:
@@ -247,18 +225,13 @@ def _keypoints(result: dict[str, Any]) -> Markup:
     heads = ["Keypoint", *(f"{split} {word}" for split in result["parts"] for word in words)]
     without = ", ".join(f"{fixed(part['keypoints']['objects_without'])} {s}" for s, part in result["parts"].items())
     caption = f"Keypoints of the objects by visibility. Objects without any keypoints: {without}."
-    return table(caption, heads, rows, "l" + "r" * (len(heads) - 1))
+    return html.table(caption, heads, rows, "l" + "r" * (len(heads) - 1))
 
 
 def _copies(found: dict[str, Any]) -> Markup:
-    if not found["groups"]:
-        return tag("p", "None: no two pictures have the same pixels.")
-    rows = []
-    for group in found["groups"][:_LISTED]:
-        names = [f"{short(one['image'], 60)} ({one['part']})" for one in group["images"][:6]]
-        names += [f"and {len(group['images']) - 6} more"] if len(group["images"]) > 6 else []
-        kind = "in both parts" if group["leak"] else "copies"
-        rows.append([kind, fixed(len(group["images"])), tag("ul", *(tag("li", name) for name in names))])
-    first = f"The first {_LISTED} of {fixed(len(found['groups']))}; all are in inspect.json. "
-    caption = f"{first if len(found['groups']) > _LISTED else ''}Pictures with the very same pixels; leaks first."
-    return table(caption, ["Kind", "Pictures", "Which"], rows, "lrl")
+    return copies_table(
+        found["groups"],
+        "pictures",
+        lambda group: "in both parts" if group["leak"] else "copies",
+        lambda image: str(image["part"]),
+    )

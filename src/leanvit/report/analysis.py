@@ -5,34 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit.report import svg
-from leanvit.report.analysis_pictures import field_pictures, head_pictures, map_pictures, read_arrays, rollout_pictures
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
-from leanvit.report.words import megabytes
+from markupsafe import Markup
 
-Section = tuple[str, str, Markup | None]
+from leanvit.report import html, svg
+from leanvit.report.analysis_pictures import field_pictures, head_pictures, map_pictures, read_arrays, rollout_pictures
+from leanvit.report.html import Section, join
+from leanvit.report.run import Run
+from leanvit.report.words import Json, finite, fixed, megabytes, significant
+
 Points = list[tuple[float, float]]
 
 
 def analysis_sections(run: Run) -> list[Section]:
-    """(key, title, content) of every section; content None where no model has it."""
+    """Every section; without content where no model has it."""
     values = run.get("analysis")
     models: list[Json] = values.get("models") or []
     if not models:
         return []
     arrays = read_arrays(run)
     return [
-        ("models", "Models", _models(values, models, arrays is not None)),
-        ("maps", "Attention maps", map_pictures(values, models, arrays)),
-        ("heads", "Attention of every head", head_pictures(values, models, arrays)),
-        ("rollout", "Attention rollout", rollout_pictures(values, models, arrays)),
-        ("distance", "Attention distance", _distance(models)),
-        ("diversity", "Token diversity", _diversity(models)),
-        ("alpha", "Residual weight of attention", _alpha(models)),
-        ("shortcut", "What each scale gives to the classifier", _shortcut(models)),
-        ("field", "Effective receptive field", field_pictures(models, arrays)),
-        ("cost", "Cost against resolution", _cost(models)),
+        Section("models", "Models", _models(values, models, arrays is not None)),
+        Section("maps", "Attention maps", map_pictures(values, models, arrays)),
+        Section("heads", "Attention of every head", head_pictures(values, models, arrays)),
+        Section("rollout", "Attention rollout", rollout_pictures(values, models, arrays)),
+        Section("distance", "Attention distance", _distance(models)),
+        Section("diversity", "Token diversity", _diversity(models)),
+        Section("alpha", "Residual weight of attention", _alpha(models)),
+        Section("shortcut", "What each scale gives to the classifier", _shortcut(models)),
+        Section("field", "Effective receptive field", field_pictures(models, arrays)),
+        Section("cost", "Cost against resolution", _cost(models)),
     ]
 
 
@@ -43,20 +44,20 @@ def _models(values: Json, models: Sequence[Json], pictures: bool) -> Markup:
         size = " × ".join(fixed(side) for side in model.get("input_size") or ())
         done = ", ".join(map(str, model.get("done") or [])) or "–"
         rows.append(
-            [model["name"], fixed(model.get("parameters")), size, done, svg.lines(left_out) if left_out else "–"]
+            [model["name"], fixed(model.get("parameters")), size, done, html.lines(left_out) if left_out else "–"]
         )
     caption = (
         f"What was looked at, on {fixed(values.get('images'))} images of {values.get('data')}. Distances are in pixels "
         "of each model's own input."
     )
-    table = svg.table(caption, ("Model", "Parameters", "Input, pixels", "Done", "Left out"), rows, "lrlll")
-    missing = tag("p", "Pictures are drawn from analysis.npz, which is not in this folder.", class_="mute")
+    table = html.table(caption, ("Model", "Parameters", "Input, pixels", "Done", "Left out"), rows, "lrlll")
+    missing = html.paragraph("Pictures are drawn from analysis.npz, which is not in this folder.", css="mute")
     return join([table, None if pictures else missing])
 
 
 def _legend(models: Sequence[Json], part: str) -> Markup | None:
     names = [(f"l{i}", str(model["name"])) for i, model in enumerate(models, 1) if model.get(part)]
-    return svg.legend(names) if names else None
+    return html.legend(names) if names else None
 
 
 def _curves(models: Sequence[Json], part: str, key: str) -> list[svg.Line]:
@@ -74,7 +75,7 @@ def _chart(key: str, title: str, lines: Sequence[svg.Line], x_label: str, y_labe
     if not lines:
         return None
     said = f"{y_label} against {x_label}: {len(lines)} curves and points."
-    return tag("div", tag("h4", title), svg.line_chart(key, title, said, lines, x_label=x_label, y_label=y_label))
+    return html.titled(title, svg.line_chart(key, title, said, lines, x_label=x_label, y_label=y_label))
 
 
 def _distance(models: Sequence[Json]) -> Markup | None:
@@ -97,10 +98,10 @@ def _distance(models: Sequence[Json]) -> Markup | None:
         for depth, layer in enumerate((model.get("distance") or {}).get("layers") or [], start=1)
     ]  # fmt: skip
     note = "Attention distance in pixels. Even: of a head that looks alike at all that this layer lets it see."
-    table = svg.table(note, ("Layer", "Module", "Mean", "Even", "Heads"), rows, "llrrl")
+    table = html.table(note, ("Layer", "Module", "Mean", "Even", "Heads"), rows, "llrrl")
     chart = _chart("distance-chart", "Distance", [*means, *dots], "layer", "attention distance (pixels)")
-    figure = svg.figure(caption, _legend(models, "distance"), svg.panels(chart))
-    return join([figure, svg.details("Numbers of this figure", table)])
+    figure = html.figure(caption, _legend(models, "distance"), html.panels(chart))
+    return join([figure, html.details("Numbers of this figure", table)])
 
 
 def _diversity(models: Sequence[Json]) -> Markup | None:
@@ -127,9 +128,9 @@ def _diversity(models: Sequence[Json]) -> Markup | None:
         for model in models
         for depth, layer in enumerate((model.get("diversity") or {}).get("layers") or [], start=1)
     ]
-    table = svg.table("Token diversity.", ("Layer", "Block", "1 − cosine", "Residual"), rows, "llrr")
-    figure = svg.figure(caption, _legend(models, "diversity"), svg.panels(*charts))
-    return join([figure, svg.details("Numbers of this figure", table)])
+    table = html.table("Token diversity.", ("Layer", "Block", "1 − cosine", "Residual"), rows, "llrr")
+    figure = html.figure(caption, _legend(models, "diversity"), html.panels(*charts))
+    return join([figure, html.details("Numbers of this figure", table)])
 
 
 def _alpha(models: Sequence[Json]) -> Markup | None:
@@ -144,7 +145,7 @@ def _alpha(models: Sequence[Json]) -> Markup | None:
         "alpha: weight of a layer's own attention logits; 1 − alpha is that of the logits from below. First: how much "
         "the logits of the first layer still count. Where alpha is learned once, all layers share it."
     )
-    return svg.table(caption, ("Layer", "alpha is", "alpha", "First"), rows, "llrr")
+    return html.table(caption, ("Layer", "alpha is", "alpha", "First"), rows, "llrr")
 
 
 def _shortcut(models: Sequence[Json]) -> Markup | None:
@@ -165,7 +166,7 @@ def _shortcut(models: Sequence[Json]) -> Markup | None:
         "classifier relies on, not what a network trained without them would reach."
     )
     heads = ("Model", "Strides left out", "Channels", "Top-1, %", "Correct", "Points")
-    return svg.table(caption, heads, rows, "lrrrrr")
+    return html.table(caption, heads, rows, "lrrrrr")
 
 
 def _cost(models: Sequence[Json]) -> Markup | None:
@@ -189,8 +190,8 @@ def _cost(models: Sequence[Json]) -> Markup | None:
     )
     note = "Cost against resolution. Latency is measured where it was asked for: median and interquartile range."
     heads = ("Model", "Side", "10⁹ multiply-adds", "Activations, MB", "Latency, ms", "Range, ms", "Problem")
-    figure = svg.figure(caption, _legend(models, "cost"), svg.panels(*charts)) if any(charts) else None
-    return join([figure, svg.table(note, heads, rows, "lrrrrrl")])
+    figure = html.figure(caption, _legend(models, "cost"), html.panels(*charts)) if any(charts) else None
+    return join([figure, html.table(note, heads, rows, "lrrrrrl")])
 
 
 def _points(rows: Sequence[Json], key: str, scale: float) -> Points:

@@ -6,13 +6,16 @@ import zipfile
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from leanvit.errors import DataError
-from leanvit.report import svg
+from leanvit.report import html
 from leanvit.report.attention import attention_figure, picture, pictures, ramp
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, finite, fixed, join, tag
+from leanvit.report.html import join
+from leanvit.report.pixels import heat
+from leanvit.report.run import Run
+from leanvit.report.words import Json, finite, fixed
 
 Arrays = dict[str, NDArray[np.float64]]
 IMAGES_SHOWN = 4
@@ -52,7 +55,7 @@ def map_pictures(values: Json, models: Sequence[Json], arrays: Arrays | None) ->
         if layers:
             images = _shown(values, model, arrays or {}, index)
             maps = [{**image, "maps": [layer[i].mean(0) for layer in layers]} for i, image in enumerate(images)]
-            parts += [tag("h3", str(model["name"])), attention_figure(maps)]
+            parts += [html.heading(str(model["name"])), attention_figure(maps)]
     return join(parts) if parts else None
 
 
@@ -63,7 +66,7 @@ def head_pictures(values: Json, models: Sequence[Json], arrays: Arrays | None) -
         layers = _layers(arrays or {}, index)
         if layers:
             summary = f"{model['name']}, first image, label {values['labels'][0]}"
-            parts.append(svg.details(summary, _heads(str(model["name"]), layers)))
+            parts.append(html.details(summary, _heads(str(model["name"]), layers)))
     return join(parts) if parts else None
 
 
@@ -73,12 +76,12 @@ def _heads(name: str, layers: Sequence[NDArray[np.float64]]) -> Markup:
     rows = []
     for depth, heads in enumerate(shares, start=1):
         cells = [
-            picture(svg.heat(head, top), f"{name}: layer {depth}, head {i}", f"layer {depth}", f"head {i}")
+            picture(heat(head, top), f"{name}: layer {depth}, head {i}", f"layer {depth}", f"head {i}")
             for i, head in enumerate(heads, start=1)
         ]
         rows.append(pictures(cells))
     caption = "Attention that each patch receives in every head, a line or more for each layer; one scale for all."
-    return svg.figure(caption, *rows, ramp(top))
+    return html.figure(caption, *rows, ramp(top))
 
 
 def rollout_pictures(values: Json, models: Sequence[Json], arrays: Arrays | None) -> Markup | None:
@@ -95,16 +98,14 @@ def rollout_pictures(values: Json, models: Sequence[Json], arrays: Arrays | None
             zip(_shown(values, model, arrays or {}, index), shares, strict=True), 1
         ):
             said = f"{model['name']}, input {number}, label {image['label']}"
-            cells.append(picture(image["image"].astype(np.uint8), said, tag("b", f"label {image['label']}")))
-            cells.append(
-                picture(svg.heat(share, top), f"{said}: rollout", "rollout", f"up to {fixed(share.max(), 1)}×")
-            )
-        rows += [tag("h3", str(model["name"])), pictures(cells), ramp(top)]
+            cells.append(picture(image["image"].astype(np.uint8), said, html.strong(f"label {image['label']}")))
+            cells.append(picture(heat(share, top), f"{said}: rollout", "rollout", f"up to {fixed(share.max(), 1)}×"))
+        rows += [html.heading(str(model["name"])), pictures(cells), ramp(top)]
     caption = (
         "Attention rollout (Abnar and Zuidema 2020): product over the layers of half attention, half identity. Row of "
         "the class token, or mean over the patches where there is none; 1× is even."
     )
-    return svg.figure(caption, *rows) if rows else None
+    return html.figure(caption, *rows) if rows else None
 
 
 def field_pictures(models: Sequence[Json], arrays: Arrays | None) -> Markup | None:
@@ -121,9 +122,7 @@ def field_pictures(models: Sequence[Json], arrays: Arrays | None) -> Markup | No
         if mean is not None:
             # The root, because the field falls off by orders of magnitude.
             shown = np.sqrt(mean / max(float(mean.max()), 1e-300))
-            cells.append(
-                picture(svg.heat(shown, 1.0), f"{model['name']}: effective receptive field", str(model["name"]))
-            )
+            cells.append(picture(heat(shown, 1.0), f"{model['name']}: effective receptive field", str(model["name"])))
     if not rows:
         return None
     caption = (
@@ -131,5 +130,5 @@ def field_pictures(models: Sequence[Json], arrays: Arrays | None) -> Markup | No
         "respect to each pixel; colours show its square root."
     )
     note = "Area of the fewest pixels that hold 50% and 95% of the field, in percent of the image."
-    table = svg.table(note, ("Model", "50%", "95%"), rows, "lrr")
-    return join([svg.figure(caption, pictures(cells)) if cells else None, table])
+    table = html.table(note, ("Model", "50%", "95%"), rows, "lrr")
+    return join([html.figure(caption, pictures(cells)) if cells else None, table])

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from leanvit.report import svg
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, fixed, tag
+from leanvit.report import html
+from leanvit.report.pixels import heat, png_uri
+from leanvit.report.run import Run
+from leanvit.report.words import Json, fixed
+
+Cell = tuple[str, str, Sequence[object]]
+"""One picture of a grid: its address, what is seen, and the lines below it."""
 
 
 def attention_section(run: Run) -> Markup | None:
@@ -36,14 +41,12 @@ def attention_figure(images: Sequence[Json]) -> Markup:
         "what a patch receives when attention is even; all maps share one scale. Spread is the share of patches that "
         "attention is effectively spread over (exponential of its entropy): 100% is even, small is focused."
     )
-    return svg.figure(caption, *rows, ramp(top))
+    return html.figure(caption, *rows, ramp(top))
 
 
 def ramp(top: float) -> Markup:
     """The colour scale of maps from 0 to `top` times even attention."""
-    colours = svg.heat(np.linspace(0.0, top, 160)[None], top)
-    swatch = tag("img", src=svg.png_uri(colours), alt="colour scale from dark blue to yellow")
-    return tag("div", tag("span", "0×"), swatch, tag("span", f"{fixed(top, 1)}× and above"), class_="ramp")
+    return html.ramp(png_uri(heat(np.linspace(0.0, top, 160)[None], top)), fixed(top, 1))
 
 
 def _grid(values: Any) -> NDArray[np.float64]:
@@ -60,7 +63,7 @@ def _attention_row(image: Json, maps: Sequence[NDArray[np.float64]], top: float,
     label, predicted = str(image.get("label")), str(image.get("predicted"))
     verdict = f"predicted {predicted}, {'correct' if label == predicted else 'wrong'}"
     name = f"Input {number}, label {label}"
-    cells = [picture(pixels, f"{name}, {verdict}", tag("b", f"label {label}"), verdict)]
+    cells = [picture(pixels, f"{name}, {verdict}", html.strong(f"label {label}"), verdict)]
     for depth, share in enumerate(maps, start=1):
         weights = share[share > 0] / max(float(share.sum()), 1e-12)
         spread = f"spread {100 * math.exp(-float((weights * np.log(weights)).sum())) / share.size:.0f}%"
@@ -69,16 +72,15 @@ def _attention_row(image: Json, maps: Sequence[NDArray[np.float64]], top: float,
             f"{name}: attention of layer {depth} on {share.shape[0]} by {share.shape[1]} patches, {spread}, most at "
             f"row {row + 1}, column {column + 1}"
         )
-        cells.append(picture(svg.heat(share, top), said, f"layer {depth}", spread))
+        cells.append(picture(heat(share, top), said, f"layer {depth}", spread))
     return pictures(cells)
 
 
-def pictures(cells: Sequence[Markup]) -> Markup:
-    """Pictures beside each other, at most nine in a line."""
-    wide, narrow = math.ceil(len(cells) / math.ceil(len(cells) / 9)), min(len(cells), 4)
-    return tag("div", *cells, class_="maps", style=f"--wide:{wide};--narrow:{narrow}")
+def pictures(cells: Sequence[Cell]) -> Markup:
+    """Pictures beside each other, at most nine in a line of a wide screen, four of a narrow one."""
+    return html.maps(cells, math.ceil(len(cells) / math.ceil(len(cells) / 9)), min(len(cells), 4))
 
 
-def picture(pixels: NDArray[np.uint8], alt: str, *lines: object) -> Markup:
+def picture(pixels: NDArray[np.uint8], alt: str, *lines: object) -> Cell:
     """An image (height, width, 3) with lines of text below it."""
-    return tag("div", tag("img", src=svg.png_uri(pixels), alt=alt, title=alt), svg.lines(lines), class_="map")
+    return png_uri(pixels), alt, lines

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanvit.report import svg
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
-from leanvit.report.words import megabytes
+from markupsafe import Markup
+
+from leanvit.report import html, svg
+from leanvit.report.html import join
+from leanvit.report.run import Run
+from leanvit.report.words import Json, finite, fixed, megabytes, significant
 
 
 def benchmark_section(run: Run) -> Markup | None:
@@ -26,14 +28,14 @@ def _figure(values: Json, results: Sequence[Json], first: str) -> Markup:
         title = f"Latency at batch {fixed(batch)}"
         bars = [_bar(result, first) for result in results if result.get("batch_size") == batch]
         chart = svg.bar_chart(f"latency-{fixed(batch)}", title, bars, "milliseconds per batch")
-        charts.append(tag("div", tag("h4", title), chart))
+        charts.append(html.titled(title, chart))
     threads = finite(values.get("threads"))
     caption = (
         "Time of one batch, shorter is better: bar to the median, whisker from the 10th to the 90th percentile; "
         f"{fixed(threads)} thread{'s' * (threads != 1)}, {fixed(values.get('rounds'))} rounds in which the targets "
         "take turns. Grey is the first target; each batch size has an axis of its own."
     )
-    return svg.figure(caption, svg.panels(*charts))
+    return html.figure(caption, html.panels(*charts))
 
 
 def _bar(result: Json, first: str) -> svg.Row:
@@ -67,4 +69,4 @@ def _table(results: Sequence[Json], first: str) -> Markup:
         f"Latency and throughput. Ratio is the median of the first target, {first}, over the target's own at the same "
         "batch size: above 1 is faster."
     )
-    return svg.table(note, heads, cells, "lrrrrrrll")
+    return html.table(note, heads, cells, "lrrrrrrll")

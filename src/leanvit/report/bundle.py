@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leanvit.report import svg
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, fixed, join, significant, tag
-from leanvit.report.task_evaluation import metrics_of
-from leanvit.report.task_words import is_task, metric_text, names_of
-from leanvit.report.words import accuracy_text, ratio, versions
+from markupsafe import Markup
+
+from leanvit.report import html
+from leanvit.report.html import join
+from leanvit.report.metrics import bundle_metric_text, is_task, metrics_tables, names_of
+from leanvit.report.run import Run
+from leanvit.report.words import Json, accuracy_text, fixed, ratio, significant, versions
+
+LABELS_SHOWN = 60
 
 
 def bundle_section(run: Run) -> Markup | None:
@@ -18,14 +21,16 @@ def bundle_section(run: Run) -> Markup | None:
     if not manifest:
         return None
     accuracy = manifest.get("accuracy") or {}
-    value = metric_text(accuracy) if is_task(manifest) else f"{accuracy_text(accuracy)} of {accuracy.get('data')}"
+    counted = f"{accuracy_text(accuracy)} of {accuracy.get('data')}"
+    value = bundle_metric_text(accuracy) if is_task(manifest) else counted
     measured = f"{value}, measured in {accuracy.get('runtime')}"
-    simulated = tag("span", "simulated", class_="badge") if manifest.get("simulated") else None
-    chips = [tag("li", label) for label in manifest.get("labels") or []]
-    more = svg.details(f"{len(chips) - 60} more", tag("ol", *chips[60:], class_="chips")) if len(chips) > 60 else None
+    simulated = html.mark("simulated", "badge") if manifest.get("simulated") else None
+    labels = manifest.get("labels") or []
+    rest = labels[LABELS_SHOWN:]
+    more = html.details(f"{len(rest)} more", html.chips(rest)) if rest else None
     folder = next(path.parent for path in run.files.values() if path.name == "bundle.json")
-    files = [[name, _file_size(folder / name), tag("code", sha)] for name, sha in (manifest.get("files") or {}).items()]
-    facts = svg.facts(
+    files = [[name, _file_size(folder / name), html.code(sha)] for name, sha in (manifest.get("files") or {}).items()]
+    facts = html.facts(
         [
             ("Architecture", manifest.get("architecture")),
             ("Profile", join([manifest.get("profile"), " ", simulated])),
@@ -34,13 +39,13 @@ def bundle_section(run: Run) -> Markup | None:
             ("Preprocessing", _preprocessing(manifest.get("preprocess") or {})),
             ("ONNX opset", manifest.get("opset")),
             ("Versions", versions(manifest)),
-            (f"{len(chips)} labels", join([tag("ol", *chips[:60], class_="chips"), more])),
+            (f"{len(labels)} labels", join([html.chips(labels[:LABELS_SHOWN]), more])),
         ]
     )
     caption = "Files and their digests. Every load compares them, byte for byte."
-    table = svg.table(caption, ("File", "Size", "SHA-256"), files, "lrl") if files else None
+    table = html.table(caption, ("File", "Size", "SHA-256"), files, "lrl") if files else None
     metrics = accuracy.get("metrics") if is_task(manifest) else None
-    shown = metrics_of("bundle", metrics, accuracy.get("metric"), names_of(folder)) if metrics else None
+    shown = metrics_tables("bundle", metrics, accuracy.get("metric"), names_of(folder)) if metrics else None
     return join([facts, shown, table])
 
 

@@ -1,33 +1,50 @@
-"""Sections of an evaluation: classes and confusion, calibration, corrupted and shifted images."""
+"""Sections of an evaluation of any task: metrics, classes and confusion, calibration, corrupted and shifted images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanvit.report import svg
-from leanvit.report.evaluation_charts import confusion_chart, reliability_chart
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
-from leanvit.report.words import accuracy_text, interval, percent
+from markupsafe import Markup
 
-Section = tuple[str, str, Markup | None]
+from leanvit.report import html, svg
+from leanvit.report.evaluation_charts import confusion_chart, reliability_chart
+from leanvit.report.html import Section, join
+from leanvit.report.metrics import Metric, metric_of, metrics_tables, names_of, title_of
+from leanvit.report.run import Run
+from leanvit.report.words import Json, accuracy_text, finite, fixed, interval, percent, significant
+
 CLASSES_DRAWN = 20
 CONFUSIONS_SHOWN = 20
 
 
 def evaluation_sections(run: Run) -> list[Section]:
-    """(key, title, content) of every section; content None where it was not measured."""
+    """Every section, for every task; without content where it was not measured."""
     values = run.get("val")
     if not values:
         return []
+    metric = metric_of(values)
+    whole = (
+        Section("evaluation", "Evaluation", _metrics(values, run))
+        if "metrics" in values
+        else Section("accuracy", "Accuracy", _accuracy(values))
+    )
     return [
-        ("accuracy", "Accuracy", _accuracy(values)),
-        ("classes", "Each class", _classes(values.get("classes") or [])),
-        ("confusion", "Confusion", _confusion(values)),
-        ("calibration", "Calibration", _calibration(values)),
-        ("corruptions", "Corrupted images", _corruptions(values)),
-        ("shifts", "Shifted images", _shifts(values.get("shifts") or {})),
+        whole,
+        Section("classes", "Each class", _classes(values.get("classes") or [])),
+        Section("confusion", "Confusion", _confusion(values)),
+        Section("calibration", "Calibration", _calibration(values)),
+        Section("corruptions", "Corrupted images", _corruptions(values, metric)),
+        Section("shifts", "Shifted images", _shifts(values.get("shifts") or {})),
     ]
+
+
+def _metrics(values: Json, run: Run) -> Markup:
+    """All metrics of a task that has several."""
+    names = names_of(run.files["val.json"].parent)
+    facts = html.facts(
+        [("Task", title_of(values.get("task"))), ("Model", values.get("model")), ("Data", values.get("data"))]
+    )
+    return join([facts, metrics_tables("val", values.get("metrics") or {}, values.get("metric"), names)])
 
 
 def _accuracy(values: Json) -> Markup:
@@ -42,7 +59,7 @@ def _accuracy(values: Json) -> Markup:
     limit = finite(values.get("limit"))
     drawn = "" if limit is None else f", {fixed(limit)} images drawn by seed {fixed(values.get('seed'))}"
     unfinished = values.get("complete") is False
-    return svg.facts(
+    return html.facts(
         [
             ("Model", f"{values.get('model')}: {values.get('kind')}, {values.get('architecture')}"),
             ("Data", f"{values.get('data')}, {values.get('split')}{drawn}"),
@@ -78,10 +95,8 @@ def _classes(classes: Sequence[Json]) -> Markup | None:
         "Each class. Precision: share of the images called so that are of it. A dash where there is nothing to count."
     )
     chart = svg.bar_chart("recall", "Recall of each class", bars, "recall (%)")
-    table = svg.table(note, heads, rows, "lrrrrr")
-    return join(
-        [svg.figure(caption, svg.panels(tag("div", tag("h4", "Recall"), chart))), svg.details("Numbers", table)]
-    )
+    table = html.table(note, heads, rows, "lrrrrr")
+    return join([html.figure(caption, html.panels(html.titled("Recall", chart))), html.details("Numbers", table)])
 
 
 def _recall_bar(entry: Json) -> svg.Row:
@@ -100,7 +115,7 @@ def _confusion(values: Json) -> Markup | None:
             "Rows are true classes, columns what they are called, by number. Cells say how many percent of the row; "
             "blue is right, orange wrong."
         )
-        parts.append(svg.figure(caption, svg.panels(confusion_chart(names, cells))))
+        parts.append(html.figure(caption, html.panels(confusion_chart(names, cells))))
     totals = [finite(entry.get("images")) for entry in values["classes"]]
     wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])
     rows = [
@@ -109,9 +124,9 @@ def _confusion(values: Json) -> Markup | None:
     ]
     if rows:
         note = f"The most frequent mistakes, {len(rows)} of {len(wrong)} pairs of classes that are confused."
-        parts.append(svg.table(note, ("True class", "Called", "Images", "Of its class, %"), rows, "llrr"))
+        parts.append(html.table(note, ("True class", "Called", "Images", "Of its class, %"), rows, "llrr"))
     else:
-        parts.append(tag("p", "No image is called by a wrong name."))
+        parts.append(html.paragraph("No image is called by a wrong name."))
     return join(parts)
 
 
@@ -130,63 +145,68 @@ def _calibration(values: Json) -> Markup | None:
          fixed(row.get("confidence"), 4), fixed(row.get("accuracy"), 4)]
         for row in bins
     ]  # fmt: skip
-    table = svg.table("Bins of confidence.", ("Confidence", "Images", "Mean confidence", "Accuracy"), rows, "lrrr")
-    figure = svg.figure(caption, svg.panels(reliability_chart(bins)))
-    return join([figure, svg.details("Numbers of this figure", table)])
+    table = html.table("Bins of confidence.", ("Confidence", "Images", "Mean confidence", "Accuracy"), rows, "lrrr")
+    figure = html.figure(caption, html.panels(reliability_chart(bins)))
+    return join([figure, html.details("Numbers of this figure", table)])
 
 
 Levels = dict[tuple[str, int], float | None]
 
 
-def _corruptions(values: Json) -> Markup | None:
+def _corruptions(values: Json, metric: Metric) -> Markup | None:
     found = values.get("corruptions") or {}
     rows: list[Json] = found.get("rows") or []
     if not rows:
         return None
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
     severities = sorted({int(row["severity"]) for row in rows})
-    top1 = {(str(row["name"]), int(row["severity"])): finite(row.get("top1")) for row in rows}
-    clean = finite(values.get("top1"))
+    levels = {(str(row["name"]), int(row["severity"])): finite(row.get(metric.key)) for row in rows}
+    clean = finite(values.get(metric.key, (values.get("metrics") or {}).get(metric.key)))
     caption = (
         f"Accuracy on images corrupted as in {found.get('parameters')} (Hendrycks and Dietterich 2019), seed "
-        f"{fixed(found.get('seed'))}; {fixed(clean, 2, '%')} where they are as they are."
+        f"{fixed(found.get('seed'))}; {metric.text(clean)} where they are as they are."
     )
-    cells = [[_plain(name), *(fixed(top1.get((name, level)), 2) for level in severities)] for name in names]
+    digits = metric.digits
+    cells = [[_plain(name), *(fixed(levels.get((name, level)), digits) for level in severities)] for name in names]
     heads = ("Corruption", *(f"Severity {level}" for level in severities))
-    table = svg.table("Top-1 in percent on corrupted images.", heads, cells, "l" + "r" * len(severities))
-    legend = svg.legend((("l1", "mean over the corruptions"), ("l2", "worst corruption")))
-    panels = svg.panels(_severity_curve(names, severities, top1, clean), _corruption_bars(names, severities, top1))
-    return join([svg.figure(caption, legend, panels), table])
+    note = f"{metric.title}{' in percent' * (metric.unit == '%')} on corrupted images."
+    table = html.table(note, heads, cells, "l" + "r" * len(severities))
+    legend = html.legend((("l1", "mean over the corruptions"), ("l2", "worst corruption")))
+    panels = html.panels(
+        _severity_curve(names, severities, levels, clean, metric), _corruption_bars(names, severities, levels, metric)
+    )
+    return join([html.figure(caption, legend, panels), table])
 
 
 def _severity_curve(
-    names: Sequence[str], severities: Sequence[int], top1: Levels, clean: float | None
+    names: Sequence[str], severities: Sequence[int], levels: Levels, clean: float | None, metric: Metric
 ) -> Markup | None:
-    columns = {level: [v for name in names if (v := top1.get((name, level))) is not None] for level in severities}
+    columns = {level: [v for name in names if (v := levels.get((name, level))) is not None] for level in severities}
     # A severity that an interruption left half done would have the mean of other corruptions.
     whole = [(float(level), column) for level, column in columns.items() if len(column) == len(names)]
     whole = [*([] if clean is None else [(0.0, [clean])]), *whole]
     if not whole:
         return None
+    worst = min if metric.higher_is_better else max
     lines = [
         svg.Line([(level, sum(column) / len(column)) for level, column in whole], "l1"),
-        svg.Line([(level, min(column)) for level, column in whole], "l2"),
+        svg.Line([(level, worst(column)) for level, column in whole], "l2"),
     ]
-    said = f"Top-1 against severity for {len(names)} corruptions: mean and worst."
-    title = "Top-1 against severity"
-    chart = svg.line_chart("severity", title, said, lines, x_label="severity, 0: as it is", y_label="top-1 (%)")
-    return tag("div", tag("h4", title), chart)
+    said = f"{metric.title} against severity for {len(names)} corruptions: mean and worst."
+    title = f"{metric.title} against severity"
+    chart = svg.line_chart("severity", title, said, lines, x_label="severity, 0: as it is", y_label=metric.label)
+    return html.titled(title, chart)
 
 
-def _corruption_bars(names: Sequence[str], severities: Sequence[int], top1: Levels) -> Markup:
+def _corruption_bars(names: Sequence[str], severities: Sequence[int], levels: Levels, metric: Metric) -> Markup:
     bars = []
     for name in names:
-        own = [v for level in severities if (v := top1.get((name, level))) is not None]
+        own = [v for level in severities if (v := levels.get((name, level))) is not None]
         average = sum(own) / len(own) if own else None
-        bars.append(svg.Row(_plain(name), average, fixed(average, 1, "%")))
+        bars.append(svg.Row(_plain(name), average, fixed(average, max(1, metric.digits - 1), metric.unit)))
     title = "Each corruption"
-    chart = svg.bar_chart("corruption-bars", title, bars, "top-1 (%), mean over its severities")
-    return tag("div", tag("h4", title), chart)
+    chart = svg.bar_chart("corruption-bars", title, bars, f"{metric.label}, mean over its severities")
+    return html.titled(title, chart)
 
 
 def _plain(name: str) -> str:
@@ -214,6 +234,6 @@ def _shifts(values: Json) -> Markup | None:
     digits = {"distance": 0, "shifts": 0, "top1": 2, "agreement": 2, "consistency": 2}
     cells = [[fixed(row.get(key), count) for key, count in digits.items()] for row in rows]
     heads = ("Pixels", "Shifts", "Top-1, %", "As unshifted, %", "Consistency, %")
-    legend = svg.legend((("l1", "consistency"), ("l2", "top-1")))
-    figure = svg.figure(caption, legend, svg.panels(tag("div", tag("h4", title), chart)))
-    return join([figure, svg.table("Shifted images.", heads, cells, "rrrrr")])
+    legend = html.legend((("l1", "consistency"), ("l2", "top-1")))
+    figure = html.figure(caption, legend, html.panels(html.titled(title, chart)))
+    return join([figure, html.table("Shifted images.", heads, cells, "rrrrr")])

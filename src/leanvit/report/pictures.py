@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from leanvit.report import svg
-from leanvit.report.svg import Markup, tag
+from markupsafe import Markup
+
+from leanvit.report import html
+from leanvit.report.pixels import data_uri
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,10 @@ class Pictures:
 def pictures_section(pictures: Pictures) -> Markup:
     """The pictures beside each other, or the reason why there are none."""
     if not pictures.shots:
-        return tag("p", f"No pictures: {pictures.left_out}", class_="mute")
-    return svg.figure(pictures.caption, gallery(pictures.shots))
+        return html.paragraph(f"No pictures: {pictures.left_out}", css="mute")
+    return html.figure(pictures.caption, gallery(pictures.shots))
 
 
 def gallery(shots: Iterable[Shot]) -> Markup:
     """Pictures beside each other where there is room, each with its words below."""
-    return tag("div", *(_shot(shot) for shot in shots), class_="shots")
-
-
-def _shot(shot: Shot) -> Markup:
-    uri = f"data:image/{shot.kind};base64," + base64.b64encode(shot.image).decode()
-    said = f"{shot.name}: {shot.said}"
-    return tag("div", tag("img", src=uri, alt=said, title=said), tag("b", shot.name), f" {shot.said}", class_="shot")
+    return html.gallery((data_uri(shot.image, shot.kind), shot.name, shot.said) for shot in shots)

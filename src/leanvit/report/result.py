@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leanvit.report import svg
+from markupsafe import Markup
+
+from leanvit.report import html, svg
 from leanvit.report.headline import pick
-from leanvit.report.run import Json, Run
-from leanvit.report.svg import Markup, finite, fixed, join, significant, tag
-from leanvit.report.words import interval, megabytes, ratio
+from leanvit.report.html import join
+from leanvit.report.run import Run
+from leanvit.report.words import Json, finite, fixed, interval, megabytes, ratio, significant
 
 
 def result_section(run: Run) -> Markup | None:
@@ -31,14 +33,14 @@ def _table(rows: Sequence[Json], batch: str) -> Markup:
         "Model", "Accuracy, %", "Correct", "95% interval, %", "Size, MB", "Size ratio", "Latency at batch 1, ms",
         f"Throughput{batch}, images/s", "Speed-up",
     )  # fmt: skip
-    return svg.table(note, heads, [_cells(row, first) for row in rows], "lrrrrrrrr", pick(rows))
+    return html.table(note, heads, [_cells(row, first) for row in rows], "lrrrrrrrr", pick(rows))
 
 
 def _cells(row: Json, first: Json) -> list[object]:
     told = not row.get("simulated") or "simulated" in str(row["name"])
     bounds = interval(row.get("correct"), row.get("images"))
     return [
-        row["name"] if told else join([row["name"], " ", tag("span", "simulated", class_="badge")]),
+        row["name"] if told else join([row["name"], " ", html.mark("simulated", "badge")]),
         fixed(row.get("accuracy"), 2),
         f"{fixed(row.get('correct'))} / {fixed(row.get('images'))}",
         "–" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}",
@@ -65,7 +67,7 @@ def _charts(rows: Sequence[Json], batch: str) -> Markup:
         ),
         svg.bar_chart("size", "Size of each form of the model", size, "size (MB)"),
     )
-    return svg.figure(caption, svg.panels(*charts))
+    return html.figure(caption, html.panels(*charts))
 
 
 def _batch_of(run: Run, throughput: Any) -> Any:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from leanvit.errors import DataError
 from leanvit.files import read_json
-from leanvit.report.svg import finite
+from leanvit.report.words import Json, finite
 
-Json = dict[str, Any]
 # Part of the report: where its file may lie in a run folder; the first that exists is read.
 _PLACES = {
     "demo": ("demo.json",),

@@ -1,12 +1,36 @@
-"""Numbers of the report as words; a dash where there is none."""
+"""Numbers from JSON as words: decimals, units, shares, intervals, durations; a dash where there is none."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from leanvit.report.run import Json
-from leanvit.report.svg import finite, fixed, significant
+Json = dict[str, Any]
+
+
+def finite(value: Any) -> float | None:
+    """A number from JSON as a float; None where it is absent, not a number, NaN or infinite."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def fixed(value: Any, digits: int = 0, unit: str = "") -> str:
+    """A number with `digits` decimals and a true minus sign, such as '−0.28%'; a dash where there is none."""
+    number = finite(value)
+    return "–" if number is None else f"{number:,.{digits}f}{unit}".replace("-", "−")
+
+
+def significant(value: Any, unit: str = "") -> str:
+    """A number with about three significant digits and no exponent."""
+    number = finite(value)
+    if number is None or number == 0:
+        return fixed(number, 0, unit)
+    return fixed(number, min(6, max(0, 2 - math.floor(math.log10(abs(number))))), unit)
+
+
+def short(text: str, limit: int) -> str:
+    """At most `limit` characters; an ellipsis takes the place of the front, because ends tell names apart."""
+    return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
 
 
 def megabytes(value: Any, unit: str = "") -> str:

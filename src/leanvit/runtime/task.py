@@ -63,7 +63,7 @@ Floats = NDArray[np.float32]
 class Task:
     """What a bundle of a task is; the functions are described at the top of this file.
 
-    name: as in bundle.json and in TASKS of `leanvit.tasks`.
+    name: as in bundle.json and in TASKS of `leanvit.tasks`. title: in words, for pages; the name where it is empty.
 
     metric: key of `measure` by which epochs and bundles are compared. points: what 1 unit of it is in points, 1 for
     percent, 100 for shares. higher_is_better: whether more of it is better.
@@ -107,6 +107,7 @@ class Task:
     options: tuple[str, ...] = ()
     format: Literal["text", "jsonl"] = "jsonl"
     caption: str = "What was found"
+    title: str = ""
 
     def drop(self, before: float, after: float) -> float:
         """How much worse `after` is than `before`, both of `metric`, in points; negative where it is better."""
@@ -134,23 +135,26 @@ _OBJECTS: dict[str, Any] = {
 
 _ROWS = (
     Task(
-        name="classify", metric="top1", points=1.0, outputs=("logits",), continuous="logits", values_kept=None,
+        name="classify", title="classification",
+        metric="top1", points=1.0, outputs=("logits",), continuous="logits", values_kept=None,
         each_picture=False, data="images", inputs=classify.inputs, decode=classify.decode, line=classify.line,
         text=classify.text, rows=classify.rows, columns=classify.COLUMNS, measure=classify.measure, batch_size=128,
         options=("top_k",), format="text", caption="The most probable label",
     ),
-    Task(name="detect", metric="box_AP50", outputs=("boxes", "scores", "labels"), measure=objects.measure_boxes,
-         columns=objects.COLUMNS,         **_OBJECTS),
-    Task(name="segment", metric="mask_AP50", outputs=("boxes", "scores", "labels", "masks"),
+    Task(name="detect", title="detection", metric="box_AP50", outputs=("boxes", "scores", "labels"),
+         measure=objects.measure_boxes, columns=objects.COLUMNS, **_OBJECTS),
+    Task(name="segment", title="instance segmentation",
+         metric="mask_AP50", outputs=("boxes", "scores", "labels", "masks"),
          measure=objects.measure_masks, annotations="segment", columns=objects.MASK_COLUMNS, **_OBJECTS),
     Task(
-        name="semantic", metric="miou", outputs=("logits",), continuous="logits", data="scenes", inputs=letterboxed,
+        name="semantic", title="semantic segmentation",
+        metric="miou", outputs=("logits",), continuous="logits", data="scenes", inputs=letterboxed,
         decode=semantic.decode, line=semantic.line, text=semantic.text, rows=semantic.rows, columns=semantic.COLUMNS,
         draw=semantic.draw, drawn=("drawn", "map"), measure=semantic.measure, annotations="semantic", options=("draw",),
         caption="The class of every pixel",
     ),
     Task(
-        name="pose", metric="pck@0.1", outputs=("heatmaps",), continuous="heatmaps", data="scenes",
+        name="pose", title="pose", metric="pck@0.1", outputs=("heatmaps",), continuous="heatmaps", data="scenes",
         inputs=pose.inputs, decode=pose.decode, line=pose.line, text=pose.text, rows=pose.rows, columns=pose.COLUMNS,
         draw=pose.draw, drawn=("drawn",), given=pose.given, measure=pose.measure, annotations="pose",
         options=("boxes", "draw"),
