@@ -6,14 +6,10 @@ Pillow and NumPy only. What Pillow would do in silence is done on purpose here: 
 
 from __future__ import annotations
 
-import fnmatch
-import heapq
 import io
-import itertools
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +20,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from leanvit.config import Preprocess
-from leanvit.errors import ConfigError, DataError, ImageError
+from leanvit.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 100_000_000
+"""What the largest cameras take; 300 MB decoded. Pillow itself stops at about 180 million."""
 MIN_SIDE = 2
-NAMES_HELD = 65_536
+"""Images of one pixel are placeholders and beacons of web pages."""
 GREY = 114
-"""Level of a letterbox' padding in all three channels."""
+"""Level of a letterbox' padding in all three channels: that of YOLO's letterbox, near the mean of photographs."""
 
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -329,94 +326,3 @@ def encode_png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def find_images(sources: Sequence[str | Path]) -> Iterator[Path]:
-    """Image files behind paths, folders (searched below), glob patterns and @lists, one by one in a fixed order.
-
-    @list is a text file with the path of an image in each line; they are taken as they are, for `decode` to check.
-    Raises at once DataError where a path does not exist or a folder or pattern holds no image, ConfigError where a
-    pattern is none; on the way DataError where a list can't be read.
-    """
-    for source in sources:
-        if not _is_list(source) and next(_images_of(source), None) is None:
-            endings = ", ".join(sorted(SUFFIXES))
-            raise DataError(f"{source}: no images found, expected files ending in {endings}.")
-    return itertools.chain.from_iterable(map(_images_of, sources))
-
-
-def _is_list(source: str | Path) -> bool:
-    return str(source).startswith("@") and not Path(source).exists() and Path(str(source)[1:]).exists()
-
-
-def _images_of(source: str | Path) -> Iterator[Path]:
-    path = Path(source)
-    if path.is_dir():
-        return (p for p in _walk(path, {0}, ("**", "*")) if p.suffix.lower() in SUFFIXES or p.is_dir())
-    if path.exists():
-        return iter([path])
-    if _is_list(source):
-        return _listed(Path(str(source)[1:]))
-    if any(c in str(source) for c in "*?["):
-        return _matching(path)
-    raise DataError(f"{source}: no such file or folder. Check the path.")
-
-
-def _listed(path: Path) -> Iterator[Path]:
-    name = ""
-    try:
-        # A name need not be UTF-8, and may hold any byte but the end of a line.
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            for name in filter(None, (line.rstrip("\r\n") for line in file)):
-                yield Path(name)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}, expected a list of images. Check the path.") from error
-    if not name:
-        raise DataError(f"{path}: an empty list, expected the path of an image in each line.")
-
-
-def _matching(pattern: Path) -> Iterator[Path]:
-    if any("**" in part and part != "**" for part in pattern.parts):
-        raise ConfigError(f"{pattern}: not a glob pattern. Use * within a name, ** alone for any number of folders.")
-    plain = list(itertools.takewhile(lambda part: not any(c in part for c in "*?["), pattern.parts))
-    parts = pattern.parts[len(plain) :]
-    return _walk(Path(*plain), {0}, (*parts, "*") if parts[-1] == "**" else parts)
-
-
-def _walk(folder: Path, reached: set[int], pattern: tuple[str, ...]) -> Iterator[Path]:
-    """Files below `folder` that match `pattern` (** for any number of folders), in the order of sorted(paths).
-
-    reached: how many parts of the pattern the path of `folder` may have used up. Links to folders are followed
-    except by **, as in pathlib. A folder that can't be read is given itself: `decode` says why, and it is counted.
-    """
-    candidates = set(reached)
-    for index, part in enumerate(pattern):
-        if index in candidates and part == "**":
-            candidates.add(index + 1)
-    deep = {index for index in candidates if pattern[index] == "**"}
-    try:
-        for name in _sorted_names(folder):
-            path = folder / name
-            matched = {index + 1 for index in candidates - deep if fnmatch.fnmatchcase(name, pattern[index])}
-            if len(pattern) in matched and path.is_file():
-                yield path
-                continue
-            below = matched - {len(pattern)} | (set() if path.is_symlink() else deep)
-            if below and path.is_dir():
-                yield from _walk(path, below, pattern)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError:
-        yield folder
-
-
-def _sorted_names(folder: Path) -> Iterator[str]:
-    """Names in a folder, sorted. At most NAMES_HELD are in memory: a larger folder is read again for the next ones."""
-    last = ""
-    while True:
-        with os.scandir(folder) as entries:
-            names = heapq.nsmallest(NAMES_HELD, (entry.name for entry in entries if entry.name > last))
-        yield from names
-        if len(names) < NAMES_HELD:
-            return
-        last = names[-1]

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from leanvit.config import PredictConfig
 from leanvit.errors import ConfigError, ImageError
-from leanvit.imaging import Pixels, decode, find_images
+from leanvit.image_paths import find_images
+from leanvit.imaging import Pixels, decode
 from leanvit.progress import Bar, note
 from leanvit.runtime.known_boxes import KnownBoxes, boxes_of, read_boxes
 from leanvit.runtime.predictor import Predictor

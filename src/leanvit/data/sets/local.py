@@ -17,6 +17,7 @@ from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES
 from leanvit.data.sets.image_set import SPLITS, ImageSet, Parts, Split, require_files
 from leanvit.errors import DataError, require
+from leanvit.image_paths import images_below
 from leanvit.progress import track
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -75,7 +76,7 @@ def image_folder(root: Path) -> ImageSet:
     paths: list[Path] = []
     labels: list[int] = []
     for index, folder in enumerate(track(folders, f"listing {root}", len(folders))):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in imaging.SUFFIXES and p.is_file())
+        images = list(images_below(folder))
         if not images:
             raise DataError(
                 f"{folder}: class '{folder.name}' has no images, expected at least one file ending in "
