@@ -16,7 +16,7 @@ import torch
 import leanvit.models  # noqa: F401 - registers the micro models
 from leanvit import MPTQConfig, Predictor, QuantizedModel, export, quantize
 from leanvit.checkpoint import CheckpointInfo, preprocess_for, save_checkpoint
-from leanvit.config import ExportOptions, Profile
+from leanvit.config import ExportOptions
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError
@@ -94,7 +94,7 @@ def vit() -> tuple[QuantizedModel, np.ndarray]:
 
 @pytest.mark.parametrize("profile", ["w8a8", "exact", "w4a16", "openvino"])
 def test_the_simulation_of_a_profile_has_the_logits_of_its_bundle(
-    profile: Profile, vit: tuple[QuantizedModel, np.ndarray], tmp_path: Path
+    profile: str, vit: tuple[QuantizedModel, np.ndarray], tmp_path: Path
 ) -> None:
     model, pixels = vit
     options = ExportOptions(profile=profile, min_speedup=0, runtimes=("onnxruntime",))
@@ -130,7 +130,7 @@ def test_the_profile_that_was_measured_is_the_one_that_export_takes(
     recorded = QuantizedModel(
         model.graph, model.plan, model.report | {"profile": "exact"}, model.config, model.example, model.preprocess
     )
-    assert (profile_for(model), profile_for(recorded)) == ("w8a8", "exact")
+    assert (profile_for(model).name, profile_for(recorded).name) == ("w8a8", "exact")
     assert read_manifest(export(recorded, tmp_path / "same")).profile == "exact"
     assert "was measured" not in capsys.readouterr().err
     assert read_manifest(export(recorded, tmp_path / "other", ExportOptions(profile="w4a16"))).profile == "w4a16"

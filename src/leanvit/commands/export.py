@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def run(config: configs.ExportConfig) -> int:
     """Write a bundle."""
+    from leanvit.export.onnx.profiles import require_known
     from leanvit.runtime.task_of import CLASSIFY, task_of
 
+    require_known(config.profile)
     if task_of(config.model) != CLASSIFY:
         return _run_task(config)
     from leanvit.config import save_yaml

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def run(config: configs.ValConfig) -> int:
     """The task's metrics, and on request all else that is known of the model's predictions."""
     from leanvit.evaluation.run import measure_model, print_result
+    from leanvit.export.onnx.profiles import require_known
 
+    require_known(config.profile)
     result = measure_model(config)
     if config.json:
         print_json(result)

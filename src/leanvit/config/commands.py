@@ -18,8 +18,6 @@ RuntimeChoice = Literal["onnxruntime", "openvino", "openvino-bf16", "auto"]
 Opset = Literal[21, 23]
 """Of an ONNX file: 23 has attention as one operation, 21 runs in older runtimes."""
 
-Profile = Literal["auto", "fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
@@ -34,10 +32,10 @@ class ModelsConfig:
 class ExportOptions:
     """What the API and the command line share of an export; docs/bundle.md has the profiles."""
 
-    profile: Profile = option(
+    profile: str = option(
         "auto",
-        "How the file computes: w8a8 and w4a8 fast, openvino fast in OpenVINO, exact as simulated; auto: the one that "
-        "quantize measured, else by the bits.",
+        "How the file computes: fp32; w8a8, w4a8 and mixed, fast; openvino, fast there; exact, as simulated; w4a16, "
+        "small; accelerator, for compilers; auto: the one that quantize measured, else by the bits.",
     )
     runtimes: tuple[Runtime, ...] = option(
         (), "That must pass the gate; default: ONNX Runtime, and of the others that are installed those that do."

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.commands import Profile, RuntimeChoice
+from leanvit.config.commands import RuntimeChoice
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError
 
@@ -31,7 +31,7 @@ class ValConfig:
     batch_size: int | None = option(None, "Images a step; default: 128 (classify), 8 (other tasks).")
     device: str = option("auto", "cpu, cuda, ...; not for bundles.")
     runtime: RuntimeChoice | None = option(None, "What runs a bundle; default: onnxruntime.")
-    profile: Profile = option(
+    profile: str = option(
         "auto", "What a quantized model is simulated as; auto: as quantize measured it, which a bundle of it runs."
     )
     threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")

@@ -6,7 +6,6 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.commands import Profile
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.errors import ConfigError, did_you_mean
 
@@ -124,7 +123,7 @@ class QuantizeConfig(Scheme):
         "digits", f"Images to calibrate on (train split) and to evaluate (val split): {DATA_KINDS}; {OR_ANNOTATED}."
     )
     calibration_images: int = option(128, "How many training images calibrate the ranges.")
-    profile: Profile = option("auto", "Measure what a bundle of this profile runs; auto: the one that export takes.")
+    profile: str = option("auto", "Measure what a bundle of this profile runs; auto: the one that export takes.")
     output: str = option("runs/quantize", "Folder for the quantized model, its plan and its report.")
     batch_size: int = option(64, "Images a step.")
     version: int = option(1, "Version of this configuration's format.")

@@ -17,7 +17,7 @@ from torch import nn
 
 from leanvit import imaging
 from leanvit.checkpoint import preprocess_for
-from leanvit.config import ExportOptions, Opset, Preprocess, Profile
+from leanvit.config import ExportOptions, Opset, Preprocess
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError, require
@@ -36,7 +36,8 @@ from leanvit.export.gate.verify import (
     verify_bundle,
 )
 from leanvit.export.onnx.lower import lower
-from leanvit.export.onnx.simulation import FAST, LoweredProfile, executed_form
+from leanvit.export.onnx.profiles import Profile, pick
+from leanvit.export.onnx.simulation import executed_form
 from leanvit.export.simulated import profile_for, say_other_profile
 from leanvit.progress import Bar, note
 from leanvit.quant import QuantizedModel
@@ -82,7 +83,7 @@ def export(
     job = _Job(model, chosen, preprocess, staging_folder(output), images, float_top1, options.max_drop, options.opset)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Bar(f"exporting {chosen}", 4) as bar:
+        with Bar(f"exporting {chosen.name}", 4) as bar:
             manifest, evaluation = _write_within_drop(job, labels, architecture, data or {}, bar)
             bar.advance(detail="measured")
             least = least_ratios(options.runtimes or available(), manifest.minimum_sqnr_db)
@@ -125,7 +126,7 @@ class _Job:
     """What does not change while sites are lifted."""
 
     model: nn.Module | QuantizedModel
-    profile: LoweredProfile
+    profile: Profile
     preprocess: Preprocess
     staging: Path
     images: ImageSet | None
@@ -178,7 +179,7 @@ def _own_sqnr_db(network: nn.Module, expected: Logits, pixels: imaging.Pixels, p
 
 def _worst_first(job: _Job) -> list[str]:
     """Sites that can be lifted, those first that lost most when they were quantized."""
-    if not isinstance(job.model, QuantizedModel) or job.profile not in FAST or job.float_top1 is None:
+    if not isinstance(job.model, QuantizedModel) or not job.profile.fast or job.float_top1 is None:
         return []
     ratios = {site["name"]: site["sqnr_db"] for site in job.model.report.get("sites", [])}
     graph = job.model.graph
@@ -198,15 +199,11 @@ def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
     return preprocess_for(model)
 
 
-def _pick_profile(model: nn.Module | QuantizedModel, profile: Profile) -> LoweredProfile:
-    if isinstance(model, QuantizedModel):
-        say_other_profile(model, chosen := profile_for(model, profile))
-        return chosen
-    if profile not in ("auto", "fp32"):
-        raise ConfigError(
-            f"profile {profile} does not fit a float model. Quantize it first: leanvit quantize CHECKPOINT"
-        )
-    return "fp32"
+def _pick_profile(model: nn.Module | QuantizedModel, name: str) -> Profile:
+    if not isinstance(model, QuantizedModel):
+        return pick(name)
+    say_other_profile(model, chosen := profile_for(model, name))
+    return chosen
 
 
 def _origin(model: nn.Module | QuantizedModel) -> Origin:
@@ -275,11 +272,11 @@ def _manifest(
     name = architecture or getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return Manifest(
         architecture=name,
-        profile=job.profile,
+        profile=job.profile.name,
         labels=labels,
         preprocess=preprocess,
         minimum_sqnr_db=minimum_sqnr_db,
-        simulated=job.profile == "accelerator",
+        simulated=job.profile.simulated,
         plan=plan,
         quantization=quantization,
         input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},

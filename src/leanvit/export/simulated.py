@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import cast
+from collections.abc import Collection
 
 from torch import nn
 
-from leanvit.config import Profile
 from leanvit.errors import ConfigError
-from leanvit.export.onnx.simulation import LoweredProfile, executed_form
+from leanvit.export.onnx.profiles import AUTO, Profile, pick
+from leanvit.export.onnx.simulation import executed_form
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.graph import end_sites
@@ -20,27 +19,17 @@ PROFILE_KEY = "profile"
 """Where the report of a quantized network says in which profile it was measured; None: in none."""
 
 
-def profile_for(model: QuantizedModel | QuantizedNetwork, profile: Profile = "auto") -> LoweredProfile:
-    """The profile that runs a quantized network: the given one; for "auto" the one that quantize measured, else what
-    fits its bits. Raises ConfigError for fp32.
+def profile_for(model: QuantizedModel | QuantizedNetwork, name: str = AUTO) -> Profile:
+    """The profile that runs a quantized network: the named one; for "auto" the one that quantize measured, else what
+    fits its bits. Raises ConfigError for one that is unknown or for float networks.
     """
-    if profile == "fp32":
-        raise ConfigError("profile fp32 does not fit a quantized model. Export the checkpoint itself.")
-    if profile != "auto":
-        return profile
-    recorded = model.report.get(PROFILE_KEY)
-    return cast(LoweredProfile, recorded) if recorded else _fitting_profile(models_of(model))
-
-
-def _fitting_profile(parts: Mapping[str, QuantizedModel]) -> LoweredProfile:
-    """By the bits of the linears: the fast profiles where activations have 8, else the plan as it is."""
-    linear = {(part, name) for part, model in parts.items() for name in model.plan if _is_linear(model, name)}
-    if any(parts[part].plan[name][1] < 8 for part, name in linear):
-        return "exact"
-    # The ends keep 8 bits by convention and say nothing about the plan.
-    inner = linear - {(part, name) for part, model in parts.items() for name in end_sites(model.graph)}
-    low = {parts[part].plan[name][0] <= 4 for part, name in inner}
-    return "mixed" if len(low) > 1 else "w4a8" if low == {True} else "w8a8"
+    chosen = name if name != AUTO else model.report.get(PROFILE_KEY) or AUTO
+    linears: dict[str, tuple[int, int]] = {}
+    ends: set[str] = set()
+    for part, quantized in models_of(model).items():
+        ends |= {f"{part}.{site}" for site in end_sites(quantized.graph)}
+        linears |= {f"{part}.{site}": bits for site, bits in quantized.plan.items() if _is_linear(quantized, site)}
+    return pick(chosen, linears, ends)
 
 
 def _is_linear(model: QuantizedModel, site: str) -> bool:
@@ -48,7 +37,7 @@ def _is_linear(model: QuantizedModel, site: str) -> bool:
 
 
 def simulated(
-    model: QuantizedModel | QuantizedNetwork, profile: Profile = "auto", lifted: Collection[str] = ()
+    model: QuantizedModel | QuantizedNetwork, profile: Profile | str = AUTO, lifted: Collection[str] = ()
 ) -> nn.Module:
     """The network that a profile runs, in torch: a copy with the quantizers that the profile's kernels have.
 
@@ -56,7 +45,7 @@ def simulated(
     float all the same. A bundle's outputs are these, but for the rounding of float sums.
     Raises ConfigError where the profile can't run a quantizer.
     """
-    chosen = profile_for(model, profile)
+    chosen = profile if isinstance(profile, Profile) else profile_for(model, profile)
     forms: dict[str, nn.Module] = {
         name: executed_form(part.graph, chosen, own_sites(model, name, lifted))
         for name, part in models_of(model).items()
@@ -64,29 +53,27 @@ def simulated(
     return with_parts(model.network, forms) if isinstance(model, QuantizedNetwork) else next(iter(forms.values()))
 
 
-def say_other_profile(model: QuantizedModel | QuantizedNetwork, profile: LoweredProfile) -> None:
+def say_other_profile(model: QuantizedModel | QuantizedNetwork, profile: Profile) -> None:
     """Note on standard error where a file has another profile than the one that quantize measured."""
     recorded = model.report.get(PROFILE_KEY)
-    if recorded and recorded != profile:
+    if recorded and recorded != profile.name:
         note(
-            f"the quantized network was measured in profile {recorded}, this file has {profile}: another network. "
-            f"Measure it: leanvit val QUANTIZED --profile {profile}"
+            f"the quantized network was measured in profile {recorded}, this file has {profile.name}: another network. "
+            f"Measure it: leanvit val QUANTIZED --profile {profile.name}"
         )
 
 
-def measured_form(
-    model: QuantizedModel | QuantizedNetwork, profile: Profile = "auto"
-) -> tuple[nn.Module, LoweredProfile | None]:
-    """What quantize measures: the network that export would write, and its profile.
+def measured_form(model: QuantizedModel | QuantizedNetwork, profile: str = AUTO) -> tuple[nn.Module, str | None]:
+    """What quantize measures: the network that export would write, and its profile's name.
 
     Where "auto" finds no profile that runs every quantizer, all of them are simulated, and that is said.
     Raises ConfigError where the given profile can't run a quantizer.
     """
     try:
         chosen = profile_for(model, profile)
-        return simulated(model, chosen), chosen
+        return simulated(model, chosen), chosen.name
     except ConfigError as error:
-        if profile != "auto":
+        if profile != AUTO:
             raise
         note(f"measured with every quantizer, which no bundle runs: {error}")
         return model.module, None

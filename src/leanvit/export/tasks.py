@@ -15,16 +15,17 @@ from torch import nn
 from leanvit import imaging
 from leanvit.annotations import Outputs, SceneSet
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import Opset, Profile, Runtime, Task
+from leanvit.config import Opset, Runtime, Task
 from leanvit.data.loader import to_input
-from leanvit.errors import ConfigError, require
+from leanvit.errors import require
 from leanvit.export.gate.check import require_passed
 from leanvit.export.gate.golden import golden_set, records
 from leanvit.export.gate.rounding import in_double, least_sqnr_db, some_tensor
 from leanvit.export.gate.tasks import Measured, verify_task_bundle
 from leanvit.export.gate.verify import FLOAT_SQNR_DB, least_ratios
 from leanvit.export.onnx.lower import lower
-from leanvit.export.onnx.simulation import LoweredProfile, executed_form
+from leanvit.export.onnx.profiles import AUTO, Profile, pick
+from leanvit.export.onnx.simulation import executed_form
 from leanvit.export.onnx.storage import opset_of
 from leanvit.export.simulated import profile_for, say_other_profile
 from leanvit.progress import Bar
@@ -32,7 +33,7 @@ from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.parts import QuantizedNetwork
 from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import MODEL_NAME, Manifest, finish, sign, staging_folder, versions, write_bundle
-from leanvit.runtime.engines import available, runtime_of
+from leanvit.runtime.engines import available
 from leanvit.runtime.task_golden import MATCHED_SHARE, golden_records, golden_values, least_share, worst_sqnr_db
 from leanvit.runtime.task_predictor import TaskPredictor
 from leanvit.tasks.build import task_of_network
@@ -49,7 +50,7 @@ def export_network(
     info: CheckpointInfo,
     output: str | Path,
     *,
-    profile: Profile = "auto",
+    profile: str = AUTO,
     scenes: SceneSet | None = None,
     float_metric: float | None = None,
     max_drop: float = 1.0,
@@ -60,7 +61,7 @@ def export_network(
 
     model: float network or QuantizedNetwork. profile: as in leanvit.export. scenes: annotated pictures; with them the
     task's metric is measured in the runtime, and float_metric (0 to 1) allows a drop of max_drop points, 0.1 for a
-    float network. runtimes: that must pass; for profile openvino OpenVINO as well, where it is installed.
+    float network. runtimes: that must pass; the one that the profile is made for as well, where it is installed.
     opset: as in leanvit.export, 21 for a detector.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
     MissingDependencyError.
@@ -72,8 +73,6 @@ def export_network(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with Bar(f"exporting {info.task}", 3) as bar:
-            if runtime_of(profile) in available():
-                runtimes = (*runtimes, runtime_of(profile))
             manifest = _write(model, info, profile, staging, scenes, runtimes, opset)
             bar.advance(detail="written")
             manifest, measured = _with_accuracy(staging, manifest, scenes, float_metric, max_drop)
@@ -91,7 +90,7 @@ def export_network(
 def _write(
     model: nn.Module | QuantizedNetwork,
     info: CheckpointInfo,
-    profile: Profile,
+    profile: str,
     staging: Path,
     scenes: SceneSet | None,
     runtimes: Sequence[Runtime],
@@ -113,7 +112,8 @@ def _write(
         exact = in_double(executed, lambda copied: network_outputs(copied, info, pixels))
         own = worst_sqnr_db(golden_values(exact, info.task), values)
         asked = Asked(least_sqnr_db(executed, lambda: own), least_share(exact, objects, len(pixels)))
-    manifest = _manifest(model, info, profiles, runtimes, asked, opset_of(proto))
+    made_for = {part.runtime for part in profiles.values()} & set(available())
+    manifest = _manifest(model, info, profiles, (*runtimes, *sorted(made_for)), asked, opset_of(proto))
     kept = records(pixels, info.labels, info.preprocess) | objects
     return write_bundle(staging, proto.SerializeToString(), golden, values, manifest, **kept)
 
@@ -127,26 +127,22 @@ class Asked:
 
 
 def _graphs(
-    model: nn.Module | QuantizedNetwork, info: CheckpointInfo, profile: Profile
-) -> tuple[dict[str, QuantGraph], dict[str, LoweredProfile]]:
+    model: nn.Module | QuantizedNetwork, info: CheckpointInfo, profile: str
+) -> tuple[dict[str, QuantGraph], dict[str, Profile]]:
     """Every part as a graph, and the profile that runs it."""
     if isinstance(model, QuantizedNetwork):
-        if profile == "fp32":
-            raise ConfigError("profile fp32 does not fit a quantized network. Export the checkpoint itself.")
         graphs = {name: part.graph for name, part in model.parts.items()}
         say_other_profile(model, chosen := profile_for(model, profile))
         return graphs, dict.fromkeys(graphs, chosen)
-    if profile not in ("auto", "fp32"):
-        raise ConfigError(f"profile {profile} does not fit a float network. Quantize it first: leanvit quantize")
     graphs = {name: trace(part.eval().cpu(), example_of(model, name, info)) for name, part in parts_of(model).items()}
-    return graphs, dict.fromkeys(graphs, "fp32")
+    return graphs, dict.fromkeys(graphs, pick(profile))
 
 
 def lower_network(
     network: nn.Module,
     graphs: dict[str, QuantGraph],
     info: CheckpointInfo,
-    profiles: dict[str, LoweredProfile],
+    profiles: dict[str, Profile],
     opset: Opset = 23,
 ) -> Any:
     """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch.
@@ -188,7 +184,7 @@ def golden_pictures(scenes: SceneSet | None, info: CheckpointInfo) -> list[bytes
 def _manifest(
     model: nn.Module | QuantizedNetwork,
     info: CheckpointInfo,
-    profiles: dict[str, LoweredProfile],
+    profiles: dict[str, Profile],
     runtimes: Sequence[Runtime],
     asked: Asked,
     opset: int,
@@ -205,7 +201,7 @@ def _manifest(
         }
     return Manifest(
         architecture=info.architecture,
-        profile=next(iter(profiles.values())),
+        profile=next(iter(profiles.values())).name,
         labels=info.labels,
         preprocess=info.preprocess,
         minimum_sqnr_db=asked.sqnr_db,
@@ -215,7 +211,7 @@ def _manifest(
         input={"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"},
         opset=opset,
         versions=versions(),
-        simulated="accelerator" in profiles.values(),
+        simulated=any(profile.simulated for profile in profiles.values()),
         runtimes=least_ratios(runtimes, asked.sqnr_db),
         task=info.task,
         answers={"matched_share": asked.share} | ({"keypoints": info.keypoints} if info.keypoints else {}),

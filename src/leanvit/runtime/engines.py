@@ -145,11 +145,6 @@ def processor() -> str:
     return cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
-def runtime_of(profile: str) -> Runtime:
-    """The runtime that a profile of leanvit.export is made for: where its file must pass and is timed."""
-    return "openvino" if profile == "openvino" else "onnxruntime"
-
-
 def available() -> tuple[Runtime, ...]:
     """Runtimes that this machine has; bfloat16 only where the processor computes in it."""
     found = [runtime for runtime in RUNTIMES if is_installed(PACKAGES[runtime])]

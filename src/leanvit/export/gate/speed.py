@@ -10,10 +10,9 @@ from leanvit.config import Opset, Preprocess
 from leanvit.errors import LeanvitError
 from leanvit.export.gate.check import Check
 from leanvit.export.onnx.lower import lower
-from leanvit.export.onnx.simulation import FAST, LoweredProfile
+from leanvit.export.onnx.profiles import Profile
 from leanvit.quant import QuantizedModel
 from leanvit.runtime.bundle import MODEL_NAME
-from leanvit.runtime.engines import runtime_of
 
 FEWEST_MACS = 2**27
 """Of an image, below which calls and threads take a good part of the time: a file of a millisecond says little."""
@@ -26,7 +25,7 @@ ROUNDS = 5
 
 
 def check_speed(
-    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: LoweredProfile, opset: Opset, minimum: float
+    folder: Path, model: QuantizedModel, preprocess: Preprocess, profile: Profile, opset: Opset, minimum: float
 ) -> list[Check]:
     """The file in `folder` beside the one with every site in float, alternated on all cores in the profile's runtime.
 
@@ -34,7 +33,7 @@ def check_speed(
     measures nothing.
     Returns no check for profiles that promise no speed.
     """
-    if profile not in FAST or not minimum:
+    if not profile.fast or not minimum:
         return []
     macs = sum(site.macs for site in model.graph.sites.values())
     expected = f"at least {minimum:g} times the same network in float"
@@ -48,7 +47,7 @@ def check_speed(
         found = f"NOT verified: it could not be timed here ({' '.join(str(error).split())[:200]})"
         return [Check("speed", None, found, expected, "Leave it out with --min-speedup 0.")]
     times = ", ".join(f"{ratio:.2f} times at batch {size}" for size, ratio in ratios.items())
-    found = f"{times} ({RUNTIME_LABELS[runtime_of(profile)]}, {threads} threads of this machine)"
+    found = f"{times} ({RUNTIME_LABELS[profile.runtime]}, {threads} threads of this machine)"
     return [
         Check(
             "speed", max(ratios.values()) >= minimum, found, expected,
@@ -62,7 +61,7 @@ def _measured(
     folder: Path,
     model: QuantizedModel,
     preprocess: Preprocess,
-    profile: LoweredProfile,
+    profile: Profile,
     opset: Opset,
     sizes: tuple[int, ...],
 ) -> tuple[dict[int, float], int]:
@@ -71,7 +70,7 @@ def _measured(
         float_file = Path(scratch) / "float.onnx"
         proto = lower(model.graph, preprocess, profile, tuple(model.plan), opset=opset)
         float_file.write_bytes(proto.SerializeToString())
-        targets = [describe(file, runtime_of(profile)) for file in (float_file, folder / MODEL_NAME)]
+        targets = [describe(file, profile.runtime) for file in (float_file, folder / MODEL_NAME)]
         timed = benchmark(targets, batch_sizes=sizes, rounds=ROUNDS)
     rows = [row for row in timed["results"] if Path(row["path"]).parent == folder]
     return {row["batch_size"]: row["ratio"] for row in rows}, timed["threads"]

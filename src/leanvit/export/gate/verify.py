@@ -17,9 +17,10 @@ from leanvit.errors import BundleError, LeanvitError
 from leanvit.export.gate.calibration import check_disjoint, check_facts, with_worst_sites
 from leanvit.export.gate.check import Check, run_steps, verdict, verdict_of
 from leanvit.export.gate.onnx_file import check_file
+from leanvit.export.onnx.profiles import find
 from leanvit.progress import note
 from leanvit.runtime.bundle import Logits, Manifest, load_golden, load_golden_records, read_manifest, sqnr_db
-from leanvit.runtime.engines import PACKAGES, RUNTIMES, available, runtime_of
+from leanvit.runtime.engines import PACKAGES, RUNTIMES, available
 from leanvit.runtime.predictor import Predictor
 
 FLOAT_SQNR_DB = 80.0
@@ -324,7 +325,7 @@ def leave_out_failed(manifest: Manifest, result: dict[str, Any]) -> tuple[Manife
     kept, rows = dict(manifest.runtimes), result["checks"]
     for runtime in others(manifest):
         failed = [row for row in rows if row["passed"] is False and row["name"].endswith(f" in {runtime}")]
-        if failed and runtime != runtime_of(manifest.profile):
+        if failed and runtime != find(manifest.profile).runtime:
             note(f"{runtime} is left out: {failed[0]['name']}: {failed[0]['found']}, expected {failed[0]['expected']}")
             del kept[runtime]
             rows = [row for row in rows if not row["name"].endswith(f" in {runtime}")]

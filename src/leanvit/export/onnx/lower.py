@@ -22,6 +22,7 @@ from leanvit.config import Opset, Preprocess
 from leanvit.errors import ExportError, require
 from leanvit.export.onnx.attention import fuse_attention
 from leanvit.export.onnx.fused_matmul import fuse_products
+from leanvit.export.onnx.profiles import Profile, find
 from leanvit.export.onnx.quantizers import (
     OPSET,
     BlockLinear,
@@ -32,7 +33,7 @@ from leanvit.export.onnx.quantizers import (
     OnnxWeight,
     branches_of,
 )
-from leanvit.export.onnx.simulation import FAST, SMALL, LoweredProfile, executed_form
+from leanvit.export.onnx.simulation import executed_form
 from leanvit.export.onnx.storage import (
     compute_at_load,
     half_constants,
@@ -51,9 +52,6 @@ from leanvit.quant.graph import (
 )
 from leanvit.quant.ops import CONVOLUTIONS, LINEAR, MOVES, PRODUCTS, aten
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
-
-FOUR_BIT_STORAGE = ("w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator")
-"""Profiles that store weights of 4 bits and below as INT4."""
 
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
@@ -89,14 +87,14 @@ class ImageInput(nn.Module):
 def lower(
     graph: QuantGraph,
     preprocess: Preprocess | None,
-    profile: LoweredProfile = "w8a8",
+    profile: Profile | str = "w8a8",
     lifted: Collection[str] = (),
     outputs: Sequence[str] = ("logits",),
     opset: Opset = 23,
 ) -> Any:
     """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21 or 23, dynamic batch).
 
-    profile: how sites are stored and run, see `leanvit.export`. lifted: sites that run in float all the same, their
+    profile: how sites are stored and run: a row, or its name. lifted: sites that run in float all the same, their
     weights' bits being storage only.
     preprocess: None for a part of a network that reads no image. outputs: names of what the network gives, in order.
     opset: 23 writes float attention as one operation, 21 as products, for older runtimes.
@@ -106,8 +104,9 @@ def lower(
     translation, MissingDependencyError without the onnx extra.
     """
     require("onnxscript")
-    module = executed_form(graph, profile, lifted).cpu()
-    _lower_quantizers(module, profile)
+    row = find(profile)
+    module = executed_form(graph, row, lifted).cpu()
+    _lower_quantizers(module, row)
     _keep_small_terms(module)
     network: nn.Module = module
     if preprocess:
@@ -135,11 +134,11 @@ def lower(
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
     proto = program.model_proto if opset == OPSET else fuse_attention(program.model_proto)
-    if profile in (*FAST, "exact"):
-        fuse_products(proto, transpose_codes=profile == "openvino")
+    if row.fused_products:
+        fuse_products(proto, transpose_codes=row.attention == "integer around zero")
     proto = compute_at_load(without_metadata(proto))
-    proto = pack_four_bits(proto, cast=profile != "accelerator")
-    return shortest_names(without_defaults(half_constants(proto))) if profile in SMALL else proto
+    proto = pack_four_bits(proto, cast=not row.four_bit_types)
+    return shortest_names(without_defaults(half_constants(proto))) if row.compact else proto
 
 
 def _input_of(module: GraphModule) -> Node:
@@ -171,7 +170,7 @@ def _keep_small_terms(module: GraphModule) -> None:
     module.recompile()
 
 
-def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
+def _lower_quantizers(module: GraphModule, profile: Profile) -> None:
     """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place."""
     lowering = _Lowering(module, profile)
     for node in list(module.graph.nodes):
@@ -179,7 +178,7 @@ def _lower_quantizers(module: GraphModule, profile: LoweredProfile) -> None:
             lowering.product(node)
     lowering.rest()
     module.graph.eliminate_dead_code()
-    if profile == "openvino":
+    if profile.attention == "integer around zero":
         _quantize_before_moves(module)
     module.delete_all_unused_submodules()
     module.graph.lint()
@@ -223,7 +222,7 @@ def _is_code_pair(module: GraphModule, node: Node) -> bool:
 class _Lowering:
     """Products one by one; quantizers that several products read are written once."""
 
-    def __init__(self, module: GraphModule, profile: LoweredProfile) -> None:
+    def __init__(self, module: GraphModule, profile: Profile) -> None:
         self.module = module
         self.profile = profile
         self.written: dict[Node, list[tuple[Node, Tensor | None]]] = {}
@@ -234,13 +233,13 @@ class _Lowering:
         weight = quantizer_of(self.module, node_argument(node, 1))
         if isinstance(weight, WeightQuantizer):
             reads_codes = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
-            if node.target is LINEAR and (reads_codes or self.profile == "w4a16"):
+            if node.target is LINEAR and (reads_codes or self.profile.weights == "blocks"):
                 self._linear(node, weight)
             elif node.target is LINEAR and self._parts(node):
                 self._float_parts(node, weight)
             elif not self._patch_embedding(node, weight):
                 # A float convolution may read the codes of the one before it: its weight is still computed at load.
-                integer = reads_codes and (self.profile not in FAST or gives_codes(self.module, node))
+                integer = reads_codes and (self.profile.convolutions == "integer" or gives_codes(self.module, node))
                 self._weight_only_or_convolution(node, weight, folded=not integer)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
@@ -274,7 +273,8 @@ class _Lowering:
         if node not in self.written:
             source = node_argument(node, 0)
             with self.module.graph.inserting_before(node):
-                signed = self.profile == "openvino" and all(user.target in PRODUCTS for user in node.users)
+                around_zero = self.profile.attention == "integer around zero"
+                signed = around_zero and all(user.target in PRODUCTS for user in node.users)
                 branches = self._branches_of(quantizer, signed=signed)
                 self.written[node] = [
                     (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
@@ -283,7 +283,7 @@ class _Lowering:
         return self.written[node]
 
     def _branches_of(self, quantizer: ActivationQuantizer, *, signed: bool = False) -> list[Branch]:
-        return branches_of(quantizer, four_bit_types=self.profile == "accelerator", signed=signed)
+        return branches_of(quantizer, four_bit_types=self.profile.four_bit_types, signed=signed)
 
     def _linear(self, node: Node, quantizer: WeightQuantizer) -> None:
         bias = node.args[2] if len(node.args) > 2 else None
@@ -310,11 +310,11 @@ class _Lowering:
 
     def _packs(self, bits: int) -> bool:
         """Whether a weight of so many bits is stored as INT4."""
-        return bits <= 4 and self.profile in FOUR_BIT_STORAGE
+        return bits <= 4 and self.profile.stores_int4
 
     def _linear_module(self, codes: Tensor, scale: Tensor, bits: int) -> nn.Module:
         four_bit = self._packs(bits)
-        if self.profile == "w4a16" and codes.dim() == 2:
+        if self.profile.weights == "blocks" and codes.dim() == 2:
             return BlockLinear(codes, scale, four_bit=four_bit)
         return OnnxLinear(codes, scale, four_bit=four_bit)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.errors import ConfigError
+from leanvit.export.onnx.profiles import Profile, find
 from leanvit.export.onnx.quantizers import CENTRE, FloatGrid, branches_of
 from leanvit.quant.convolution_outputs import integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.graph import (
@@ -23,50 +23,42 @@ from leanvit.quant.graph import (
 from leanvit.quant.ops import CONVOLUTIONS, MOVES, PRODUCTS, SCALES, SOFTMAX
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
-LoweredProfile = Literal["fp32", "w8a8", "w4a8", "w4a16", "mixed", "openvino", "exact", "accelerator"]
-SMALL = ("w8a8", "w4a8", "w4a16", "mixed", "openvino")
-"""Profiles whose constants beside the weights are rounded to float16 (in `executed_form` already, so that both
-round alike) and lose their names."""
-
 HALF_ROUNDING = 2.0**-11
 """Largest relative error of rounding to float16."""
 
 SMALLEST_SHARE = 1 / 256
 """Of the largest value of a constant: below it values are rounded as if they had this size."""
 
-FAST = ("w8a8", "w4a8", "mixed", "openvino")
-"""Profiles for speed. Products of two activations stay in float there but in openvino: attention gains no time from
-int8 in ONNX Runtime (benchmarks/deploy.py, cases w8a8 and exact-w8a8). So do convolutions without codes for their
-output."""
 
-
-def executed_form(graph: QuantGraph, profile: LoweredProfile, lifted: Collection[str] = ()) -> GraphModule:
-    """The simulated network as a profile runs it: without the activation quantizers of products that run in float.
+def executed_form(graph: QuantGraph, profile: Profile | str, lifted: Collection[str] = ()) -> GraphModule:
+    """The simulated network as a profile runs it: without the activation quantizers of operations that run in float.
 
     A copy; (B, 3, H, W) float32 -> logits. This is what an exported file is compared with.
-    Raises ConfigError where the profile can't run a quantizer.
+    Raises ConfigError where the profile is unknown or can't run a quantizer.
     """
+    row = find(profile)
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph)).eval()
     raised = {graph.sites[name].node for name in lifted}
-    convolutions = integer_convolutions(graph, module, raised) if profile in FAST else set()
-    integer = convolutions | (_plain_attention(module) if profile == "openvino" else set())
+    chosen = row.convolutions == "integer where faster"
+    convolutions = integer_convolutions(graph, module, raised) if chosen else set()
+    integer = convolutions | (_plain_attention(module) if row.attention == "integer around zero" else set())
     for node in list(module.graph.nodes):
-        in_float = node.name in raised or _runs_in_float(module, node, profile, integer)
+        in_float = node.name in raised or (node.name not in integer and _runs_in_float(module, node, row))
         if node.op == "call_function" and in_float:
             for source in list(node.all_input_nodes):
                 if isinstance(quantizer_of(module, source), ActivationQuantizer):
                     node.replace_input_with(source, node_argument(source, 0))
     module.graph.eliminate_dead_code()
-    if profile in FAST:
+    if chosen:
         quantize_outputs(graph, module, convolutions)
-    if profile == "openvino":
+    if row.attention == "integer around zero":
         _centre_products(module)
     module.delete_all_unused_submodules()
     _scale_dead_channels(module)
-    if profile in SMALL:
+    if row.compact:
         _round_constants(module)
     module.recompile()
-    _require_runnable(module, profile)
+    _require_runnable(module, row)
     return module
 
 
@@ -111,21 +103,20 @@ def _scale_dead_channels(module: GraphModule) -> None:
         quantizer.scale[dead] = quantizer.scale.max()
 
 
-def _runs_in_float(module: GraphModule, node: Node, profile: LoweredProfile, integer: Collection[str]) -> bool:
-    """Whether a profile leaves an operation to float kernels, with its weight's bits as storage only.
+def _runs_in_float(module: GraphModule, node: Node, profile: Profile) -> bool:
+    """Whether a profile leaves an operation that was not chosen for integers to float kernels.
 
-    integer: nodes of convolutions and products that a fast profile runs on integers.
+    Its weight's bits are then storage only.
     """
-    if profile == "w4a16":
-        return True
-    if profile not in FAST:
-        return False
-    if node.target in CONVOLUTIONS:
+    if node.target in CONVOLUTIONS and profile.convolutions == "integer where faster":
         weight = quantizer_of(module, node_argument(node, 1))
-        if not isinstance(weight, WeightQuantizer) or is_patch_embedding(node, tuple(weight.codes.shape)):
-            return False
-        return node.name not in integer
-    return node.target in PRODUCTS and node.name not in integer
+        return isinstance(weight, WeightQuantizer) and not is_patch_embedding(node, tuple(weight.codes.shape))
+    if node.target in CONVOLUTIONS:
+        return profile.convolutions == "float"
+    if node.target in PRODUCTS:
+        return profile.attention != "integer"
+    # What is no product (scope full) follows the linears.
+    return profile.linears == "float"
 
 
 def _plain_attention(module: GraphModule) -> set[str]:
@@ -189,24 +180,24 @@ def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
     return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
 
 
-def _require_runnable(module: GraphModule, profile: LoweredProfile) -> None:
+def _require_runnable(module: GraphModule, profile: Profile) -> None:
+    """Raise ConfigError that names the quantizers which the profile's kernels don't have."""
     quantizers = activation_quantizers(module)
-    if profile in ("w8a8", "w4a8", "openvino"):
-        low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits != 8]
-        if low:
-            raise ConfigError(
-                f"profile {profile} runs 8-bit activations, {len(low)} quantizers have fewer: {', '.join(low[:3])}. "
-                "Quantize with --activation-bits 8, or export with --profile exact, which runs the plan as it is."
-            )
-    if profile == "exact":
-        without = [
-            f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
-            for name, q in quantizers.items()
-            if any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
-        ]
-        if without:
-            raise ConfigError(
-                f"profile exact runs every product on integer kernels, {len(without)} quantizers have none: "
-                f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
-                "quantize with --mode paper."
-            )
+    low = [f"{name} ({q.bits} bits)" for name, q in quantizers.items() if q.bits < profile.least_activation_bits]
+    if low:
+        raise ConfigError(
+            f"profile {profile.name} runs {profile.least_activation_bits}-bit activations, {len(low)} quantizers have "
+            f"fewer: {', '.join(low[:3])}. Quantize with --activation-bits {profile.least_activation_bits}, or export "
+            "with --profile exact, which runs the plan as it is."
+        )
+    without = [
+        f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
+        for name, q in quantizers.items()
+        if profile.integer_only and any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
+    ]
+    if without:
+        raise ConfigError(
+            f"profile {profile.name} runs every product on integer kernels, {len(without)} quantizers have none: "
+            f"{', '.join(without[:3])}. Export with --profile mixed, which leaves those products in float, or "
+            "quantize with --mode paper."
+        )
