@@ -97,7 +97,7 @@ class NumericalError(LeanvitError):
 
 
 class VerificationError(LeanvitError):
-    """An artifact does not give what was recorded for it, or is not the file that was recorded."""
+    """An artifact does not return what was recorded for it, or is not the file that was recorded."""
 
     exit_code = EXIT_VERIFICATION
 

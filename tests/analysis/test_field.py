@@ -98,5 +98,5 @@ def test_what_does_not_depend_on_the_image_is_an_error() -> None:
         area_share(torch.zeros(3, 3), 0.5)
     with pytest.raises(ModelError, match="does not depend on the image"):
         effective_field(nn.Identity(), torch.ones(1, 3, 4, 4), features=lambda x: torch.ones(1, 1, 2, 2))
-    with pytest.raises(ModelError, match="Conv2d gives no intermediate maps"):
+    with pytest.raises(ModelError, match="Conv2d returns no intermediate maps"):
         effective_field(nn.Conv2d(3, 1, 1), torch.ones(1, 3, 4, 4))

@@ -66,7 +66,7 @@ def test_two_models_are_looked_at_side_by_side(checkpoints: dict[str, Path], tmp
     assert arrays["0/field"].shape == (32, 32)
     page = (tmp_path / "out" / "report.html").read_text()
     for title in ("Attention maps", "Attention rollout", "Attention distance", "Token diversity",
-                  "Residual weight of attention", "What each scale gives", "Effective receptive field",
+                  "Residual weight of attention", "What each scale contributes", "Effective receptive field",
                   "Cost against resolution"):  # fmt: skip
         assert f">{title}" in page
 

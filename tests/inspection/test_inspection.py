@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from common import Outcome, save_image, smooth
 from leanvit.cli import parse
 from leanvit.config import load_yaml
 from leanvit.inspection.labelled_page import THUMBNAIL
+from pages import Page
 
 Run = Callable[..., Outcome]
 PLANTED = {"cat": 5, "dog": 3, "<eel> & co": 2}
@@ -128,37 +128,21 @@ def test_copies_leaks_and_contradictions_are_told_apart(
     assert html.escape("<eel> & co/leak.png") in page
 
 
-class Reader(HTMLParser):
-    """Tags that are open, addresses that a page asks for, and pictures."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.pictures: dict[str, Image.Image] = {}
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        values = dict(attributes)
-        self.addresses += [str(values[key]) for key in ("src", "href") if key in values]
-        if name == "img":
-            data = base64.b64decode(str(values["src"]).partition("base64,")[2])
-            self.pictures[str(values["alt"])] = Image.open(io.BytesIO(data))
-        if name not in ("meta", "link", "img", "br"):
-            self.open.append(name)
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
+def pictures(page: Page) -> dict[str, Image.Image]:
+    """The pictures of a page by what is said of them."""
+    shown = {image["alt"]: image["src"].partition("base64,")[2] for image in page.all("img")}
+    return {said: Image.open(io.BytesIO(base64.b64decode(data))) for said, data in shown.items()}
 
 
 def test_the_page_is_whole_loads_nothing_and_shows_the_pictures_of_each_class(
     inspected: tuple[Outcome, dict[str, Any], str], planted: Path
 ) -> None:
-    reader = Reader()
-    reader.feed(inspected[2])
-    assert not reader.open
-    assert all(address.startswith(("data:", "#")) for address in reader.addresses)
-    assert set(reader.pictures) == {f"Training images of class {name}" for name in PLANTED}
-    cats = reader.pictures["Training images of class cat"]
+    page = Page(inspected[2])
+    addresses = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    shown_by_class = pictures(page)
+    assert set(shown_by_class) == {f"Training images of class {name}" for name in PLANTED}
+    cats = shown_by_class["Training images of class cat"]
     files = sorted((planted / "train" / "cat").iterdir())
     assert cats.size == (len(files) * (THUMBNAIL + 4) - 4, THUMBNAIL)
     for place, path in enumerate(files):
@@ -183,9 +167,8 @@ def test_a_clean_set_exits_0_and_writes_its_config(tmp_path: Path, leanvit: Run)
     assert result["parts"]["train"]["formats"] == {"array": result["parts"]["train"]["images"]}
     assert result["duplicates"]["extra"] == len(truth.repeat(truth)) - len(np.unique(load_digits().data, axis=0))
     assert load_yaml(tmp_path / "out" / "config.yaml")["data"] == "digits"
-    reader = Reader()
-    reader.feed(read_page(tmp_path / "out"))
-    assert {picture.width for picture in reader.pictures.values()} == {3 * THUMBNAIL + 8}
+    shown = pictures(Page(read_page(tmp_path / "out")))
+    assert {picture.width for picture in shown.values()} == {3 * THUMBNAIL + 8}
 
 
 def test_the_contact_sheet_can_be_left_out_and_depends_on_the_seed_only(

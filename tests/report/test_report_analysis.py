@@ -23,7 +23,7 @@ SECTIONS = [
     "Attention distance",
     "Token diversity",
     "Residual weight of attention",
-    "What each scale gives to the classifier",
+    "What each scale contributes to the classifier",
     "Effective receptive field",
     "Cost against resolution",
     "How this was made",

@@ -70,7 +70,7 @@ def _cost(model: nn.Module, side: int, device: torch.device | None) -> dict[str,
 
 
 def _resize(model: nn.Module, side: int) -> None:
-    """Give a model of one input size another, where it can be given one; windows keep their size."""
+    """Set another input size in a model of one, where it can be set; windows keep their size."""
     if not hasattr(model, "set_input_size"):
         return
     # timm's Swin would let its windows grow with the image, and tells the size they have here only.

@@ -52,7 +52,7 @@ def layer_tokens(model: nn.Module, x: Tensor, layers: Sequence[AttentionLayer]) 
     """Tokens after the block around each attention layer, class tokens and padding left out.
 
     x: (B, 3, H, W), the images that `layers` were read from. Returns (B, N, C) by the name of the block. Raises
-    ModelError where a block gives no tokens.
+    ModelError where a block returns no tokens.
     """
     blocks = {layer.name.rpartition(".")[0]: layer for layer in layers}
     pieces: dict[str, list[Tensor]] = {name: [] for name in blocks}
@@ -79,7 +79,7 @@ def _first_tensor(output: Any, name: str) -> Tensor:
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor) or first.dim() not in (3, 4):
         raise ModelError(
-            f"{name} gives {type(first).__name__}, expected tokens or a map as its (first) output. "
+            f"{name} returns {type(first).__name__}, expected tokens or a map as its (first) output. "
             "Leave token diversity of this model out."
         )
     return first

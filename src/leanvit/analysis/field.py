@@ -20,14 +20,14 @@ from leanvit.errors import ModelError
 
 
 def last_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What gives a timm model's last map (B, C, h, w) before the final norm.
+    """The function from images to a timm model's last map (B, C, h, w), before the final norm.
 
     Raises ModelError where the model has no forward_intermediates.
     """
     if not hasattr(model, "forward_intermediates"):
         raise ModelError(
-            f"{type(model).__name__} gives no intermediate maps, expected timm's forward_intermediates. Choose a model "
-            "of timm or leanvit."
+            f"{type(model).__name__} returns no intermediate maps, expected timm's forward_intermediates. Choose a "
+            "model of timm or leanvit."
         )
     return lambda x: cast(Any, model).forward_intermediates(x, indices=1, intermediates_only=True)[-1]
 
@@ -37,7 +37,7 @@ def effective_field(
 ) -> Tensor:
     """Effective receptive field of each image: (B, H, W), mean over input channels of the absolute gradient.
 
-    model: run in eval mode and left as it was. x: (B, 3, H, W) normalised. features: what gives the map
+    model: run in eval mode and left as it was. x: (B, 3, H, W) normalised. features: returns the map
     (B, C, h, w), by default `last_map(model)`; its middle is [h // 2, w // 2]. seed: of the signs.
     Raises ModelError where the map has no gradient.
     """

@@ -101,7 +101,7 @@ def grid_of(tokens: int, size: Grid) -> Grid | None:
     """Rows and columns of a map of `tokens` places on an image of `size`: both sides divided by one number.
 
     Where the number does not divide them the map has a last incomplete row and column, or lacks them.
-    Returns None where no number gives as many places.
+    Returns None where no number leads to as many places.
     """
     for step in range(1, max(size) + 1):
         for rounded in (math.ceil, math.floor):
@@ -125,12 +125,12 @@ def _cut(grid: Grid, window: Grid, roll: Grid = (0, 0), before: Grid = (0, 0)) -
 
 
 def _swin(block: Any, shape: tuple[int, ...]) -> Places:
-    """Shape: (B, H, W, C) that the block is given."""
+    """shape: (B, H, W, C) of the block's input."""
     return _cut((shape[1], shape[2]), tuple(block.window_size), tuple(block.shift_size))
 
 
 def _reswin(stage: reswin.Stage, shape: tuple[int, ...], block: int) -> Places:
-    """Shape: (B, H, W, C) that the stage is given; every second block is shifted."""
+    """shape: (B, H, W, C) of the stage's input; every second block is shifted."""
     grid = (shape[1], shape[2])
     order = make_windows(grid, stage.window, False, torch.device("cpu"))[block % 2].order
     columns = -(-grid[1] // stage.window) * stage.window
@@ -147,7 +147,7 @@ def _vitaev2(window: int, grid: Grid) -> Places:
 
 
 def _mobilevit(patch: tuple[int, ...], shape: tuple[int, ...]) -> Places:
-    """Shape: (B, C, H, W) that the block is given; one group for each position in the patches."""
+    """shape: (B, C, H, W) of the block's input; one group for each position in the patches."""
     high, wide = patch
     rows, columns = -(-shape[2] // high), -(-shape[3] // wide)
     raster = torch.arange(rows * high * columns * wide).reshape(rows, high, columns, wide)

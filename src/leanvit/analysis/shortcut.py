@@ -1,4 +1,4 @@
-"""What each scale gives to an ExShortcut's classifier: accuracy with its channels set to zero.
+"""What each scale contributes to an ExShortcut's classifier: accuracy with its channels set to zero.
 
 Yang, Kwon, Kim, "ExMobileViT", arXiv 2309.01310, describes the shortcut; the ablation is ours. Nothing is trained
 again, so it tells what this classifier relies on, not what a network without that scale could learn.
@@ -52,7 +52,7 @@ def require_scales(model: nn.Module) -> ExShortcutNet:
     if not isinstance(model, ExShortcutNet) or not isinstance(model.shortcut, ExShortcut) or len(model.taps) < 2:
         raise ModelError(
             f"{type(model).__name__} has no ExShortcut over several scales, expected one to leave scales out of. "
-            "Choose exmobilevit_*, or give a model one with leanvit.models.add_exshortcut."
+            "Choose exmobilevit_*, or add one to a model with leanvit.models.add_exshortcut."
         )
     return model
 

@@ -31,7 +31,7 @@ def analysis_sections(run: Run) -> list[Section]:
         Section("distance", "Attention distance", _distance(models)),
         Section("diversity", "Token diversity", _diversity(models)),
         Section("alpha", "Residual weight of attention", _alpha(models)),
-        Section("shortcut", "What each scale gives to the classifier", _shortcut(models)),
+        Section("shortcut", "What each scale contributes to the classifier", _shortcut(models)),
         Section("field", "Effective receptive field", field_pictures(models, arrays)),
         Section("cost", "Cost against resolution", _cost(models)),
     ]

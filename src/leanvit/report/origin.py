@@ -1,4 +1,4 @@
-"""Section How this was made: command, machine, versions and files behind the page."""
+"""Section How this was made: command, machine, versions and files that the page is made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from leanvit.report.words import duration, finite, versions
 
 
 def origin_section(run: Run) -> Markup:
-    """Command, machine, versions and files behind the page."""
+    """Command, machine, versions and files that the page is made from."""
     made, bench = run.get("demo") or run.get("analysis") or run.get("val"), run.get("benchmark")
     machine = made.get("machine") or bench.get("machine") or {}
     cores = finite(machine.get("cores"))

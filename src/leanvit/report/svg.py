@@ -114,7 +114,7 @@ def _vertical_grid(scale: Scale, values: Sequence[float], top: float, bottom: fl
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: (x, y) points, all finite. css: class that gives colour and dashes."""
+    """One curve: (x, y) points, all finite. css: class of its colour and dashes."""
 
     points: list[tuple[float, float]]
     css: str
