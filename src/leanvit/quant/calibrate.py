@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from leanvit.progress import Bar
@@ -73,123 +73,137 @@ def fit(sample: SiteSample, operand: int, bits: int, choices: Choices) -> tuple[
     return choose_form(sample, operand, bits, forms_of(sample, operand, bits, choices), per_head=per_head)
 
 
-class _Walk:
-    """The state of one walk: the values of live nodes in both networks."""
+@dataclass(frozen=True)
+class _State:
+    """What one walk holds: of both networks the values of live nodes, samples of sites, and what was found so far.
 
-    def __init__(self, graph: QuantGraph, reference: GraphModule, images: Tensor, choices: Choices) -> None:
-        self.graph, self.reference, self.choices = graph, reference, choices
-        self.images = len(images)
-        self.truth: Values = {}
-        self.values: Values = {}
-        self.samples: dict[str, SiteSample] = {}
-        self.result = Calibrated()
-        self.sites = {site.node: site for site in graph.sites.values()}
-        self.inputs = images
-        self.outputs = sites_with_outputs(graph)
+    truth: values of the float network; values: of the quantized one. sites: by the name of their node.
+    outputs: {node: convolution} whose output gets a quantizer.
+    """
 
-    def step(self, node: Node) -> None:
-        """Compute one node in both networks, setting the quantizer that it may be."""
-        quantizer = quantizer_of(self.graph.module, node)
-        if isinstance(quantizer, ActivationQuantizer):
-            source = node_argument(node, 0)
-            quantizer = self._set_activation(node, quantizer.bits)
-            self.truth[node], self.values[node] = self.truth[source], quantizer(self.values[source])
-        elif isinstance(quantizer, WeightQuantizer):
-            site = self._site(node)
-            self.truth[node] = get_tensor(self.reference, str(site.weight))
-            self._set_weight(node, site, quantizer)
-            self.values[node] = quantizer()
-        else:
-            self.truth[node] = compute(self.reference, node, self.truth, self.inputs)
-            self.values[node] = compute(self.graph.module, node, self.values, self.inputs)
-            if node.name in self.outputs:
-                self.result.outputs[self.outputs[node.name]] = fit_output(self.values[node])
+    graph: QuantGraph
+    reference: GraphModule
+    images: Tensor
+    choices: Choices
+    sites: dict[str, Site]
+    outputs: dict[str, str]
+    truth: Values = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    samples: dict[str, SiteSample] = field(default_factory=dict)
+    result: Calibrated = field(default_factory=Calibrated)
 
-    def _site(self, node: Node) -> Site:
-        return self.sites[next(user.name for user in node.users if user.name in self.sites)]
 
-    def _set_activation(self, node: Node, bits: int) -> ActivationQuantizer:
-        readers = [user for user in node.users if user.name in self.sites]
-        site = self.sites[readers[0].name]
-        operand = next(i for i in range(OPERANDS[site.kind]) if readers[0].args[i] is node)
-        sample = self._sample(site, readers)
-        fitted, error = fit(sample, operand, bits, self.choices)
-        self.graph.module.set_submodule(str(node.target), fitted)
-        self.result.forms[str(node.target)] = (fitted.form, fitted.heads)
-        notes = self.result.notes.setdefault(site.name, {})
-        notes[f"form_{operand}"] = fitted.form
-        notes[f"error_{operand}"] = float(error.sum())
-        return fitted
+def _step(state: _State, node: Node) -> None:
+    """Compute one node in both networks, setting the quantizer that it may be."""
+    quantizer = quantizer_of(state.graph.module, node)
+    if isinstance(quantizer, ActivationQuantizer):
+        source = node_argument(node, 0)
+        quantizer = _set_activation(state, node, quantizer.bits)
+        state.truth[node], state.values[node] = state.truth[source], quantizer(state.values[source])
+    elif isinstance(quantizer, WeightQuantizer):
+        site = _site(state, node)
+        state.truth[node] = get_tensor(state.reference, str(site.weight))
+        _set_weight(state, node, site, quantizer)
+        state.values[node] = quantizer()
+    else:
+        state.truth[node] = compute(state.reference, node, state.truth, state.images)
+        state.values[node] = compute(state.graph.module, node, state.values, state.images)
+        if node.name in state.outputs:
+            state.result.outputs[state.outputs[node.name]] = fit_output(state.values[node])
 
-    def _sample(self, site: Site, readers: list[Node]) -> SiteSample:
-        if site.name not in self.samples:
-            env = self.values if self.choices.sequential else self.truth
-            node = self.graph.node(site.node)
-            operands = tuple(self._value(env, node_argument(node, i)) for i in range(OPERANDS[site.kind]))
-            weights = [get_tensor(self.reference, str(self.sites[r.name].weight)) for r in readers
-                       if self.sites[r.name].kind == "linear"]  # fmt: skip
-            weight = torch.cat(weights) if weights and site.kind == "linear" else None
-            self.samples[site.name] = take_sample(self.graph, site, operands, weight)
-        return self.samples[site.name]
 
-    def _value(self, env: dict[Node, Any], node: Node) -> Any:
-        """What a quantizer reads, or what it returned where it is shared and its source is no longer held."""
-        source = self._source(node)
-        return env[source] if source in env else env[node]
+def _site(state: _State, node: Node) -> Site:
+    return state.sites[next(user.name for user in node.users if user.name in state.sites)]
 
-    def _source(self, node: Node) -> Node:
-        is_quantizer = isinstance(quantizer_of(self.graph.module, node), ActivationQuantizer)
-        return node_argument(node, 0) if is_quantizer else node
 
-    def _set_weight(self, node: Node, site: Site, quantizer: WeightQuantizer) -> None:
-        weight = get_tensor(self.reference, str(site.weight))
-        reader = self.graph.node(site.node)
-        if self.choices.correct and self._correct(site, reader, weight, quantizer):
-            return
-        x = self.truth[node_argument(reader, 0)]
-        importance = None
-        if site.kind == "linear":
-            importance = x.float().square().mean(dim=tuple(range(x.dim() - 1)))
-        quantizer.set_weight(weight, search_weight_scale(weight, quantizer.bits, importance))
+def _set_activation(state: _State, node: Node, bits: int) -> ActivationQuantizer:
+    readers = [user for user in node.users if user.name in state.sites]
+    site = state.sites[readers[0].name]
+    operand = next(i for i in range(OPERANDS[site.kind]) if readers[0].args[i] is node)
+    sample = _sample(state, site, readers)
+    fitted, error = fit(sample, operand, bits, state.choices)
+    state.graph.module.set_submodule(str(node.target), fitted)
+    state.result.forms[str(node.target)] = (fitted.form, fitted.heads)
+    notes = state.result.notes.setdefault(site.name, {})
+    notes[f"form_{operand}"] = fitted.form
+    notes[f"error_{operand}"] = float(error.sum())
+    return fitted
 
-    def _correct(self, site: Site, reader: Node, weight: Tensor, quantizer: WeightQuantizer) -> bool:
-        """Correct a linear or convolution with a bias of its own; False where it can't be."""
-        bias = reader.args[2] if len(reader.args) > 2 else None
-        if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1 or weight[0].numel() > MAX_INPUTS:
+
+def _sample(state: _State, site: Site, readers: list[Node]) -> SiteSample:
+    if site.name not in state.samples:
+        env = state.values if state.choices.sequential else state.truth
+        node = state.graph.node(site.node)
+        operands = tuple(_value(state, env, node_argument(node, i)) for i in range(OPERANDS[site.kind]))
+        weights = [get_tensor(state.reference, str(state.sites[r.name].weight)) for r in readers
+                   if state.sites[r.name].kind == "linear"]  # fmt: skip
+        weight = torch.cat(weights) if weights and site.kind == "linear" else None
+        state.samples[site.name] = take_sample(state.graph, site, operands, weight)
+    return state.samples[site.name]
+
+
+def _value(state: _State, env: dict[Node, Any], node: Node) -> Any:
+    """What a quantizer reads, or what it returned where it is shared and its source is no longer held."""
+    source = _source(state, node)
+    return env[source] if source in env else env[node]
+
+
+def _source(state: _State, node: Node) -> Node:
+    is_quantizer = isinstance(quantizer_of(state.graph.module, node), ActivationQuantizer)
+    return node_argument(node, 0) if is_quantizer else node
+
+
+def _set_weight(state: _State, node: Node, site: Site, quantizer: WeightQuantizer) -> None:
+    weight = get_tensor(state.reference, str(site.weight))
+    reader = state.graph.node(site.node)
+    if state.choices.correct and _correct(state, site, reader, weight, quantizer):
+        return
+    x = state.truth[node_argument(reader, 0)]
+    importance = None
+    if site.kind == "linear":
+        importance = x.float().square().mean(dim=tuple(range(x.dim() - 1)))
+    quantizer.set_weight(weight, search_weight_scale(weight, quantizer.bits, importance))
+
+
+def _correct(state: _State, site: Site, reader: Node, weight: Tensor, quantizer: WeightQuantizer) -> bool:
+    """Correct a linear or convolution with a bias of its own; False where it can't be."""
+    bias = reader.args[2] if len(reader.args) > 2 else None
+    if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1 or weight[0].numel() > MAX_INPUTS:
+        return False
+    x, target = state.values[node_argument(reader, 0)], compute(state.reference, reader, state.truth, state.images)
+    target = target + _gathered_error(state, reader, target)
+    groups = 1
+    if site.kind == "conv2d":
+        if isinstance(reader.args[4] if len(reader.args) > 4 else None, str):
             return False
-        x, target = self.values[node_argument(reader, 0)], compute(self.reference, reader, self.truth, self.inputs)
-        target = target + self._gathered_error(reader, target)
-        groups = 1
-        if site.kind == "conv2d":
-            if isinstance(reader.args[4] if len(reader.args) > 4 else None, str):
-                return False
-            options = conv_options(reader)
-            groups = options[3]
-            rows, aims = conv_patches(x, weight, options), target.flatten(2).transpose(1, 2)
-        else:
-            rows, aims = x.reshape(1, -1, x.shape[-1]), target
-        aims = aims.reshape(rows.shape[1], groups, -1).transpose(0, 1)
-        rows, aims = _thin(rows, aims)
-        grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
-        done = correct(grouped, rows, aims, quantizer.bits, ridge=True, images=self.images)
-        quantizer.set_integers(done.integers, done.scale.flatten())
-        path = str(bias.target)
-        get_tensor(self.graph.module, path).data.copy_(done.bias.flatten())
-        self.values[bias] = get_tensor(self.graph.module, path)
-        self.result.notes.setdefault(site.name, {})["ridge"] = done.correction
-        return True
+        options = conv_options(reader)
+        groups = options[3]
+        rows, aims = conv_patches(x, weight, options), target.flatten(2).transpose(1, 2)
+    else:
+        rows, aims = x.reshape(1, -1, x.shape[-1]), target
+    aims = aims.reshape(rows.shape[1], groups, -1).transpose(0, 1)
+    rows, aims = _thin(rows, aims)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
+    done = correct(grouped, rows, aims, quantizer.bits, ridge=True, images=len(state.images))
+    quantizer.set_integers(done.integers, done.scale.flatten())
+    path = str(bias.target)
+    get_tensor(state.graph.module, path).data.copy_(done.bias.flatten())
+    state.values[bias] = get_tensor(state.graph.module, path)
+    state.result.notes.setdefault(site.name, {})["ridge"] = done.correction
+    return True
 
-    def _gathered_error(self, reader: Node, target: Tensor) -> Tensor | float:
-        """What the residual branch that the site is added to has gathered so far; the site may take it back."""
-        users = list(reader.users)
-        if len(users) != 1 or users[0].target not in ADD:
-            return 0.0
-        others = [a for a in users[0].args[:2] if isinstance(a, Node) and a is not reader]
-        known = [self._source(other) for other in others if self._source(other) in self.values]
-        if len(known) != 1 or not isinstance(self.values[known[0]], Tensor):
-            return 0.0
-        error: Tensor = self.truth[known[0]] - self.values[known[0]]
-        return error if error.shape == target.shape else 0.0
+
+def _gathered_error(state: _State, reader: Node, target: Tensor) -> Tensor | float:
+    """What the residual branch that the site is added to has gathered so far; the site may take it back."""
+    users = list(reader.users)
+    if len(users) != 1 or users[0].target not in ADD:
+        return 0.0
+    others = [a for a in users[0].args[:2] if isinstance(a, Node) and a is not reader]
+    known = [_source(state, other) for other in others if _source(state, other) in state.values]
+    if len(known) != 1 or not isinstance(state.values[known[0]], Tensor):
+        return 0.0
+    error: Tensor = state.truth[known[0]] - state.values[known[0]]
+    return error if error.shape == target.shape else 0.0
 
 
 def _thin(rows: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,15 +215,16 @@ def _thin(rows: Tensor, aims: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def calibrate(graph: QuantGraph, reference: nn.Module, images: Tensor, choices: Choices) -> Calibrated:
+def calibrate(graph: QuantGraph, reference: GraphModule, images: Tensor, choices: Choices) -> Calibrated:
     """Set all quantizers of `graph` (see the module) on calibration images.
 
     graph: with quantizers attached. reference: the float graph module, its nodes of the same names.
     images: (N, 3, H, W), normalised, on the graph's device.
     """
-    state = _Walk(graph, reference, images, choices)  # type: ignore[arg-type]
+    sites = {site.node: site for site in graph.sites.values()}
+    state = _State(graph, reference, images, choices, sites, sites_with_outputs(graph))
     with Bar("quantizing", len(graph.module.graph.nodes)) as bar:
         for _, node in walk(graph.module, state.truth, state.values):
-            state.step(node)
+            _step(state, node)
             bar.advance()
     return state.result
