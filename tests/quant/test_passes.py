@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,9 @@ def test_passes_that_do_worse_than_the_paper_are_not_kept_in_silence(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "spoiled.py").write_text(CENTRED.replace("add_(error)", "add_(1 + 0 * error).mul_(-9)"))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a file in the current folder needs no path
+    path = list(sys.path)
     report = quantize(model, images(16), MPTQConfig(passes=("spoiled:CENTRE",))).report
     assert report["calibration"]["kl_divergence"] == report["kl_divergence"]["paper"] < report["kl_divergence"]["best"]
     assert "without spoiled:CENTRE the loss is lower" in capsys.readouterr().err
+    assert sys.path == path

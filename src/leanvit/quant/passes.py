@@ -1,15 +1,18 @@
 """The passes of the engine, in the order in which they run. To add one: a file with its function, and a row here.
 
 A pass that is not part of leanvit needs no row here: MPTQConfig(passes=("my_file:MY_ROW",)), or --passes my_file:MY_ROW
-on the command line, names a `Pass` in a module that Python can import. It follows the rows of its stage, in the order
-given.
+on the command line, names a `Pass` in a module on Python's path or in the current folder. It follows the rows of its
+stage, in the order given.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from leanvit.config import MPTQConfig
@@ -137,11 +140,11 @@ def load_pass(name: str) -> Pass:
     """
     module, _, attribute = name.partition(":")
     try:
-        row = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
+        row = getattr(_import(module), attribute, None)
+    except (ImportError, SyntaxError) as error:
         raise ConfigError(
-            f"passes: '{name}': {error}. Expected MODULE:ROW with a module on the path of Python; "
-            "run where its file lies, or set PYTHONPATH to its folder."
+            f"passes: '{name}' can't be imported: {error}. Expected MODULE:ROW, a module on Python's path or in the "
+            "current folder. Run where its file lies, or set PYTHONPATH to its folder."
         ) from error
     if not isinstance(row, Pass):
         raise ConfigError(
@@ -149,3 +152,13 @@ def load_pass(name: str) -> Pass:
             f"Write {attribute} = Pass(...) in {module}."
         )
     return replace(row, name=name)
+
+
+def _import(module: str) -> ModuleType:
+    """A module on Python's path, or in the current folder, where a console script does not look by itself."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(folder)
