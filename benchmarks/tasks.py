@@ -22,9 +22,10 @@ from typing import Any
 
 from leanvit.annotations.load import load_scenes
 from leanvit.bench import benchmark, describe
-from leanvit.commands.quantize_task import calibration_inputs
+from leanvit.commands.measured import calibration_inputs
 from leanvit.config import MPTQConfig, TaskTrainConfig, from_dict, load_yaml
-from leanvit.export.tasks import export_network
+from leanvit.export.api import export
+from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant.parts import quantize_network, save_network
@@ -79,10 +80,11 @@ def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
     result = quantize_network(network, info, x, MPTQConfig(weight_bits=8, activation_bits=8))
     folder = Path(config.output)
     result.report |= {"task": info.task, "data": data, "metric": metric, "float_metrics": row["float"]}
-    row["simulated"] = result.report["metrics"] = measure_network(result.module, info, val, 16)
+    form, result.report[PROFILE_KEY] = measured_form(result)
+    row["simulated"] = result.report["metrics"] = measure_network(form, info, val, 16)
     save_network(folder / "w8a8", result, info)
-    for profile, form in (("fp32", network), ("w8a8", result)):
-        export_network(form, info, folder / f"bundle_{profile}", scenes=val, float_metric=row["float"][metric])
+    for profile, model in (("fp32", network), ("w8a8", result)):
+        export(model, folder / f"bundle_{profile}", info=info, images=val, float_metric=row["float"][metric])
     return row | read_bundles(name)
 
 

@@ -64,7 +64,7 @@ def shared_bundle(micro_model: Any, tmp_path_factory: pytest.TempPathFactory) ->
     """A float bundle of `micro_model`; shared, so nobody may change it."""
     from leanvit.export.api import export
 
-    return export(micro_model, tmp_path_factory.mktemp("bundles") / "micro", labels=LABELS, profile="fp32")
+    return export(micro_model, tmp_path_factory.mktemp("bundles") / "micro", labels=LABELS)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from leanvit.cli import VERBS, main, parse
 from leanvit.commands.demo import next_commands
 from leanvit.config import TrainConfig
 from leanvit.data.loader import to_input
-from leanvit.export.api import synthetic_images
+from leanvit.export.gate.golden import synthetic_images
 from leanvit.runtime.bundle import load_golden
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

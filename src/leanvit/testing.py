@@ -55,15 +55,12 @@ def check_bundle(folder: str | Path) -> list[Proof]:
     Raises VerificationError that names the first check that failed, BundleError where there is no bundle.
     """
     from leanvit.export.gate.check import require_passed
-    from leanvit.export.gate.tasks import verify_task_bundle
     from leanvit.export.gate.verify import verify_bundle
     from leanvit.runtime.bundle import read_manifest
-    from leanvit.runtime.task_of import CLASSIFY, task_of
 
     if not Path(folder, "bundle.json").is_file():
         read_manifest(folder)  # says in one line what is missing
-    verify = verify_bundle if task_of(folder) == CLASSIFY else verify_task_bundle
-    result = verify(folder)
+    result = verify_bundle(folder)
     require_passed(result, folder)
     proofs = [Proof(c["name"], c["found"]) for c in result["checks"] if c["passed"]]
     if not proofs:

@@ -356,7 +356,6 @@ def test_flags_of_other_tasks_are_refused(
         assert found.code == 2, flags
         assert flags[0].strip("-").replace("-", "_") in found.error
     assert leanvit("predict", segment).code == 2
-    assert leanvit("verify", segment, "--model", toys.run("segment")).code == 2
 
 
 def test_an_unknown_task_is_answered_with_the_choices(toys: ToyTasks, leanvit: Run) -> None:
@@ -394,11 +393,3 @@ def test_damage_is_an_exit_code_of_its_own(toys: ToyTasks, pictures: Path, tmp_p
         found = leanvit(verb, run, "--data", toys.scenes, "--output", tmp_path / "out")
         assert found.code == 3
         assert "SHA-256" in found.error
-
-
-def test_a_least_speed_is_for_classifiers(toys: ToyTasks, tmp_path: Path, leanvit: Run) -> None:
-    found = leanvit("export", toys.run("semantic"), "--output", tmp_path / "out", "--min-speedup", 1.5)
-    assert found.code == 2
-    assert "min_speedup is for classifiers" in found.error
-    assert "leanvit benchmark" in found.error
-    assert not (tmp_path / "out").exists()

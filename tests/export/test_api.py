@@ -16,12 +16,12 @@ from torch import nn
 import leanvit.models  # registers our architectures
 from leanvit import MPTQConfig, Predictor, export, quantize
 from leanvit.checkpoint import load_checkpoint
-from leanvit.config import Preprocess
+from leanvit.config import ExportOptions, Preprocess
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError, VerificationError
-from leanvit.export.api import synthetic_images, torch_logits
-from leanvit.export.gate import verify as gate
+from leanvit.export.gate.golden import synthetic_images
+from leanvit.export.network import network_outputs
 from leanvit.files import read_json
 from leanvit.quant.store import load_quantized
 from leanvit.runtime.bundle import sqnr_db
@@ -42,8 +42,8 @@ def val_pixels(demo_run: Path) -> np.ndarray:
 
 def test_simulated_and_executed_w8a8_agree(demo_run: Path, val_pixels: np.ndarray) -> None:
     quantized, info = load_quantized(demo_run / "quantize-w8a8")
-    simulated = torch_logits(quantized.module, val_pixels, info.preprocess)
-    executed = gate.run_logits(Predictor(demo_run / "bundle"), val_pixels)
+    simulated = network_outputs(quantized.module, info, val_pixels)["logits"]
+    executed = Predictor(demo_run / "bundle").logits(val_pixels)
     assert len(val_pixels) == 359
     assert sqnr_db(simulated, executed) >= 35
     assert (simulated.argmax(1) == executed.argmax(1)).mean() >= 0.995
@@ -51,8 +51,8 @@ def test_simulated_and_executed_w8a8_agree(demo_run: Path, val_pixels: np.ndarra
 
 def test_float_bundle_equals_the_checkpoint(demo_run: Path, val_pixels: np.ndarray) -> None:
     model, info = load_checkpoint(demo_run / "train")
-    executed = gate.run_logits(Predictor(demo_run / "bundle-fp32"), val_pixels)
-    assert sqnr_db(torch_logits(model, val_pixels, info.preprocess), executed) >= 80
+    executed = Predictor(demo_run / "bundle-fp32").logits(val_pixels)
+    assert sqnr_db(network_outputs(model, info, val_pixels)["logits"], executed) >= 80
 
 
 def test_preprocessing_inside_the_graph_is_that_of_float64(demo_run: Path, val_pixels: np.ndarray) -> None:
@@ -169,7 +169,7 @@ def test_stale_scales_are_rejected(demo_run: Path, calibration: torch.Tensor, tm
     for name, buffer in quantized.module.named_buffers():
         if name.endswith("input.scale"):
             buffer.mul_(0.02)
-    rejected(quantized, tmp_path / "b", "accuracy drop", images=images, float_top1=95.0)
+    rejected(quantized, tmp_path / "b", "accuracy drop", images=images, float_metric=95.0)
 
 
 def test_nan_weights_are_rejected(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_nan_weights_are_rejected(tmp_path: Path) -> None:
 
 def test_a_drop_beyond_the_limit_is_rejected(demo_run: Path, tmp_path: Path) -> None:
     model, info = load_checkpoint(demo_run / "train")
-    rejected(model, tmp_path / "b", "accuracy drop", images=load_split("digits", "val"), float_top1=100.0)
+    rejected(model, tmp_path / "b", "accuracy drop", images=load_split("digits", "val"), float_metric=100.0)
     assert info.metrics["top1"] < 99.9
 
 
@@ -212,9 +212,9 @@ def test_exporter_bugs_are_rejected(bug: object, tmp_path: Path, monkeypatch: py
     torch.manual_seed(0)
     model = timm.create_model("revit_micro", num_classes=10).eval()
     nn.init.normal_(model.head.bias)
-    from leanvit.export import api
+    from leanvit.export import network
 
-    original = api.lower
+    original = network.lower
 
     def buggy(*arguments: object, **options: object) -> object:
         proto = original(*arguments, **options)
@@ -223,7 +223,7 @@ def test_exporter_bugs_are_rejected(bug: object, tmp_path: Path, monkeypatch: py
         assert proto.SerializeToString() != before
         return proto
 
-    monkeypatch.setattr(api, "lower", buggy)
+    monkeypatch.setattr(network, "lower", buggy)
     rejected(model, tmp_path / "b", "golden images at batch 1")
 
 
@@ -251,8 +251,8 @@ def test_wrong_labels_and_profiles_are_refused(tmp_path: Path, calibration: torc
     with pytest.raises(ConfigError, match="9 different"):
         export(model, tmp_path / "b", labels=["x", "x", *"abcdefgh"])
     with pytest.raises(ConfigError, match="profile w8a8"):
-        export(model, tmp_path / "c", profile="w8a8")
+        export(model, tmp_path / "c", options=ExportOptions(profile="w8a8"))
     quantized = quantize(model, calibration, MPTQConfig(activation_bits=4))
     with pytest.raises(ConfigError, match="8-bit activations"):
-        export(quantized, tmp_path / "d", profile="w8a8")
+        export(quantized, tmp_path / "d", options=ExportOptions(profile="w8a8"))
     assert list(tmp_path.iterdir()) == []

@@ -23,9 +23,14 @@ from sklearn.metrics import jaccard_score
 from leanvit import Predictor
 from leanvit.annotations import SceneSet
 from leanvit.bench import benchmark, describe
+from leanvit.config import ExportOptions
 from leanvit.errors import BundleError, CheckpointError, ConfigError, LeanvitError, VerificationError
-from leanvit.export.gate.tasks import Measured, verify_task_bundle
-from leanvit.export.tasks import export_network, measure_bundle, network_outputs
+from leanvit.export import data
+from leanvit.export.api import export
+from leanvit.export.data import evaluation_of
+from leanvit.export.gate.evaluation import Evaluation, Measured
+from leanvit.export.gate.verify import verify_bundle
+from leanvit.export.network import network_outputs
 from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import Manifest, load_golden, load_golden_records, read_manifest, save_golden, sign
 from leanvit.runtime.engines import available
@@ -43,8 +48,15 @@ def pixels_of(scenes: SceneSet, count: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(Image.open(scene.path).convert("RGB")) for scene in scenes.scenes[:count]])
 
 
+def evaluation(folder: Path, scenes: SceneSet | None) -> Evaluation | None:
+    if scenes is None:
+        return None
+    manifest = read_manifest(folder)
+    return evaluation_of(manifest.task, scenes, manifest.preprocess)
+
+
 def failed(folder: Path, scenes: SceneSet | None = None) -> list[str]:
-    result = verify_task_bundle(folder, scenes)
+    result = verify_bundle(folder, evaluation(folder, scenes))
     names = [check["name"] for check in result["checks"] if check["passed"] is False]
     assert result["passed"] is not bool(names)
     json.dumps(result, allow_nan=False)
@@ -56,12 +68,13 @@ def failed(folder: Path, scenes: SceneSet | None = None) -> list[str]:
 
 @pytest.mark.parametrize(("task", "precision"), KINDS)
 def test_bundles_pass_the_gate_again_and_nothing_is_left_unjudged(task: str, precision: str, toys: ToyTasks) -> None:
-    result = verify_task_bundle(toys.bundle(task, precision), toys.split(task, "val"))
+    bundle = toys.bundle(task, precision)
+    result = verify_bundle(bundle, evaluation(bundle, toys.split(task, "val")))
     assert {check["name"]: check["passed"] for check in result["checks"] if check["passed"] is not True} == {}
     names = [check["name"] for check in result["checks"]]
-    kinds = ["pictures", "objects"] if task == "segment" else ["pictures"]
+    kinds = ["images", "objects"] if task == "segment" else ["images"]
     assert {f"golden {kind} at batch {size}" for kind in kinds for size in (1, 3, 8)} <= set(names)
-    assert {"integrity", "preprocessing", "prepared pixels", "label order", "golden answers"} <= set(names)
+    assert {"integrity", "preprocessing", "prepared pixels", "label order", "golden outputs"} <= set(names)
     assert f"{METRICS[task]} drop" in names
     assert ("calibration images" in names) == (precision == "w8a8")
 
@@ -74,7 +87,7 @@ def test_other_runtimes_are_judged_by_what_they_can_reach(toys: ToyTasks, tmp_pa
     assert failed(folder) == []
     Predictor(folder, runtime="openvino-bf16")
     sign(folder, replace(manifest, runtimes={"onnxruntime": 80, "openvino-bf16": 80}))
-    assert failed(folder) == [f"golden pictures at batch {size} in openvino-bf16" for size in (1, 3, 8)]
+    assert failed(folder) == [f"golden images at batch {size} in openvino-bf16" for size in (1, 3, 8)]
     with pytest.raises(VerificationError, match="in openvino-bf16 on this machine, expected at least 80 dB"):
         Predictor(folder, runtime="openvino-bf16")
 
@@ -210,24 +223,24 @@ def test_a_network_whose_answers_are_always_the_same_is_rejected(toys: ToyTasks,
     network, info = toys.load("semantic", "fp32")
     with torch.no_grad():
         network.classifier.weight.zero_()
-    with pytest.raises(VerificationError, match="'golden answers' failed: all the same"):
-        export_network(network, info, tmp_path / "bundle", runtimes=("onnxruntime", "openvino-bf16"))
+    with pytest.raises(VerificationError, match="'golden outputs' failed: all images have the same logits"):
+        export(network, tmp_path / "bundle", ExportOptions(runtimes=("onnxruntime", "openvino-bf16")), info=info)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.rejected"]
     assert read_manifest(tmp_path / "bundle.rejected").runtimes == {"onnxruntime": 80, "openvino-bf16": 25}
-    assert failed(tmp_path / "bundle.rejected") == ["golden answers"]
+    assert failed(tmp_path / "bundle.rejected") == ["golden outputs"]
 
 
 def test_export_refuses_profiles_and_folders_that_do_not_fit(toys: ToyTasks, tmp_path: Path) -> None:
     network, info = toys.load("semantic", "fp32")
-    with pytest.raises(ConfigError, match="profile w8a8 does not fit a float network"):
-        export_network(network, info, tmp_path / "bundle", profile="w8a8")
+    with pytest.raises(ConfigError, match="profile w8a8 does not fit a float"):
+        export(network, tmp_path / "bundle", ExportOptions(profile="w8a8"), info=info)
     quantized, _ = toys.load("semantic", "w8a8")
-    with pytest.raises(ConfigError, match="profile fp32 does not fit a quantized network"):
-        export_network(quantized, info, tmp_path / "bundle", profile="fp32")
+    with pytest.raises(ConfigError, match="profile fp32 does not fit a quantized"):
+        export(quantized, tmp_path / "bundle", ExportOptions(profile="fp32"), info=info)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="is not a bundle; it is not overwritten"):
-        export_network(network, info, tmp_path / "full")
+        export(network, tmp_path / "full", info=info)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
@@ -336,7 +349,7 @@ def other_value(folder: Path, manifest: Manifest) -> Manifest:
 
 
 Fault = Callable[[Path, Manifest], Manifest]
-OBJECTS, PICTURES = "golden objects at batch 1", "golden pictures at batch 1"
+OBJECTS, PICTURES = "golden objects at batch 1", "golden images at batch 1"
 FAULTS: list[tuple[str, str, Fault, str]] = [
     ("semantic", "fp32", swapped_normalisation, "preprocessing"),
     ("pose", "w8a8", swapped_normalisation, "preprocessing"),
@@ -390,22 +403,25 @@ def test_pictures_with_other_classes_are_noticed(toys: ToyTasks) -> None:
 def test_export_measures_once_and_the_gate_believes_that_of_no_other_file(
     toys: ToyTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured: list[SceneSet] = []
+    measured: list[Any] = []
+    measure_task = data.measure_task
 
-    def measure(predictor: Predictor, scenes: SceneSet) -> dict[str, Any]:
+    def measure(task: Any, scenes: SceneSet, batches: Any) -> dict[str, Any]:
         measured.append(scenes)
-        return measure_bundle(predictor, scenes)
+        return measure_task(task, scenes, batches)
 
-    monkeypatch.setattr("leanvit.export.tasks.measure_bundle", measure)
+    monkeypatch.setattr(data, "measure_task", measure)
     network, info = toys.load("pose", "fp32")
     scenes = toys.split("pose", "val")
-    folder = export_network(network, info, tmp_path / "bundle", scenes=scenes, float_metric=0.0)
+    folder = export(network, tmp_path / "bundle", info=info, images=scenes, float_metric=0.0)
     assert measured == [scenes]
+    given = evaluation(folder, scenes)
+    assert given is not None
     worse = Measured({"pck@0.1": -0.5}, read_manifest(folder).files["model.onnx"])
-    rows = verify_task_bundle(folder, scenes, worse)["checks"]
+    rows = verify_bundle(folder, replace(given, measured=worse))["checks"]
     assert [row["name"] for row in rows if row["passed"] is False] == ["pck@0.1 drop"]
     assert len(measured) == 1
-    assert verify_task_bundle(folder, scenes, replace(worse, sha256="of another file"))["passed"]
+    assert verify_bundle(folder, replace(given, measured=replace(worse, sha256="of another file")))["passed"]
     assert len(measured) == 2
 
 

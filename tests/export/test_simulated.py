@@ -16,11 +16,12 @@ import torch
 import leanvit.models  # noqa: F401 - registers the micro models
 from leanvit import MPTQConfig, Predictor, QuantizedModel, export, quantize
 from leanvit.checkpoint import CheckpointInfo, preprocess_for, save_checkpoint
-from leanvit.config import ExportOptions
+from leanvit.config import ExportOptions, Preprocess
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError
-from leanvit.export.api import torch_logits
+from leanvit.export import simulated as simulation_room
+from leanvit.export.network import network_outputs
 from leanvit.export.simulated import measured_form, profile_for, simulated
 from leanvit.files import read_json
 from leanvit.quant.quantizers import ActivationQuantizer
@@ -47,6 +48,11 @@ def predicted(folder: Path) -> np.ndarray:
         return np.array([int(row["predicted"]) for row in csv.DictReader(file)])
 
 
+def logits_of(network: torch.nn.Module, pixels: np.ndarray, preprocess: Preprocess | None) -> np.ndarray:
+    assert preprocess is not None
+    return network_outputs(network, CheckpointInfo("micro", DIGITS, preprocess), pixels)["logits"]
+
+
 def near_ties(own: np.ndarray, executed: np.ndarray) -> np.ndarray:
     """(N,) whether an image's two largest logits are no further apart than rounding moved its logits."""
     ordered = np.sort(own, axis=1)
@@ -70,7 +76,7 @@ def test_val_says_the_same_of_a_quantized_folder_and_of_its_bundle(
     by_val, by_bundle = predicted(tmp_path / "simulated"), predicted(tmp_path / "executed")
     model, info = load_quantized(quantized)
     pixels = np.concatenate([x.numpy() for x, _ in Loader(load_split("digits", "val"), info.preprocess, 64)])
-    own, executed = torch_logits(simulated(model), pixels, info.preprocess), Predictor(bundle).logits(pixels)
+    own, executed = logits_of(simulated(model), pixels, info.preprocess), Predictor(bundle).logits(pixels)
     assert (own.argmax(1) == by_val).all()
     assert (executed.argmax(1) == by_bundle).all()
     assert sqnr_db(own, executed) > 45
@@ -99,8 +105,7 @@ def test_the_simulation_of_a_profile_has_the_logits_of_its_bundle(
     model, pixels = vit
     options = ExportOptions(profile=profile, min_speedup=0, runtimes=("onnxruntime",))
     executed = Predictor(export(model, tmp_path / "bundle", options)).logits(pixels)
-    assert model.preprocess is not None
-    own = torch_logits(simulated(model, profile), pixels, model.preprocess)
+    own = logits_of(simulated(model, profile), pixels, model.preprocess)
     assert sqnr_db(own, executed) > 40
     different = own.argmax(1) != executed.argmax(1)
     assert near_ties(own, executed)[different].all()
@@ -111,7 +116,6 @@ def test_profiles_are_different_networks_and_the_fast_ones_leave_attention_in_fl
     vit: tuple[QuantizedModel, np.ndarray],
 ) -> None:
     model, pixels = vit
-    assert model.preprocess is not None
 
     def quantizers(network: torch.nn.Module) -> int:
         return sum(isinstance(module, ActivationQuantizer) for module in network.modules())
@@ -119,7 +123,7 @@ def test_profiles_are_different_networks_and_the_fast_ones_leave_attention_in_fl
     whole = quantizers(model.module)
     assert quantizers(simulated(model, "w4a16")) == 0
     assert 0 < quantizers(simulated(model, "w8a8")) < quantizers(simulated(model, "exact")) == whole
-    fast, exact = (torch_logits(simulated(model, name), pixels, model.preprocess) for name in ("w8a8", "exact"))
+    fast, exact = (logits_of(simulated(model, name), pixels, model.preprocess) for name in ("w8a8", "exact"))
     assert np.abs(fast - exact).max() > 1e-3
 
 
@@ -143,7 +147,7 @@ def test_what_no_profile_runs_is_measured_with_every_quantizer_and_that_is_said(
     def refuse(*arguments: object) -> None:
         raise ConfigError("1 quantizer has no kernel")
 
-    monkeypatch.setattr("leanvit.export.simulated.executed_form", refuse)
+    monkeypatch.setattr(simulation_room, "executed_form", refuse)
     form, profile = measured_form(vit[0])
     assert (form, profile) == (vit[0].module, None)
     assert "which no bundle runs: 1 quantizer has no kernel" in capsys.readouterr().err

@@ -19,10 +19,10 @@ from torch import Tensor
 from leanvit.annotations import SceneSet
 from leanvit.annotations.load import load_scenes
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.commands.quantize_task import calibration_inputs
+from leanvit.commands.measured import calibration_inputs
 from leanvit.config import DataComposeConfig, TaskTrainConfig
 from leanvit.data.compose import compose
-from leanvit.export.tasks import export_network
+from leanvit.export.api import export
 from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
 from leanvit.tasks.build import load_network
 from leanvit.train.tasks import run
@@ -92,7 +92,7 @@ class ToyTasks:
         """A bundle that has passed the gate; its metric is recorded, with that of the float network."""
         network, info = self.load(task, precision)
         output = self.folder / f"{task}_{precision}"
-        return export_network(network, info, output, scenes=self.split(task, "val"), float_metric=0.0)
+        return export(network, output, info=info, images=self.split(task, "val"), float_metric=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,7 @@ from leanvit.commands import report as pictures
 from leanvit.commands.report import golden_findings, photographs
 from leanvit.config import Preprocess
 from leanvit.errors import BundleError, DataError
-from leanvit.export.gate.golden import charts
-from leanvit.export.tasks import golden_pictures
+from leanvit.export.gate.golden import GOLDEN_PICTURES, charts, golden_images
 from leanvit.report import Pictures, write_report
 from leanvit.report.pictures import Shot
 from leanvit.runtime.bundle import save_golden
@@ -325,7 +324,7 @@ def task_bundle(folder: Path, task: str, count: int = 4) -> list[bytes]:
     """bundle.json and golden.npz as export writes them; returns the encoded pictures without the charts."""
     folder.mkdir()
     info = CheckpointInfo("vitaev2_micro", CLASSES, Preprocess((32, 32)))
-    images = golden_pictures(scenes(folder, count), info)
+    images = golden_images(scenes(folder, count), info.preprocess, GOLDEN_PICTURES)
     save_golden(folder, images, np.zeros((len(images), 3), np.float32))
     (folder / "bundle.json").write_text(json.dumps(bundle_values(task)))
     coloured = {imaging.encode_png(chart) for chart in charts(4, (32, 32))}

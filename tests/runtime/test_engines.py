@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from leanvit.checkpoint import load_checkpoint
+from leanvit.config import ExportOptions
 from leanvit.data.loader import Loader
 from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError, VerificationError
@@ -28,6 +29,8 @@ from leanvit.runtime.predictor import Predictor
 
 pytest.importorskip("openvino")
 
+OPENVINO = ExportOptions(runtimes=("openvino",))
+
 
 @pytest.fixture(scope="module")
 def proved(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +38,7 @@ def proved(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantized, info = load_quantized(demo_run / "quantize-w8a8")
     images = load_split("digits", "val", val_fraction=info.val_fraction, seed=info.seed)
     folder = tmp_path_factory.mktemp("engines") / "bundle"
-    return export(quantized, folder, preprocess=info.preprocess, images=images, runtimes=["openvino"])
+    return export(quantized, folder, preprocess=info.preprocess, images=images, options=OPENVINO)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_a_runtime_that_fails_is_left_out_unless_it_was_asked_for(
     assert list(read_manifest(bundle).runtimes) == ["onnxruntime"]
     assert "openvino is left out" in capsys.readouterr().err
     with pytest.raises(VerificationError, match="in openvino"):
-        export(model, tmp_path / "asked", preprocess=info.preprocess, labels=info.labels, runtimes=["openvino"])
+        export(model, tmp_path / "asked", preprocess=info.preprocess, labels=info.labels, options=OPENVINO)
     assert (tmp_path / "asked.rejected").is_dir()
 
 
@@ -145,9 +148,10 @@ def test_sites_are_lifted_until_none_is_left_and_then_the_gate_refuses(demo_run:
     images = load_split("digits", "val", val_fraction=info.val_fraction, seed=info.seed).subset(np.arange(64))
     ratios = {site["name"]: site["sqnr_db"] for site in quantized.report["sites"]}
     with pytest.raises(VerificationError, match="accuracy drop"):
-        # No network is better than all images right by a point, so that every step is taken.
+        # No network is as good as a point more than all images right, so that every step is taken.
         export(
-            quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_top1=100.0, max_drop=-1.0
+            quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_metric=101.0,
+            options=ExportOptions(max_drop=0.0),
         )  # fmt: skip
     manifest = read_manifest(tmp_path / "b.rejected")
     lifted = manifest.quantization["lifted"]
@@ -164,7 +168,7 @@ def test_nothing_is_lifted_where_the_drop_holds(demo_run: Path, tmp_path: Path) 
     images = load_split("digits", "val", val_fraction=info.val_fraction, seed=info.seed).subset(np.arange(64))
     with torch.no_grad():
         bundle = export(
-            quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_top1=50.0, max_drop=1.0
+            quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_metric=50.0
         )  # fmt: skip
     assert read_manifest(bundle).quantization["lifted"] == []
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from leanvit.annotations import SceneSet
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, load_model, save_checkpoint
-from leanvit.commands.quantize_task import calibration_inputs
+from leanvit.commands.measured import calibration_inputs
 from leanvit.config import Preprocess, TaskTrainConfig, from_dict, load_yaml
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataError, NumericalError, RunLockedError
 from leanvit.files import only_writer

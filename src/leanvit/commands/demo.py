@@ -19,7 +19,7 @@ from leanvit import errors
 from leanvit.analysis import received_attention
 from leanvit.bench import benchmark, describe, machine
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint
-from leanvit.commands.quantize_classifier import quantize_and_measure
+from leanvit.commands.measured import quantize_and_measure, save
 from leanvit.config import DemoConfig, ExportOptions, MPTQConfig, QuantizeConfig, TrainConfig, save_yaml
 from leanvit.data.loader import to_input
 from leanvit.data.sets import load_split
@@ -27,7 +27,6 @@ from leanvit.errors import ModelError
 from leanvit.export.api import export
 from leanvit.files import only_writer, read_json, write_json
 from leanvit.progress import note, print_table
-from leanvit.quant.store import save_quantized
 from leanvit.report import write_report
 from leanvit.runtime.bundle import MODEL_NAME, load_golden, versions
 from leanvit.train import run as run_training
@@ -80,21 +79,18 @@ def _quantize(model: nn.Module, info: CheckpointInfo, config: DemoConfig, folder
             model=str(folder / "train"), data=DATA, weight_bits=bits, activation_bits=bits, output=str(output),
             seed=config.seed,
         )  # fmt: skip
-        quantized, _ = quantize_and_measure(model, info, settings, scheme)
+        quantized = quantize_and_measure(model, info, settings, scheme)
         save_yaml(settings, output / "config.yaml")
-        save_quantized(output, quantized, info)
+        save(output, quantized, info)
         if bits == 8:
             _export_quantized(quantized, info, folder / "bundle", config.max_drop)
 
 
 def _export_options(info: CheckpointInfo, float_top1: float) -> dict[str, Any]:
     return {
-        "labels": info.labels,
-        "preprocess": info.preprocess,
+        "info": info,
         "images": load_split(DATA, "val", val_fraction=info.val_fraction, seed=info.seed),
-        "float_top1": float_top1,
-        "architecture": info.architecture,
-        "data": {"name": DATA, "val_fraction": info.val_fraction, "seed": info.seed},
+        "float_metric": float_top1,
     }
 
 

@@ -1,54 +1,93 @@
-"""What several verbs read: networks, images, and what was measured before."""
+"""What several verbs read: networks and data of any task, and what was measured before."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanvit.progress import note
-
 if TYPE_CHECKING:
-    from leanvit import config as configs
-    from leanvit.annotations import SceneSet
+    from torch import nn
+
+    from leanvit.checkpoint import CheckpointInfo
+    from leanvit.export.data import Data
 
 
 def load_model(spec: str) -> Any:
-    """Model and info of a checkpoint, a run folder or NAME.TAG."""
+    """Model and info of a classifier's checkpoint, a run folder or NAME.TAG."""
     from leanvit.checkpoint import load_model
 
     return load_model(spec)
 
 
-def known_float_top1(model: Any, info: Any, config: configs.ExportConfig) -> float | None:
-    """Float accuracy on the export's images: as measured when it was quantized, on the same data."""
-    from leanvit.quant import QuantizedModel
+def open_network(spec: str) -> tuple[nn.Module, CheckpointInfo]:
+    """Float network (eval mode, CPU) and info of a checkpoint or run folder of any task, or of NAME.TAG.
 
-    if isinstance(model, QuantizedModel):
-        measured = model.report.get("float_accuracy") if model.report.get("data") == config.data else None
-    else:
-        measured = info.metrics if info.data == config.data else None
-    if not measured:
-        note(f"the float model was not measured on {config.data}: the accuracy drop is not checked")
-    return measured["top1"] if measured else None
+    Raises CheckpointError where it is none of them or damaged.
+    """
+    from leanvit.runtime.task_of import description_of
+    from leanvit.tasks.build import load_network
 
-
-def bundle_images(manifest: Any, data: str, images: Any, bad_images: Any = "fail") -> Any:
-    """Labelled, prepared images for a bundle."""
-    import numpy as np
-
-    from leanvit.data.loader import Loader, check_classes
-    from leanvit.export.gate.verify import Evaluation
-
-    check_classes(images.classes, manifest.labels, data)
-    batches = list(Loader(images, manifest.preprocess, 64, bad_images))
-    pixels = np.concatenate([x.numpy() for x, _ in batches])
-    labels = np.concatenate([y.numpy() for _, y in batches])
-    return Evaluation(pixels, labels, images.name, classes=images.classes)
+    told = Path(spec).exists() and description_of(spec).get("task")
+    return load_network(spec) if told else load_model(spec)
 
 
-def read_scenes(data: str, split: Any, task: str) -> SceneSet:
-    from leanvit.tasks import task_named
+def open_exportable(spec: str) -> tuple[Any, CheckpointInfo]:
+    """Float or quantized network of any task, and its info. Raises CheckpointError."""
+    from leanvit.quant.parts import is_quantized_network, load_quantized_network
+    from leanvit.quant.store import is_quantized, load_quantized
+
+    if is_quantized(spec):
+        return load_quantized(spec)
+    return load_quantized_network(spec) if is_quantized_network(spec) else open_network(spec)
+
+
+def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
+    """Labelled images or annotated pictures of one split; what is left out of the latter is named.
+
+    how: val_fraction and seed of a split that images are cut into. Raises DataError.
+    """
+    from leanvit.data.sets import load_split
+    from leanvit.runtime.task import task_named
+    from leanvit.tasks import task_named as training_task
     from leanvit.train.tasks import report_problems
 
-    scenes = task_named(task).load(data, split)
+    if task_named(task).data == "images":
+        return load_split(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})
+    scenes = training_task(task).load(data, split)
     report_problems(scenes)
     return scenes
+
+
+def read_own_data(info: CheckpointInfo, data: str, split: Any) -> Data:
+    """The same for a network, as it was trained. Raises DataError where the data has other classes."""
+    found = read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed)
+    require_same_classes(info.task, info.labels, found, data)
+    return found
+
+
+def require_same_classes(task: str, labels: tuple[str, ...], data: Data, name: str) -> None:
+    """Raise DataError where data has other classes than a network, or in another order."""
+    from leanvit.annotations import SceneSet
+    from leanvit.data.loader import check_classes
+    from leanvit.tasks.measure import require_classes
+
+    if isinstance(data, SceneSet):
+        require_classes(labels, data)
+    else:
+        check_classes(data.classes, labels, name)
+
+
+def measured_before(model: Any, info: CheckpointInfo, data: str) -> float | None:
+    """The float network's metric on the same data, as it was measured in training or when it was quantized."""
+    from torch import nn
+
+    from leanvit.runtime.task import task_named
+
+    if isinstance(model, nn.Module):
+        measured = info.metrics if info.data == data else None
+    else:
+        # Classifiers of 0.1 have float_accuracy alone.
+        report = model.report if model.report.get("data") == data else {}
+        measured = report.get("float_metrics") or report.get("float_accuracy")
+    value = measured.get(task_named(info.task).metric) if measured else None
+    return None if value is None else float(value)

@@ -1,74 +1,67 @@
-"""leanvit verify: let the gate check a bundle again."""
+"""leanvit verify: let the gate check a bundle of any task again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
-from leanvit.commands.inputs import bundle_images, read_scenes
 
 if TYPE_CHECKING:
     from leanvit import config as configs
-
-
-def _network_as_exported(path: str, manifest: Any) -> Any:
-    """The torch network that a bundle was written from, in the form that its profile runs."""
-    from leanvit.checkpoint import load_checkpoint
-    from leanvit.export.simulated import simulated
-    from leanvit.quant.store import is_quantized, load_quantized
-
-    if not is_quantized(path):
-        return load_checkpoint(path)[0]
-    quantized, _ = load_quantized(path)
-    return simulated(quantized, manifest.profile, manifest.quantization.get("lifted", ()))
+    from leanvit.export.gate.evaluation import Evaluation
 
 
 def run(config: configs.VerifyConfig) -> int:
     """Check a bundle."""
-    from leanvit.runtime.task_of import CLASSIFY, task_of
-
-    if task_of(config.bundle) != CLASSIFY:
-        return _run_task(config)
-    from dataclasses import replace
-
-    from leanvit.data.sets import load_split
     from leanvit.export.gate.check import print_verdict, require_passed
     from leanvit.export.gate.verify import verify_bundle
+
+    result = verify_bundle(config.bundle, _evaluation(config))
+    print_verdict(result, config.bundle, as_json=config.json)
+    require_passed(result, config.bundle)
+    return errors.EXIT_OK
+
+
+def _evaluation(config: configs.VerifyConfig) -> Evaluation | None:
+    """What the bundle is measured on and compared with; needs torch only where data or a network is given."""
     from leanvit.runtime.bundle import read_manifest
+
+    if not config.data and not config.model:
+        return None
+    from leanvit.commands.inputs import read_data, require_same_classes
+    from leanvit.export.data import evaluation_of, synthetic_evaluation
 
     manifest = read_manifest(config.bundle)
     evaluation = None
     if config.data:
-        split = {key: manifest.data[key] for key in ("val_fraction", "seed") if key in manifest.data}
-        evaluation = bundle_images(manifest, config.data, load_split(config.data, "val", **split))
-    if config.model:
-        from leanvit.export.api import synthetic_images, torch_logits
-        from leanvit.export.gate.verify import Evaluation
-
-        network = _network_as_exported(config.model, manifest)
-        if evaluation is None:
-            import numpy as np
-
-            pixels = np.stack(synthetic_images(32, manifest.preprocess.input_size, seed=1))
-            evaluation = Evaluation(pixels, np.full(len(pixels), -1, np.int64), "synthetic images")
-        expected = torch_logits(network, evaluation.pixels, manifest.preprocess)
-        evaluation = replace(evaluation, expected=expected)
-    result = verify_bundle(config.bundle, evaluation)
-    print_verdict(result, config.bundle, as_json=config.json)
-    require_passed(result, config.bundle)
-    return errors.EXIT_OK
+        data = read_data(manifest.task, config.data, "val", **manifest.data)
+        require_same_classes(manifest.task, manifest.labels, data, config.data)
+        evaluation = evaluation_of(manifest.task, data, manifest.preprocess)
+    if not config.model:
+        return evaluation
+    return _compared(config.model, manifest, evaluation or synthetic_evaluation(manifest.preprocess))
 
 
-def _run_task(config: configs.VerifyConfig) -> int:
-    """Check a bundle."""
-    from leanvit.export.gate.check import print_verdict, require_passed
-    from leanvit.export.gate.tasks import verify_task_bundle
-    from leanvit.runtime.task_of import task_of
+def _compared(path: str, manifest: Any, evaluation: Evaluation) -> Evaluation:
+    """With the outputs of the network that a bundle was written from, in the form that its profile runs.
 
-    if config.model:
-        raise errors.ConfigError("model is for classifiers: a task's bundle is checked on golden pictures and --data")
-    scenes = read_scenes(config.data, "val", task_of(config.bundle)) if config.data else None
-    result = verify_task_bundle(config.bundle, scenes)
-    print_verdict(result, config.bundle, as_json=config.json)
-    require_passed(result, config.bundle)
-    return errors.EXIT_OK
+    Raises ConfigError where that network has another task.
+    """
+    from dataclasses import replace
+
+    from torch import nn
+
+    from leanvit.commands.inputs import open_exportable
+    from leanvit.export.network import network_outputs
+    from leanvit.export.simulated import simulated
+
+    model, info = open_exportable(path)
+    if info.task != manifest.task:
+        raise errors.ConfigError(
+            f"model {path} is for task {info.task}, the bundle for {manifest.task}, expected the network that the "
+            "bundle was written from. Give its checkpoint or quantized folder."
+        )
+    if not isinstance(model, nn.Module):
+        model = simulated(model, manifest.profile, manifest.quantization.get("lifted", ()))
+    told = replace(info, preprocess=manifest.preprocess)
+    return replace(evaluation, expected=network_outputs(model, told, evaluation.pixels))

@@ -62,7 +62,9 @@ class ExportConfig(ExportOptions):
         None,
         f"Labelled images, to measure accuracy in the runtime (without: NOT verified): {DATA_KINDS}; {OR_ANNOTATED}.",
     )
-    batch_size: int = option(64, "Images a step when accuracy is measured.")
+    batch_size: int | None = option(
+        None, "Images a step when accuracy is measured; default: 128 (classify), 8 (other tasks)."
+    )
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import MPTQConfig, to_dict
-from leanvit.errors import CalibrationError, CheckpointError
+from leanvit.config import Budget, MPTQConfig, to_dict
+from leanvit.errors import CalibrationError, CheckpointError, ConfigError
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
 from leanvit.tasks.build import build_network
-from leanvit.tasks.detect import PART_OUTPUTS, PYRAMID
 from leanvit.tasks.parts import WHOLE, example_of, part_inputs, parts_of, with_parts
 
 REPORT_NAME = "quantize.json"
@@ -79,7 +78,8 @@ def quantize_network(
     what leanvit.quantize raises.
     """
     config = config or MPTQConfig()
-    inputs = part_inputs(network.eval(), x, config.seed)
+    budgets = _budgets(parts_of(network.eval()), config.budget)
+    inputs = part_inputs(network, x, config.seed)
     quantized: dict[str, QuantizedModel] = {}
     for name, part in parts_of(network).items():
         if not len(inputs[name]):
@@ -92,9 +92,27 @@ def quantize_network(
             own = {site.removeprefix(f"{name}."): bits for site, bits in plan.items() if site.startswith(f"{name}.")}
         journal = Path(folder) / f"search_{name}.jsonl" if folder and config.budget else None
         note(f"quantizing {name}: {len(inputs[name])} inputs")
-        quantized[name] = quantize(part, inputs[name], config, plan=own, journal=journal)
+        own_config = replace(config, budget=budgets[name])
+        quantized[name] = quantize(part, inputs[name], own_config, plan=own, journal=journal)
         quantized[name] = replace(quantized[name], preprocess=info.preprocess)
     return QuantizedNetwork(network, quantized, _sizes(quantized, config))
+
+
+def _budgets(parts: dict[str, nn.Module], budget: Budget | None) -> dict[str, Budget | None]:
+    """What the plan of each part may cost: average bits are those of each, bytes are shared by their parameters.
+
+    Raises ConfigError for a limit that can't be shared.
+    """
+    if budget is None or len(parts) == 1 or budget.average_bits is not None:
+        return dict.fromkeys(parts, budget)
+    if budget.model_bytes is None:
+        raise ConfigError(
+            f"the network has the parts {', '.join(parts)}, which run as often as there are objects, so that bitops "
+            "and latency_ms of an image are not known. Expected a budget of average_bits or model_bytes."
+        )
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    shares = {name: budget.model_bytes * count // sum(counts.values()) for name, count in counts.items()}
+    return {name: replace(budget, model_bytes=share) for name, share in shares.items()}
 
 
 def _sizes(parts: dict[str, QuantizedModel], config: MPTQConfig) -> dict[str, Any]:
@@ -115,7 +133,14 @@ def save_network(folder: str | Path, quantized: QuantizedNetwork, info: Checkpoi
 
 def is_quantized_network(folder: str | Path) -> bool:
     """Whether `folder` holds the quantized parts of a task's network."""
-    return any((Path(folder) / name / QUANTIZED_NAME).is_file() for name in (WHOLE, PYRAMID))
+    return bool(_part_folders(Path(folder)))
+
+
+def _part_folders(folder: Path) -> list[str]:
+    """Names of the parts that were saved in a folder; a run may hold whole quantized classifiers, which are none."""
+    if not (folder / REPORT_NAME).is_file():
+        return []
+    return sorted(file.parent.name for file in folder.glob(f"*/{QUANTIZED_NAME}"))
 
 
 def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, CheckpointInfo]:
@@ -124,7 +149,7 @@ def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, Checkp
     Raises CheckpointError where a part is missing, damaged or of another network than the first.
     """
     folder = Path(folder)
-    names = [name for name in (WHOLE, *PART_OUTPUTS) if (folder / name / QUANTIZED_NAME).is_file()]
+    names = _part_folders(folder)
     if not names:
         raise CheckpointError(f"{folder}: no quantized parts inside. Quantize first: leanvit quantize CHECKPOINT")
     built: list[tuple[CheckpointInfo, nn.Module]] = []
@@ -133,16 +158,18 @@ def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, Checkp
         if not built:
             built.append((info, build_network(info).eval()))
         first, network = built[0]
-        if info != first:
+        parts = parts_of(network)
+        if info != first or name not in parts:
             raise CheckpointError(
                 f"{folder}: part {name} is of another network than {names[0]}, expected parts of one. "
                 "Quantize again, into an empty folder."
             )
-        return parts_of(network)[name], example_of(network, name, info)
+        return parts[name], example_of(network, name, info)
 
     found = {name: load_quantized(folder / name, partial(make, name))[0] for name in names}
     info, network = built[0]
-    missing = set(parts_of(network)) - set(found)
+    missing = [name for name in parts_of(network) if name not in found]
     if missing:
-        raise CheckpointError(f"{folder}: the parts {', '.join(sorted(missing))} are missing. Quantize again.")
-    return QuantizedNetwork(network, found, read_json(folder / REPORT_NAME)), info
+        raise CheckpointError(f"{folder}: the parts {', '.join(missing)} are missing. Quantize again.")
+    ordered = {name: found[name] for name in parts_of(network)}
+    return QuantizedNetwork(network, ordered, read_json(folder / REPORT_NAME)), info

@@ -11,6 +11,7 @@ CLASSIFY = "classify"
 _CHECKPOINT = "model.safetensors"
 _QUANTIZED = "quantized.safetensors"
 _BUNDLE = "bundle.json"
+_REPORT = "quantize.json"
 _LARGEST_HEADER = 100 << 20
 
 
@@ -29,7 +30,8 @@ def description_of(path: str | Path) -> dict[str, Any]:
     try:
         if (path / _BUNDLE).is_file():
             return dict(json.loads((path / _BUNDLE).read_bytes()))
-        for candidate in (path / _CHECKPOINT, *(path / part / _QUANTIZED for part in ("network", "pyramid")), path):
+        parts = sorted(path.glob(f"*/{_QUANTIZED}")) if (path / _REPORT).is_file() else []
+        for candidate in (path / _CHECKPOINT, *parts, path):
             if candidate.is_file():
                 return _metadata_of_tensors(candidate)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, struct.error):

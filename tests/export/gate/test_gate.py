@@ -33,11 +33,11 @@ from gate_bugs import (
 )
 from leanvit import MPTQConfig, Predictor, export, imaging, quantize
 from leanvit.checkpoint import preprocess_for
-from leanvit.config import FASHION_MNIST_CLASSES, Preprocess, from_dict
+from leanvit.config import FASHION_MNIST_CLASSES, ExportOptions, Preprocess, from_dict
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import BundleError, CalibrationError, NumericalError, VerificationError
-from leanvit.export import api
+from leanvit.export import network
 from leanvit.export.gate.check import require_passed
 from leanvit.export.gate.verify import verify_bundle
 from leanvit.files import read_json
@@ -47,6 +47,7 @@ from leanvit.quant.quantizers import ActivationQuantizer
 from leanvit.runtime import predictor as runtime
 from leanvit.runtime.bundle import Manifest, read_manifest, sign
 
+LENIENT = ExportOptions(max_drop=3.0)
 FAST = MPTQConfig(range_search=False, ratio_search=False)
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 original_resize = imaging._resize_image
@@ -126,9 +127,7 @@ def subjects(
     assert top1 > 75
     models = {"float": digits_vit, "w8a8": quantize(digits_vit, calibration, FAST)}
     return {
-        name: Subject(
-            model, export(model, folder / name, images=held_out, float_top1=top1, max_drop=3.0), held_out, top1
-        )
+        name: Subject(model, export(model, folder / name, LENIENT, images=held_out, float_metric=top1), held_out, top1)
         for name, model in models.items()
     }
 
@@ -143,8 +142,8 @@ def lower_once(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) ->
         if bug is not None:
             bug(proto)
             assert proto.SerializeToString() != before
-        monkeypatch.setattr(api, "lower", lambda *arguments, **options: proto)
-        monkeypatch.setattr(api, "trace", lambda *arguments, **options: None)
+        monkeypatch.setattr(network, "lower", lambda *arguments, **options: proto)
+        monkeypatch.setattr(network, "trace", lambda *arguments, **options: None)
 
     return use
 
@@ -204,7 +203,7 @@ def test_bgr_is_rejected_where_all_data_are_grey(
     subject = subjects[kind]
     lower_once(subject, bgr)
     names = rejected(
-        GOLDEN, subject.model, tmp_path, images=subject.images, float_top1=subject.float_top1, max_drop=3.0
+        GOLDEN, subject.model, tmp_path, options=LENIENT, images=subject.images, float_metric=subject.float_top1
     )
     assert {"accuracy", "accuracy drop", "agreement", "logits"}.isdisjoint(names)
 
@@ -254,7 +253,7 @@ def test_head_without_weights_is_rejected(
     model = copy.deepcopy(digits_vit)
     nn.init.zeros_(model.head.weight)
     lower_once(subjects["float"], lambda proto: put(initializers(proto, 10, 96)[0][0], np.zeros((10, 96), np.float32)))
-    assert set(rejected("golden answers", model, tmp_path)) == {"golden answers"}
+    assert set(rejected("golden outputs", model, tmp_path)) == {"golden outputs"}
 
 
 def test_scales_of_another_calibration_are_rejected_without_data(
@@ -392,7 +391,7 @@ def test_wrong_preprocessing_on_purpose_is_measured_with_data_and_unverified_wit
     assert line["passed"] is None
     assert "mean is [0.0, 0.0, 0.0], not [0.485, 0.456, 0.406]" in line["found"]
     shutil.rmtree(bundle)
-    options = {"preprocess": other, "images": subject.images, "float_top1": subject.float_top1}
+    options = {"preprocess": other, "images": subject.images, "float_metric": subject.float_top1}
     rejected("accuracy drop", subject.model, tmp_path, **options)
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
+from leanvit.export.gate.limits import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
-from leanvit.export.gate.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
 from leanvit.quant import quantize
 from leanvit.quant.quantizers import UniformQuantizer
 from leanvit.runtime.bundle import sqnr_db
-from leanvit.runtime.task_golden import LEAST_SHARE, MATCHED_SHARE, SHARE_MARGIN, golden_records, least_share
+from leanvit.runtime.golden_objects import LEAST_SHARE, MATCHED_SHARE, SHARE_MARGIN, golden_records, least_share
 
 
 class Casting(nn.Module):

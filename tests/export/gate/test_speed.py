@@ -13,7 +13,7 @@ import timm
 import torch
 
 from leanvit import export
-from leanvit.config import MPTQConfig, Preprocess
+from leanvit.config import ExportOptions, MPTQConfig, Preprocess
 from leanvit.data.loader import to_input
 from leanvit.errors import NumericalError, VerificationError
 from leanvit.export.gate import speed
@@ -36,7 +36,9 @@ def model() -> QuantizedModel:
 
 
 def written(model: QuantizedModel, folder: Path, **options: Any) -> dict[str, Any]:
-    bundle = export(model, folder / "bundle", preprocess=PREPROCESS, runtimes=["onnxruntime"], **options)
+    bundle = export(
+        model, folder / "bundle", ExportOptions(runtimes=("onnxruntime",), **options), preprocess=PREPROCESS
+    )
     checks = json.loads((bundle / "verify.json").read_text())["checks"]
     return {check["name"]: check for check in checks}
 

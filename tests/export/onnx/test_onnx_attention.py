@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import export
 from leanvit.checkpoint import preprocess_for
+from leanvit.config import ExportOptions
 from leanvit.export.onnx.attention import fuse_attention
 from leanvit.export.onnx.lower import lower
 from leanvit.quant.graph import trace
@@ -187,7 +188,7 @@ def test_what_is_no_such_attention_stays(form: Form) -> None:
 
 def test_an_older_opset_keeps_the_products(tmp_path: Path) -> None:
     network = timm.create_model("vit_micro").eval()
-    bundle = export(network, tmp_path / "bundle", opset=21, runtimes=["onnxruntime"])
+    bundle = export(network, tmp_path / "bundle", ExportOptions(opset=21, runtimes=("onnxruntime",)))
     assert read_manifest(bundle).opset == 21
     proto = onnx.load(bundle / "model.onnx")
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [21]

@@ -15,7 +15,7 @@ import torch
 import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import export
 from leanvit.checkpoint import preprocess_for
-from leanvit.config import MPTQConfig, Preprocess
+from leanvit.config import ExportOptions, MPTQConfig, Preprocess
 from leanvit.data.loader import to_input
 from leanvit.export.gate import speed
 from leanvit.export.gate.golden import synthetic_images
@@ -156,7 +156,9 @@ def test_its_speed_is_that_in_openvino(
     monkeypatch.setattr(speed, "benchmark", timed)
     monkeypatch.setattr(speed, "FEWEST_MACS", 0)
     preprocess = preprocess_for(timm.create_model("vit_micro"))
-    bundle = export(vit[0], tmp_path / "bundle", profile="openvino", preprocess=preprocess, runtimes=["onnxruntime"])
+    bundle = export(
+        vit[0], tmp_path / "bundle", ExportOptions(profile="openvino", runtimes=("onnxruntime",)), preprocess=preprocess
+    )
     assert seen == ["openvino", "openvino"]
     check = next(row for row in read_json(bundle / "verify.json")["checks"] if row["name"] == "speed")
     assert "(OpenVINO, 2 threads" in check["found"]

@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 from leanvit import imaging
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.export.gate.check import Check
+from leanvit.export.gate.given import Given
 from leanvit.files import fingerprint
 from leanvit.runtime.bundle import Manifest
 
 MIN_CALIBRATION_IMAGES = 32
+"""As many as quantize asks for: with fewer, ranges hang on single images."""
+
 MIN_NEIGHBOUR_CORRELATION = 0.2
+"""Of neighbouring pixels, which is 0 in noise and near 1 in most images: nearer to noise, so that textures pass."""
+
 MAX_NOISY_SHARE = 0.1
+"""Of the calibration images; a few may be textures that look like noise."""
+
 MIN_GREY_LEVELS = 4.0
+"""Spread of the pixels, below which images are all but black or one colour."""
+
 LEVELS_BEYOND = 64.0
 """Grey levels that a resize in float may overshoot 0 and 255 by."""
 
@@ -24,7 +33,10 @@ MIN_SITE_SQNR_DB = 0.0
 """Noise of a site with 8 bits must not exceed its signal: vitae_micro is accurate with 4 dB at one site."""
 
 MAX_PROBE_LOSS_DB = 3.0
+"""Twice the noise power that quantization made: the same quantizers elsewhere differ by float rounding alone."""
+
 MAX_SHARED_SHARE = 0.01
+"""Of the evaluation images: data sets hold a few images twice."""
 
 NORMALISATIONS = {
     "ImageNet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -36,10 +48,9 @@ NORMALISATIONS = {
 """What images that do not fit the preprocessing were most likely normalised with."""
 
 
-def check_facts(manifest: Manifest) -> list[Check]:
+def check_facts(given: Given) -> list[Check]:
     """Calibration saw enough images of the right kind, and the quantized network is the one that was measured."""
-    if not manifest.plan:
-        return []
+    manifest = given.manifest
     facts = manifest.quantization.get("calibration") or {}
     checks = _check_calibration(facts, manifest.preprocess) if facts else []
     return [*checks, _check_sites(manifest), _check_probe(manifest.quantization.get("probe"))]
@@ -84,7 +95,7 @@ def _check_range(facts: dict[str, Any], preprocess: Preprocess) -> Check:
 
 
 def _check_normalisation(facts: dict[str, Any], preprocess: Preprocess) -> Check:
-    """8-bit images lie on a grid that only their own normalisation turns back into whole grey levels."""
+    """Pixels of 8-bit images are whole grey levels, but only under their own normalisation."""
     name, expected = "calibration normalisation", f"8-bit images, mean {preprocess.mean}, std {preprocess.std}"
     if not facts.get("pixels"):
         return Check(name, None, "NOT verified: quantized by an older leanvit", expected, "Quantize again.")
@@ -140,7 +151,7 @@ def with_worst_sites(hint: str, manifest: Manifest) -> str:
 
 
 def _check_probe(probe: dict[str, float] | None) -> Check:
-    """Whether the quantized network still answers as when it was quantized."""
+    """Whether the quantized network still has the outputs that it had when it was quantized."""
     name = "quantizers"
     if not probe:
         return Check(name, None, "NOT verified: quantized by an older leanvit", "as when quantized", "Quantize again.")
@@ -152,8 +163,11 @@ def _check_probe(probe: dict[str, float] | None) -> Check:
     )  # fmt: skip
 
 
-def check_disjoint(manifest: Manifest, pixels: NDArray[np.uint8]) -> list[Check]:
+def check_disjoint(given: Given) -> list[Check]:
     """No evaluation image was calibrated on; images are equal where every prepared pixel is."""
+    if given.evaluation is None:
+        return []
+    manifest, pixels = given.manifest, given.evaluation.pixels
     facts = manifest.quantization.get("calibration") or {}
     if "fingerprints" not in facts:
         return []

@@ -1,4 +1,4 @@
-"""Golden images: few, but such that a mistake in decoding, resizing, normalising or lowering changes the answer."""
+"""Golden images: few, but such that a mistake in decoding, resizing, normalising or lowering changes the outputs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit import imaging
+from leanvit.annotations import SceneSet
 from leanvit.config import Preprocess, to_dict
 from leanvit.data.sets import ImageSet
 
 GOLDEN_IMAGES = 16
+GOLDEN_PICTURES = 8
+"""Of annotated pictures, whose maps and masks take a good part of golden.npz."""
+
 CHARTS = 4
 CHART_RECTANGLES = 1000
 PREPARED_IMAGES = 4
 
 
-def golden_images(images: ImageSet | None, preprocess: Preprocess) -> list[bytes]:
-    """Encoded golden images: of `images` where given, else synthetic ones, with CHARTS charts among the first.
+def golden_images(data: ImageSet | SceneSet | None, preprocess: Preprocess, count: int) -> list[bytes]:
+    """At most `count` encoded golden images: of `data` where given, else synthetic ones, with CHARTS charts among them.
 
     The first image is one of the data; charts and data alternate, because a server checks only the first two.
     """
-    if images is None:
-        return golden_set(GOLDEN_IMAGES, preprocess.input_size)
-    return golden_set(GOLDEN_IMAGES, preprocess.input_size, len(images), images.encoded)
+    if data is None:
+        return golden_set(count, preprocess.input_size)
+    if isinstance(data, ImageSet):
+        return golden_set(count, preprocess.input_size, len(data), data.encoded)
+    scenes = data.scenes
+    return golden_set(count, preprocess.input_size, len(scenes), lambda i: scenes[i].path.read_bytes())
 
 
 def golden_set(
@@ -34,7 +41,7 @@ def golden_set(
 ) -> list[bytes]:
     """At most `total` encoded images for an input of `size` (height, width), CHARTS charts among the first.
 
-    read: gives image i of `available`; without any, synthetic ones take their place.
+    read: returns image i of `available`; without any, synthetic ones take their place.
     """
     count = total - CHARTS
     if read is None or not available:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanvit.errors import is_installed, require
 from leanvit.export.gate.check import Check
+from leanvit.export.gate.given import Given
 from leanvit.export.onnx.storage import opset_of
 from leanvit.runtime.bundle import MODEL_NAME, Manifest
 
@@ -18,12 +18,13 @@ RANDOM = frozenset(
 )
 
 
-def check_file(folder: Path, manifest: Manifest) -> list[Check]:
+def check_file(given: Given) -> list[Check]:
     """onnx.checker, finite weights, one self-contained file with the stated opset and input, nothing random."""
+    manifest = given.manifest
     if not is_installed("onnx"):
         return [Check("onnx", None, "onnx is not installed", "a valid model", 'pip install "leanvit[onnx]"')]
     onnx = require("onnx")
-    model = onnx.load(str(folder / MODEL_NAME), load_external_data=False)
+    model = onnx.load(str(given.folder / MODEL_NAME), load_external_data=False)
     try:
         onnx.checker.check_model(model, full_check=True)
         problem = ""

@@ -1,8 +1,8 @@
-"""How exactly the answers of a quantized network are defined: the rest is rounding, which no file can repeat.
+"""How exactly the outputs of a quantized network are defined: the rest is rounding, which no file can repeat.
 
-A value near the middle between two codes falls to one or the other by the last bit of a float sum, and a deep network
-makes more of that. The same simulation in float64 shows how far answers move by it; a runtime, whose sums have another
-order, can't be asked for less.
+A value near the middle between two quantized integers rounds to one or the other by the last bit of a float sum, and a
+deep network makes more of that. The same simulation in float64 shows how far outputs move by it; a runtime, whose sums
+have another order, can't be asked for less.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from leanvit.export.gate.verify import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
+from leanvit.export.gate.limits import LOW_BIT_SQNR_DB, MARGIN_DB, QUANTIZED_SQNR_DB
 from leanvit.export.onnx.simulation import activation_quantizers
 
 T = TypeVar("T")
-
-MARGIN_DB = 3.0
-"""A runtime's answers and those of the simulation are each so far from the truth."""
 
 
 def some_tensor(network: nn.Module) -> Tensor:
@@ -49,11 +46,11 @@ def in_double(network: nn.Module, run: Callable[[nn.Module], T]) -> T:
 
 
 def least_sqnr_db(network: nn.Module, own_db: Callable[[], float]) -> float:
-    """The least SQNR in dB that the gate asks of a quantized network's golden answers in a runtime.
+    """The least SQNR in dB that the gate asks of a quantized network's golden outputs in a runtime.
 
-    network: the simulation in its executed form. own_db: gives the SQNR of its answers to those of the same in float64,
-    see `in_double`; not asked where it doesn't count. QUANTIZED_SQNR_DB where all activations have 8 bits, less where
-    rounding alone moves the answers further; never below LOW_BIT_SQNR_DB.
+    network: the simulation in its executed form. own_db: returns the SQNR of its outputs to those of the same in
+    float64, see `in_double`; not asked where it doesn't count. QUANTIZED_SQNR_DB where all activations have 8 bits,
+    less where rounding alone moves the outputs further; never below LOW_BIT_SQNR_DB.
     """
     if any(quantizer.bits < 8 for quantizer in activation_quantizers(network).values()):
         return LOW_BIT_SQNR_DB

@@ -1,0 +1,94 @@
+"""Labelled data of any task as what the gate measures a bundle on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leanvit.annotations import Outputs, SceneSet
+from leanvit.config import Preprocess
+from leanvit.data.loader import Loader
+from leanvit.data.sets import ImageSet
+from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
+from leanvit.export.gate.golden import synthetic_images
+from leanvit.export.gate.limits import COMPARED_PICTURES
+from leanvit.imaging import Pixels
+from leanvit.runtime.inputs import Place
+from leanvit.runtime.task import Batch, Task, measure_task, task_named
+from leanvit.tasks import task_named as training_task
+from leanvit.tasks.measure import batches_of
+
+Data = ImageSet | SceneSet
+
+SYNTHETIC_IMAGES = 32
+"""Images without data on which a bundle is compared with a network: twice as many as it has golden ones."""
+
+
+def evaluation_of(
+    task: str, data: Data, preprocess: Preprocess, before: float | None = None, batch_size: int | None = None
+) -> Evaluation:
+    """Labelled images or annotated pictures as what a bundle of a task is measured on.
+
+    before: the task's metric of the float network on the same data, where it is known. batch_size: images a step, None:
+    as many as the task usually takes.
+    """
+    row = task_named(task)
+    if isinstance(data, ImageSet):
+        found = _of_images(row, data, preprocess)
+    else:
+        found = _of_pictures(row, data, preprocess, batch_size or row.batch_size)
+    return replace(found, before=before, batch_size=batch_size or 0)
+
+
+def _of_images(task: Task, images: ImageSet, preprocess: Preprocess) -> Evaluation:
+    batches = list(Loader(images, preprocess, 64))
+    pixels = np.concatenate([x.numpy() for x, _ in batches])
+    labels: NDArray[np.int64] = np.concatenate([y.numpy() for _, y in batches])
+    places = [Place(i) for i in range(len(pixels))]
+
+    def measure(run: Run) -> Metrics:
+        return measure_task(task, images, [(run(pixels), places)])
+
+    return Evaluation(images.name, pixels, images.classes, labels, measure)
+
+
+def _of_pictures(task: Task, scenes: SceneSet, preprocess: Preprocess, step: int) -> Evaluation:
+    size = preprocess.input_size
+
+    def batches(run: Callable[[Any], Outputs], some: SceneSet) -> Iterator[Batch]:
+        return batches_of(training_task(task.name), some, size, step, run)
+
+    def measure(run: Run) -> Metrics:
+        return measure_task(task, scenes, batches(lambda images: run(_pixels(images)), scenes))
+
+    found: list[Pixels] = []
+
+    def keep(images: Any) -> Outputs:
+        found.append(_pixels(images))
+        return {}
+
+    for _ in batches(keep, spread(scenes)):
+        pass
+    return Evaluation(scenes.name, np.concatenate(found)[:COMPARED_PICTURES], scenes.classes, None, measure)
+
+
+def spread(scenes: SceneSet) -> SceneSet:
+    """At most COMPARED_PICTURES of some pictures, spread over all: folders are often sorted."""
+    count = len(scenes.scenes)
+    picks = dict.fromkeys(np.linspace(0, count - 1, min(count, COMPARED_PICTURES)).astype(int).tolist())
+    return replace(scenes, scenes=tuple(scenes.scenes[i] for i in picks))
+
+
+def _pixels(images: Tensor) -> Pixels:
+    """(B, 3, H, W) uint8 of a loader as (B, H, W, 3)."""
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+
+
+def synthetic_evaluation(preprocess: Preprocess) -> Evaluation:
+    """Images without labels, on which a bundle is compared with the network before export."""
+    return Evaluation("synthetic images", np.stack(synthetic_images(SYNTHETIC_IMAGES, preprocess.input_size, seed=1)))
