@@ -16,6 +16,18 @@ from common import LABELS, Outcome, save_image, smooth
 pytest_plugins = ("fixtures_run",)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `cuda` where there is no GPU, and say so."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and PyTorch finds none"))
+
+
 @pytest.fixture
 def leanvit(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """Run the command line in this process: leanvit("predict", bundle, image) -> Outcome."""
