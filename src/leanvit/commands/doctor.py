@@ -12,7 +12,19 @@ from leanvit.bench import machine
 from leanvit.config import DoctorConfig
 from leanvit.progress import print_json, print_table
 
-CORE = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "pyyaml", "jinja2", "rich")
+CORE = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pillow",
+    "safetensors",
+    "pyyaml",
+    "jinja2",
+    "markupsafe",
+    "rich",
+)
 OPTIONAL = {
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
