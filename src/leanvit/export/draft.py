@@ -85,6 +85,8 @@ def write_within_drop(job: Job, bar: Bar) -> tuple[Manifest, Evaluation | None]:
         drop = 0.0 if job.before is None else job.task.drop(job.before, _value(manifest))
         if drop <= job.max_drop or len(lifted) >= len(order):
             bar.advance(detail="written")
+            if lifted:
+                note(f"{len(lifted)} sites run in float: leanvit val measures that of the bundle, not of QUANTIZED")
             return manifest, evaluation
         lifted = order[: max(1, 2 * len(lifted))]
         note(f"{drop:.2f} points lost, at most {job.max_drop:g} wanted: {len(lifted)} of {len(order)} sites in float")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,7 @@ from leanvit.errors import ConfigError, DataError
 from leanvit.progress import track
 from leanvit.runtime.task import Batch, measure_task
 from leanvit.runtime.task import task_named as served_task
-from leanvit.runtime.task_predictor import TaskPredictor
-from leanvit.tasks import TrainingTask, task_named
+from leanvit.tasks import TrainingTask
 from leanvit.tasks.build import task_of_network
 
 
@@ -65,14 +63,3 @@ def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
             f"{scenes.name} has classes {', '.join(scenes.classes[:4])}... ({len(scenes.classes)}), the network has "
             f"{', '.join(labels[:4])}... ({len(labels)}), expected the same in the same order."
         )
-
-
-def measure_bundle(predictor: TaskPredictor, scenes: SceneSet, batch_size: int = 8) -> dict[str, Any]:
-    """The task's metrics of a bundle, executed."""
-
-    def run(images: Tensor) -> Outputs:
-        return predictor.outputs(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
-
-    task = task_named(predictor.manifest.task)
-    batches = batches_of(task, scenes, predictor.size, batch_size, run)
-    return measure_task(served_task(task.name), scenes, batches)
