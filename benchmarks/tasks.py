@@ -23,7 +23,7 @@ from typing import Any
 from leanvit.annotations.load import load_scenes
 from leanvit.bench import benchmark, describe
 from leanvit.commands.measured import calibration_inputs
-from leanvit.config import MPTQConfig, TaskTrainConfig, from_dict, load_yaml
+from leanvit.config import MPTQConfig, TrainConfig, from_dict, load_yaml
 from leanvit.export.api import export
 from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.files import read_json, write_json
@@ -32,7 +32,7 @@ from leanvit.quant.parts import quantize_network, save_network
 from leanvit.runtime.answers import METRICS
 from leanvit.tasks.build import load_network
 from leanvit.tasks.measure import measure_network
-from leanvit.train.tasks import run
+from leanvit.train import run
 from measure import SEED, facts, merged
 
 RECIPES = Path(__file__).parents[1] / "configs" / "tasks"
@@ -48,7 +48,7 @@ CALIBRATION = 128
 ROUNDS = 40
 
 
-def train(config: TaskTrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or go on with what was killed; the summary of the run."""
     summary = Path(config.output) / "train.json"
     if not summary.is_file() or len(read_json(summary)["history"]) < config.epochs:
@@ -59,7 +59,7 @@ def train(config: TaskTrainConfig) -> dict[str, Any]:
 
 def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
     """One row: what training reached, and what is left of it after quantization and export."""
-    config = from_dict(TaskTrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name)
+    config = from_dict(TrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name)
     data = config.data
     summary = train(config)
     network, info = load_network(config.output)
@@ -90,7 +90,7 @@ def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
 
 def read_bundles(name: str) -> dict[str, Any]:
     """What both bundles of a case say of themselves, and their times in turns, with one thread and with two."""
-    folder = Path(from_dict(TaskTrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name).output)
+    folder = Path(from_dict(TrainConfig, load_yaml(RECIPES / f"{CASES[name]}.yaml"), name).output)
     bundles = {profile: folder / f"bundle_{profile}" for profile in ("fp32", "w8a8")}
     found: dict[str, Any] = {
         profile: {

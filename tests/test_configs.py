@@ -9,7 +9,7 @@ import pytest
 
 from common import ROOT
 from leanvit.cli import parse
-from leanvit.config import TaskTrainConfig, TrainConfig, from_dict, load_yaml
+from leanvit.config import TrainConfig, from_dict, load_yaml
 
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 HEADER = ("Recipe:", "Command:", "Hardware:", "Reached:", "Paper:")
@@ -55,7 +55,7 @@ TASK_RECIPES = sorted((ROOT / "configs" / "tasks").glob("*.yaml"))
 def test_a_recipe_of_a_task_is_its_command_and_says_what_it_reached(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = from_dict(TaskTrainConfig, load_yaml(recipe), recipe.name)
+    config = from_dict(TrainConfig, load_yaml(recipe), recipe.name)
     assert recipe.stem.startswith(config.model)
     assert config.output == f"runs/{recipe.stem}"
     found = header(recipe)

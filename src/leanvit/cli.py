@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VERBS = {
     "demo": ("DemoConfig", "digits in, a proven 8-bit bundle and a report out, in minutes"),
     "models": ("ModelsConfig", "list the architectures"),
-    "train": ("TrainConfig", "train or fine-tune on a folder of images"),
+    "train": ("TrainConfig", "train or fine-tune on images or annotated pictures"),
     "val": ("ValConfig", "measure accuracy of a checkpoint, quantized model or bundle"),
     "quantize": ("QuantizeConfig", "quantize a checkpoint after training"),
     "export": ("ExportConfig", "write a verified ONNX bundle"),
@@ -163,26 +163,7 @@ def parse(verb: str, arguments: list[str]) -> Any:
     from leanvit import config as configs
     from leanvit.config.parser import parse_arguments
 
-    task = _named_task(arguments) if verb == "train" else None
-    if task is not None:
-        return parse_arguments(f"train --task {task}", configs.TaskTrainConfig, arguments)
     return parse_arguments(verb, getattr(configs, VERBS[verb][0]), arguments)
-
-
-def _named_task(arguments: list[str]) -> str | None:
-    """The task of a training that is no classification: by --task, or by the key in a --config file."""
-    from leanvit.config import load_yaml
-
-    def following(flag: str) -> str | None:
-        for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
-            if word == flag or word.startswith(f"{flag}="):
-                return after if word == flag else word.partition("=")[2]
-        return None
-
-    task, file = following("--task"), following("--config")
-    if task is not None:
-        return task
-    return load_yaml(file).get("task") if file else None
 
 
 if __name__ == "__main__":

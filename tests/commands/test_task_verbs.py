@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from leanvit.cli import parse
-from leanvit.config import TaskTrainConfig
+from leanvit.config import TrainConfig
 from leanvit.runtime.task_of import task_of
 from toy_tasks import HEADS, ToyTasks, json_lines
 
@@ -76,7 +76,7 @@ def test_a_detector_from_training_to_a_bundle_that_predicts(toys: ToyTasks, tmp_
 def test_the_configuration_of_a_run_gives_the_same_run_again(toys: ToyTasks, tmp_path: Path, leanvit: Run) -> None:
     file = toys.run("semantic") / "config.yaml"
     config = parse("train", ["--config", str(file)])
-    assert isinstance(config, TaskTrainConfig)
+    assert isinstance(config, TrainConfig)
     assert config == toys.config("semantic", toys.run("semantic"), epochs=config.epochs)
     assert parse("train", ["--config", str(file), "--epochs", "7"]).epochs == 7
     assert leanvit("train", "--config", file, "--output", tmp_path, "--epochs", 1).code == 0

@@ -20,12 +20,12 @@ from leanvit.annotations import SceneSet
 from leanvit.annotations.load import load_scenes
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.commands.measured import calibration_inputs
-from leanvit.config import DataComposeConfig, TaskTrainConfig
+from leanvit.config import DataComposeConfig, TrainConfig
 from leanvit.data.compose import compose
 from leanvit.export.api import export
 from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
 from leanvit.tasks.build import load_network
-from leanvit.train.tasks import run
+from leanvit.train import run
 
 TASKS = ("detect", "segment", "semantic", "pose")
 SIZE = (64, 64)
@@ -46,10 +46,10 @@ class ToyTasks:
     folder: Path
     scenes: Path
 
-    def config(self, task: str, output: Path, **changes: Any) -> TaskTrainConfig:
+    def config(self, task: str, output: Path, **changes: Any) -> TrainConfig:
         """Settings of a short training."""
-        config = TaskTrainConfig(
-            task=cast(Any, task), data=str(self.scenes), model="mobilenetv3_small_050", output=str(output), epochs=2,
+        config = TrainConfig(
+            task=task, data=str(self.scenes), model="mobilenetv3_small_050", output=str(output), epochs=2,
             batch_size=8, img_size=SIZE, lr=3e-3, device="cpu", amp="none", **HEADS[task],
         )  # fmt: skip
         return replace(config, **changes)
@@ -105,16 +105,16 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> ToyTasks:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Make trainings end with KeyboardInterrupt as soon as so many epochs are on disk."""
-    from leanvit.train.tasks import TaskTrainer
+    from leanvit.train import Trainer
 
-    record: Callable[..., None] = TaskTrainer._record
+    record: Callable[..., None] = Trainer._record
 
-    def stop(trainer: TaskTrainer, row: dict[str, Any]) -> None:
-        record(trainer, row)
+    def stop(trainer: Trainer, row: dict[str, Any], scored: Any) -> None:
+        record(trainer, row, scored)
         if trainer.progress.epoch == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TaskTrainer, "_record", stop)
+    monkeypatch.setattr(Trainer, "_record", stop)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

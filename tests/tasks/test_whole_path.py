@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from leanvit.checkpoint import load_checkpoint, read_tensors
-from leanvit.config import DataComposeConfig, TaskTrainConfig
+from leanvit.config import DataComposeConfig, TrainConfig
 from leanvit.data.compose import compose
 from leanvit.errors import CheckpointError
 from leanvit.runtime.task_of import task_of
+from leanvit.train import Trainer, run
 from leanvit.train.state import LAST_NAME
-from leanvit.train.tasks import TaskTrainer, run
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def pose(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(config.output)
 
 
-def settings(scenes: Path, output: Path, **changes: Any) -> TaskTrainConfig:
-    config = TaskTrainConfig(
+def settings(scenes: Path, output: Path, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
         task="semantic", data=str(scenes), model="exmobilevit_micro", output=str(output), epochs=2, batch_size=8,
         img_size=(64, 64), decoder="fpn", decoder_width=64, lr=1e-3, device="cpu",
     )  # fmt: skip
@@ -48,14 +48,14 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     whole = settings(scenes, tmp_path / "whole", model_ema_decay=ema)
     run(whole)
     broken = settings(scenes, tmp_path / "broken", model_ema_decay=ema)
-    record = TaskTrainer._record
+    record = Trainer._record
 
-    def stop(trainer: TaskTrainer, row: dict[str, Any]) -> None:
-        record(trainer, row)
+    def stop(trainer: Trainer, row: dict[str, Any], scored: Any) -> None:
+        record(trainer, row, scored)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(TaskTrainer, "_record", stop)
+        patched.setattr(Trainer, "_record", stop)
         with pytest.raises(KeyboardInterrupt):
             run(broken)
     run(replace(broken, resume=True))

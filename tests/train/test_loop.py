@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from leanvit.errors import CheckpointError, ConfigError, NumericalError, RunLock
 from leanvit.files import only_writer, read_json
 from leanvit.train import Accuracy, Trainer, autocast_dtype, evaluate, learning_rate, make_optimizer, pick_device, run
 from leanvit.train.batches import Part
-from leanvit.train.setup import some_of_each_class
+from leanvit.train.classify import Classification
+from leanvit.train.learning import Scored
+from leanvit.train.setup import checkpoint_gradients, some_of_each_class
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_resume_ends_with_the_weights_of_an_uninterrupted_run(
     run(whole)
     original = Trainer._train_epoch
 
-    def stop_before_the_last(self: Trainer, epoch: int, bar: object) -> tuple[float, float]:
+    def stop_before_the_last(self: Trainer, epoch: int, bar: object) -> dict[str, float]:
         if epoch == 2:
             raise KeyboardInterrupt
         return original(self, epoch, bar)
@@ -132,13 +134,13 @@ def test_logs_that_a_kill_left_behind_catch_up(config: TrainConfig) -> None:
 
 
 def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._prepare
+    original = Classification.prepare
 
-    def poisoned(self: Trainer, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def poisoned(self: Classification, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, target = original(self, part, step)
         return x * (torch.nan if step == 9 else 1.0), target
 
-    monkeypatch.setattr(Trainer, "_prepare", poisoned)
+    monkeypatch.setattr(Classification, "prepare", poisoned)
     with pytest.raises(NumericalError, match=r"the loss is nan at step 9 \(epoch 3\)"):
         run(config)
     model, _ = load_checkpoint(config.output)
@@ -147,14 +149,14 @@ def test_nan_loss_stops_and_keeps_the_epochs_before(config: TrainConfig, monkeyp
 
 
 def test_the_batch_of_a_nan_loss_is_kept(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._prepare
+    original = Classification.prepare
 
-    def poisoned(self: Trainer, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def poisoned(self: Classification, part: Part, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, target = original(self, part, step)
         x[0] = torch.inf if step == 5 else x[0]
         return x, target
 
-    monkeypatch.setattr(Trainer, "_prepare", poisoned)
+    monkeypatch.setattr(Classification, "prepare", poisoned)
     with pytest.raises(NumericalError, match=r"The batch is in .*nan_batch\.safetensors"):
         run(config)
     batch = load_file(Path(config.output) / "nan_batch.safetensors")
@@ -169,9 +171,10 @@ def test_the_batch_of_a_nan_loss_is_kept(config: TrainConfig, monkeypatch: pytes
 def test_patience_ends_a_run_that_gets_no_better(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([50.0, 75.0, 62.5, 75.0, 25.0, 87.5])
 
-    def validate(self: Trainer) -> Accuracy:
+    def validate(self: Trainer) -> Scored:
         value = next(values)
-        return Accuracy(value, 100.0, 2.0 - value / 100, 8, 4)
+        metrics = asdict(Accuracy(value, 100.0, 2.0 - value / 100, 8, 4))
+        return Scored(metrics, {"val_top1": metrics["top1"], "val_loss": metrics["loss"]})
 
     monkeypatch.setattr(Trainer, "_validate", validate)
     result = run(replace(config, epochs=9, patience=3))
@@ -187,18 +190,19 @@ def test_the_average_is_what_is_validated_and_kept(config: TrainConfig) -> None:
         trainer.fit()
     average = {k: v for k, v in trainer.average.module.state_dict().items() if v.is_floating_point()}
     assert any(not torch.equal(v, trainer.model.state_dict()[k]) for k, v in average.items())
-    measured = evaluate(trainer.average.module, trainer.val_loader)
+    measured = evaluate(trainer.average.module, trainer.learning.val_loader)
     assert trainer.progress.history[-1]["val_loss"] == pytest.approx(measured.loss)
 
 
 def test_class_weights_make_a_rare_class_count_as_much(config: TrainConfig) -> None:
     trainer = Trainer(replace(config, class_weights="balanced", smoothing=0.0))
-    trainer.weights = torch.tensor([3.0, 0.5])
+    learning = trainer.learning
+    learning.weights = torch.tensor([3.0, 0.5])
     part = next(iter(trainer.batches.epoch(0)))
-    x, target = trainer._prepare(part, 0)
-    answer = trainer._answer(x)
+    x, target = learning.prepare(part, 0)
+    answer = learning.output(trainer.running, x)
     plain = torch.nn.functional.cross_entropy(answer.logits.float(), target, reduction="none")
-    assert torch.allclose(trainer._losses(answer, target, x), plain * trainer.weights[target])
+    assert torch.allclose(learning.losses(answer, target, x), plain * learning.weights[target])
 
 
 @pytest.mark.parametrize("options", [{"train_fraction": 0.25}, {"images_per_class": 4}])
@@ -223,11 +227,9 @@ def test_ways_to_save_memory_learn_the_same(config: TrainConfig, tmp_path: Path,
     assert second.history[0]["train_loss"] == pytest.approx(first.history[0]["train_loss"], rel=1e-3)
 
 
-def test_a_network_without_checkpoints_for_gradients_says_so(config: TrainConfig) -> None:
-    trainer = Trainer(config)
-    trainer.model = torch.nn.Linear(2, 2)
+def test_a_network_without_checkpoints_for_gradients_says_so() -> None:
     with pytest.raises(ConfigError, match=r"Linear can't checkpoint gradients. Leave --grad-checkpointing out"):
-        trainer._checkpoint_gradients()
+        checkpoint_gradients(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("amp", ["float16", "bfloat16"])
@@ -299,7 +301,7 @@ def test_an_absent_device_is_named() -> None:
 def test_evaluation_counts_every_image_once(config: TrainConfig) -> None:
     trainer = Trainer(config)
     for batch_size in (1, 3, 8, 100):
-        loader = Loader(trainer.val_loader.images, trainer.info.preprocess, batch_size)
+        loader = Loader(trainer.learning.val_loader.images, trainer.info.preprocess, batch_size)
         assert evaluate(trainer.model, loader).images == 8
 
 

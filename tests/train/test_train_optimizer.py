@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit.checkpoint import classifier_prefixes
 from leanvit.config import TrainConfig
 from leanvit.errors import ConfigError
 from leanvit.train.optimizer import balanced_weights, freeze, make_optimizer, set_learning_rate
@@ -46,7 +47,11 @@ def test_a_frozen_backbone_keeps_every_value_and_the_classifier_learns(name: str
     optimizer = make_optimizer(model, TrainConfig(lr=0.1))
     before = {n: v.clone() for n, v in model.state_dict().items()}
     model.train()
-    freeze(model, learning, frozen=True)
+
+    def of_head(name: str) -> bool:
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in classifier_prefixes(model))
+
+    freeze(model, learning, of_head, frozen=True)
     x = torch.randn(4, 3, *model.pretrained_cfg["input_size"][1:])
     model(x).square().sum().backward()
     optimizer.step()
@@ -56,7 +61,7 @@ def test_a_frozen_backbone_keeps_every_value_and_the_classifier_learns(name: str
     assert changed
     assert all(n.startswith(tuple(prefixes)) for n in changed)
     model.train()
-    freeze(model, learning, frozen=False)
+    freeze(model, learning, of_head, frozen=False)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == learning
     assert model.training
 

@@ -70,7 +70,7 @@ def test_two_processes_train_as_one_with_the_same_batch(options: dict[str, Any],
     run(TrainConfig(**COMMON, **{**options, "grad_accum_steps": 1, "workers": 0}, output=str(one)))
     done = launch(TrainConfig(**COMMON, **options, output=str(two)), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best top-1") == 1
+    assert done.stdout.count("best top1") == 1
     close(one, two, 1e-5)
     summary = read_json(two / "train.json")
     assert summary["processes"] == 2

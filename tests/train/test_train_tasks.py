@@ -18,7 +18,7 @@ from torch import nn
 from leanvit.annotations import SceneSet
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, load_model, save_checkpoint
 from leanvit.commands.measured import calibration_inputs
-from leanvit.config import Preprocess, TaskTrainConfig, from_dict, load_yaml
+from leanvit.config import Preprocess, TrainConfig, from_dict, load_yaml
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataError, NumericalError, RunLockedError
 from leanvit.files import only_writer
 from leanvit.quant.parts import is_quantized_network, load_quantized_network, quantize_network, save_network
@@ -29,8 +29,9 @@ from leanvit.tasks.detect import Detector
 from leanvit.tasks.measure import measure_network
 from leanvit.tasks.parts import parts_of
 from leanvit.tasks.semantic import Segmenter
-from leanvit.train import learning_rate
-from leanvit.train.tasks import TaskTrainer, make_optimizer, run, task_info
+from leanvit.train import Trainer, learning_rate, run
+from leanvit.train.optimizer import optimizer_of
+from leanvit.train.scenes import scene_groups, task_info
 from toy_tasks import HEADS, TASKS, TRAIN, VAL, ToyTasks, stop_after
 
 pytest_plugins = ("toy_tasks",)
@@ -63,7 +64,7 @@ def test_a_run_leaves_config_summary_best_weights_and_state(task: str, toys: Toy
     assert (summary["train_pictures"], summary["val_pictures"]) == (TRAIN, VAL)
     assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
     assert all(math.isfinite(row["train_loss"]) and 0 <= row["metric"] <= 1 for row in history)
-    again = from_dict(TaskTrainConfig, load_yaml(folder / "config.yaml"), "config.yaml")
+    again = from_dict(TrainConfig, load_yaml(folder / "config.yaml"), "config.yaml")
     assert again == toys.config(task, folder, epochs=epochs)
 
 
@@ -95,9 +96,9 @@ def test_learning_rate_rises_in_a_line_and_falls_in_a_cosine(toys: ToyTasks, tmp
 
 def test_every_parameter_learns_once_and_at_its_own_rate(toys: ToyTasks, tmp_path: Path) -> None:
     config = toys.config("semantic", tmp_path, backbone_lr_scale=0.25, weight_decay=0.1)
-    trainer = TaskTrainer(config)
-    optimizer = make_optimizer(trainer.network, config)
-    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
+    trainer = Trainer(config)
+    optimizer = trainer.optimizer
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     seen = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(seen) == sorted(names.values())
     for group in optimizer.param_groups:
@@ -106,7 +107,7 @@ def test_every_parameter_learns_once_and_at_its_own_rate(toys: ToyTasks, tmp_pat
             assert group["lr_scale"] == (0.25 if of_backbone else 1.0)
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
     with pytest.raises(ConfigError, match="opt is 'adamv'"):
-        make_optimizer(trainer.network, replace(config, opt="adamv"))
+        optimizer_of(scene_groups(trainer.model, None, config), replace(config, opt="adamv"))
 
 
 # --- exact resume ---
@@ -141,7 +142,7 @@ def test_resume_of_a_finished_run_changes_nothing(toys: ToyTasks, tmp_path: Path
     folder = Path(shutil.copytree(toys.run("semantic"), tmp_path / "run"))
     before = {name: (folder / name).read_bytes() for name in (BEST, LAST, "train.json")}
     result = run(toys.config("semantic", folder, epochs=3, resume=True))
-    assert result.best == max(row["metric"] for row in result.history)
+    assert result.value == max(row["metric"] for row in result.history)
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 

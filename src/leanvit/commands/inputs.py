@@ -49,7 +49,7 @@ def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
     from leanvit.data.sets import load_split
     from leanvit.runtime.task import task_named
     from leanvit.tasks import task_named as training_task
-    from leanvit.train.tasks import report_problems
+    from leanvit.train.scenes import report_problems
 
     if task_named(task).data == "images":
         return load_split(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})

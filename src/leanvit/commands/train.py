@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from leanvit import errors
 
@@ -12,30 +12,21 @@ if TYPE_CHECKING:
 
 def run(config: configs.TrainConfig) -> int:
     """Train, and say where the result is."""
-    from leanvit.runtime.task_of import CLASSIFY
+    from leanvit.runtime.task import TASKS
 
-    if getattr(config, "task", CLASSIFY) != CLASSIFY:
-        return _run_task(cast("configs.TaskTrainConfig", config))
+    if config.task not in TASKS:
+        raise errors.ConfigError(
+            f"task is '{config.task}'.{errors.did_you_mean(config.task, TASKS)} Expected one of: {', '.join(TASKS)}."
+        )
     from leanvit.train import run as run_it
     from leanvit.train.processes import from_environment
 
     result = run_it(config)
     if not from_environment().first:
         return errors.EXIT_OK
-    best = result.best
-    print(f"best top-1 {best.top1:.2f}% ({best.correct} of {best.images} images) in {result.seconds:.0f} s")
-    print(f"checkpoint {result.checkpoint}")
-    print(f"next: leanvit quantize {config.output} --data {config.data}")
-    return errors.EXIT_OK
-
-
-def _run_task(config: configs.TaskTrainConfig) -> int:
-    """Train, and say where the result is."""
-    from leanvit.runtime.answers import METRICS
-    from leanvit.train.tasks import run as run_it
-
-    result = run_it(config)
-    print(f"best {METRICS[config.task]} {result.best:.4f} in {result.cpu_seconds / 60:.1f} CPU-minutes")
+    percent = "%" if TASKS[config.task].points == 1.0 else ""
+    value = f"{result.value:.2f}{percent}" if percent else f"{result.value:.4f}"
+    print(f"best {result.metric} {value} in {result.seconds:.0f} s ({result.cpu_seconds / 60:.1f} CPU-minutes)")
     print(f"checkpoint {result.checkpoint}")
     print(f"next: leanvit quantize {config.output} --data {config.data}")
     return errors.EXIT_OK

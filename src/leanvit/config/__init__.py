@@ -26,7 +26,7 @@ from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
-from leanvit.config.tasks import Task, TaskTrainConfig
+from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
 
 __all__ = [
@@ -58,7 +58,6 @@ __all__ = [
     "RuntimeChoice",
     "Scheme",
     "Task",
-    "TaskTrainConfig",
     "TrainConfig",
     "ValConfig",
     "VerifyConfig",
@@ -70,3 +69,13 @@ __all__ = [
     "save_yaml",
     "to_dict",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """TaskTrainConfig of 0.1, for one release."""
+    if name != "TaskTrainConfig":
+        raise AttributeError(f"module 'leanvit.config' has no attribute '{name}'")
+    import warnings
+
+    warnings.warn("TaskTrainConfig is TrainConfig with a task now: TrainConfig(task=...)", FutureWarning, stacklevel=2)
+    return TrainConfig

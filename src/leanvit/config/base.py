@@ -64,7 +64,11 @@ def convert(cls: type[Config], values: dict[str, Any], where: str) -> dict[str, 
         if key not in names:
             raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), names)}")
     hints = get_type_hints(cls)
-    converted = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
+    # An option whose default is the task's own is None where that task has none.
+    unset = {key for key, value in values.items() if value is None and names[key].metadata.get("by_task")}
+    converted = {
+        key: None if key in unset else _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()
+    }
     expected = names["version"].default if "version" in names else None
     if expected is not None and converted.get("version", expected) != expected:
         raise ConfigError(

@@ -82,6 +82,8 @@ def _count(hint: Any) -> int:
         return 0
     if get_origin(hint) is list or (get_origin(hint) is tuple and Ellipsis in get_args(hint)):
         return MANY
+    if get_origin(hint) in (Union, types.UnionType):
+        return MANY if MANY in map(_count, get_args(hint)) else 1
     return len(get_args(hint)) if get_origin(hint) is tuple else 1
 
 
@@ -126,6 +128,10 @@ def _typed(text: Any, hint: Any) -> Any:
     if isinstance(text, bool):
         return text
     if isinstance(text, list):
+        if get_origin(hint) in (Union, types.UnionType):
+            if text == ["null"] and types.NoneType in get_args(hint):
+                return None
+            hint = next(arg for arg in get_args(hint) if _count(arg) == MANY)
         inner = get_args(hint)
         return [_typed(one, inner[0]) for one in text]
     if get_origin(hint) in (Union, types.UnionType):

@@ -1,70 +1,131 @@
-"""Configuration of training."""
+"""Configuration of training: one for all tasks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
+from leanvit.config.tasks import CLASSIFY, DEFAULTS, IMAGES_DEFAULTS, OBJECTS, PICTURES, PICTURES_DEFAULTS, STRIDE
 from leanvit.errors import ConfigError
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
+_IMAGES = (CLASSIFY,)
+
+
+def by_task(name: str, help: str, **metadata: Any) -> Any:
+    """The option `name`, whose default is the task's own (config.tasks.DEFAULTS); None until it is known."""
+    images, pictures = IMAGES_DEFAULTS.get(name), PICTURES_DEFAULTS.get(name)
+    if images is not None and pictures is not None:
+        help += f" Default: {images}, {pictures} for other tasks."
+    elif name == "data":
+        help += f" Default: {images}; other tasks need one."
+    return option(None, help, by_task=True, **metadata)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train or fine-tune a model on an image folder or an embedded data set."""
+    """Train or fine-tune: a classifier on labelled images, or another task on annotated pictures, on any backbone."""
 
-    data: str = option("digits", f"Labelled images: {DATA_KINDS}.")
-    model: str = option("revit_micro", "Any timm architecture; see: leanvit models.")
-    output: str = option("runs/train", "Folder for checkpoints, log and resolved config.")
-    epochs: int = option(30, "Passes over the training images.")
-    batch_size: int = option(64, "Images an optimizer step: over all processes and accumulated parts.")
+    task: str = option(
+        CLASSIFY,
+        "classify: a label an image; detect: boxes; segment: boxes and masks; semantic: a class a pixel; pose: "
+        "keypoints in given boxes.",
+    )
+    data: str = by_task(
+        "data",
+        f"Labelled images: {DATA_KINDS}; for other tasks a folder of `leanvit data compose`, COCO root, YOLO "
+        "data.yaml, ADE20K, Cityscapes or image + mask root.",
+    )
+    model: str = by_task("model", "Any timm architecture; see: leanvit models.")
+    output: str = by_task("output", "Folder for checkpoints, log and resolved config.")
+    epochs: int = by_task("epochs", "Passes over the training images.")
+    batch_size: int = by_task("batch_size", "Images an optimizer step: over all processes and accumulated parts.")
     grad_accum_steps: int = option(1, "Parts of a step that each process works on one after another.")
     opt: str = option("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, ...")
     momentum: float = option(0.9, "Momentum of optimizers that have one.")
-    lr: float = option(2e-3, "Peak learning rate.")
-    min_lr: float = option(1e-5, "Learning rate at the end of the cosine.")
-    warmup_epochs: float = option(2.0, "Epochs of linear warm-up.")
+    lr: float = by_task("lr", "Peak learning rate.")
+    backbone_lr_scale: float = option(1.0, "Learning rate of the backbone as a share of the heads'.", tasks=PICTURES)
+    min_lr: float = by_task("min_lr", "Learning rate at the end of the cosine.")
+    warmup_epochs: float = by_task("warmup_epochs", "Epochs of linear warm-up.")
     weight_decay: float = option(0.05, "Decay; norms, biases and the model's no_weight_decay excepted.")
     layer_decay: float | None = option(None, "Factor of the learning rate from one layer to the one before it.")
-    freeze_epochs: int = option(0, "First epochs in which only the classifier learns; all of them: a linear probe.")
-    clip_grad: float = option(1.0, "Largest gradient norm; 0 turns clipping off.")
-    smoothing: float = option(0.1, "Label smoothing.")
-    class_weights: Literal["none", "balanced"] = option("none", "Weigh classes by one over their number of images.")
-    drop: float = option(0.0, "Dropout rate of the classifier and the MLPs.")
+    freeze_epochs: int = option(0, "First epochs in which only the classifier or the heads learn; all: a linear probe.")
+    clip_grad: float = by_task("clip_grad", "Largest gradient norm; 0 turns clipping off.")
+    smoothing: float = option(0.1, "Label smoothing.", tasks=_IMAGES)
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "Weigh classes by one over their number of images.", tasks=_IMAGES
+    )
+    drop: float = option(0.0, "Dropout rate of the classifier and the MLPs.", tasks=_IMAGES)
     drop_path: float = option(0.0, "Stochastic depth rate.")
     model_ema_decay: float = option(0.0, "Validate and keep a moving average of the weights; 0: none.")
-    img_size: int | None = option(None, "Input side in pixels; default: the model's own.")
-    crop_scale: tuple[float, float] = option((0.7, 1.0), "Area share of the random crop, low and high.")
-    crop_ratio: tuple[float, float] = option((1.0, 1.0), "Aspect ratio of the random crop, low and high.")
-    hflip: float = option(0.0, "Probability of a horizontal flip.")
-    degrees: float = option(10.0, "Largest random rotation, in degrees.")
-    aa: str | None = option(None, "timm's AutoAugment or RandAugment policy, e.g. rand-m9-mstd0.5-inc1.")
-    reprob: float = option(0.0, "Probability of erasing a random rectangle.")
-    mixup: float = option(0.0, "Parameter of Mixup's beta distribution; 0 turns it off.")
-    cutmix: float = option(0.0, "Parameter of CutMix' beta distribution; 0 turns it off.")
-    mixup_prob: float = option(1.0, "Share of steps that are mixed, where mixup or cutmix is on.")
-    mixup_switch_prob: float = option(0.5, "Share of mixed steps that use CutMix, where both are on.")
-    teacher: str | None = option(None, "Checkpoint, run folder or NAME.TAG to learn from.")
-    distillation: Literal["soft", "hard", "token"] = option(
-        "soft", "Learn the teacher's probabilities, its top label, or its top label on DeiT's token."
+    img_size: int | tuple[int, ...] | None = by_task(
+        "img_size",
+        "Input side in pixels, or height and width; default: the model's own, 640 for other tasks (multiples of 32).",
     )
-    distillation_alpha: float = option(0.5, "Share of the teacher in the loss.")
-    distillation_tau: float = option(2.0, "Temperature of soft labels.")
-    hint_weight: float = option(0.0, "Weight of the distance between feature maps of student and teacher.")
+    crop_scale: tuple[float, float] = option((0.7, 1.0), "Area share of the random crop, low and high.", tasks=_IMAGES)
+    crop_ratio: tuple[float, float] = option(
+        (1.0, 1.0), "Aspect ratio of the random crop, low and high.", tasks=_IMAGES
+    )
+    scale: tuple[float, float] = option(
+        (0.5, 1.5), "Random size of the picture, low and high.", tasks=(*OBJECTS, "semantic")
+    )
+    hflip: float = by_task("hflip", "Probability of a horizontal flip.")
+    color_jitter: float = option(0.2, "Strength of random brightness, contrast and saturation.", tasks=PICTURES)
+    degrees: float = by_task(
+        "degrees", "Largest random rotation, in degrees. Default: 10, 30 for pose.", tasks=(CLASSIFY, "pose")
+    )
+    aa: str | None = option(None, "timm's AutoAugment or RandAugment policy, e.g. rand-m9-mstd0.5-inc1.", tasks=_IMAGES)
+    reprob: float = option(0.0, "Probability of erasing a random rectangle.", tasks=_IMAGES)
+    mixup: float = option(0.0, "Parameter of Mixup's beta distribution; 0 turns it off.", tasks=_IMAGES)
+    cutmix: float = option(0.0, "Parameter of CutMix' beta distribution; 0 turns it off.", tasks=_IMAGES)
+    mixup_prob: float = option(1.0, "Share of steps that are mixed, where mixup or cutmix is on.", tasks=_IMAGES)
+    mixup_switch_prob: float = option(0.5, "Share of mixed steps that use CutMix, where both are on.", tasks=_IMAGES)
+    teacher: str | None = option(None, "Checkpoint, run folder or NAME.TAG to learn from.", tasks=_IMAGES)
+    distillation: Literal["soft", "hard", "token"] = option(
+        "soft", "Learn the teacher's probabilities, its top label, or its top label on DeiT's token.", tasks=_IMAGES
+    )
+    distillation_alpha: float = option(0.5, "Share of the teacher in the loss.", tasks=_IMAGES)
+    distillation_tau: float = option(2.0, "Temperature of soft labels.", tasks=_IMAGES)
+    hint_weight: float = option(
+        0.0, "Weight of the distance between feature maps of student and teacher.", tasks=_IMAGES
+    )
+    channels: int = option(256, "Channels of the feature pyramid.", tasks=OBJECTS)
+    anchor_scale: float = option(8.0, "Side of an anchor in strides of its level.", tasks=OBJECTS)
+    head_width: int = option(1024, "Width of the box head's two layers.", tasks=OBJECTS)
+    mask_width: int = option(256, "Channels of the mask head.", tasks=OBJECTS)
+    mask_layers: int = option(4, "Convolutions of the mask head.", tasks=OBJECTS)
+    proposals: int = option(1000, "Boxes that the second stage looks at.", tasks=OBJECTS)
+    sampled: int = option(512, "Boxes a picture that the second stage learns from.", tasks=OBJECTS)
+    detections: int = option(100, "Most objects that are returned for a picture.", tasks=OBJECTS)
+    decoder: Literal["upernet", "fpn"] = option(
+        "upernet", "Head: the papers' UPerNet or a light FPN.", tasks=("semantic",)
+    )
+    decoder_width: int = option(256, "Channels of the head.", tasks=("semantic", "pose"))
+    dice: float = option(0.0, "Weight of the soft Dice loss beside cross entropy.", tasks=("semantic",))
+    head: dict[str, Any] = option({}, "Options of the head of a task from outside leanvit, as keys of a --config file.")
     patience: int = option(0, "Stop after so many epochs without a better validation; 0: never.")
     val_interval: int = option(1, "Epochs from one validation to the next; the last epoch is always validated.")
     save_interval: int = option(0, "Steps between saves inside an epoch; 0: only after each epoch.")
-    pretrained: bool = option(False, "Start from weights that come with the architecture.")
-    initial_checkpoint: str | None = option(None, "Start from this leanvit checkpoint or safetensors file.")
-    val_fraction: float = option(0.2, "Share held out where the data has no validation split of its own.")
-    train_fraction: float = option(1.0, "Share of every class' training images to use.")
-    images_per_class: int | None = option(None, "Training images of each class to use.")
-    cache: Literal["auto", "memory", "none"] = option(
-        "auto", "Keep prepared images in memory and crop those, or crop files anew; auto: up to 4 GiB in memory."
+    pretrained: bool = option(False, "Start the model or the backbone from weights that come with the architecture.")
+    initial_checkpoint: str | None = option(
+        None, "Start the model or the backbone from this leanvit checkpoint or safetensors file."
     )
+    val_fraction: float = option(
+        0.2, "Share held out where the data has no validation split of its own.", tasks=_IMAGES
+    )
+    train_fraction: float = option(1.0, "Share of the training images to use; of every class for classify.")
+    images_per_class: int | None = option(None, "Training images of each class to use.", tasks=_IMAGES)
+    annotations: Literal["skip", "fail"] = option(
+        "skip", "What a broken annotation does; all are named.", tasks=PICTURES
+    )
+    cache: Literal["auto", "memory", "none"] = option(
+        "auto", "Keep prepared images in memory and crop those, or crop files anew; auto: up to 4 GiB in memory.",
+        tasks=_IMAGES,
+    )  # fmt: skip
     workers: int = option(0, "Processes that load images; 0: this one, with threads.")
     bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt training image does.")
     amp: Literal["auto", "bfloat16", "float16", "none"] = option(
@@ -81,36 +142,89 @@ class TrainConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
-        require_at_least(
-            self, 1, "epochs", "batch_size", "img_size", "val_interval", "grad_accum_steps", "images_per_class"
-        )
-        require_at_least(
-            self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed", "mixup", "cutmix",
-            "patience", "save_interval", "workers", "freeze_epochs", "hint_weight",
-        )  # fmt: skip
-        for name in ("lr", "distillation_tau"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("smoothing", "drop", "drop_path", "model_ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 up to 1")
-        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction is {self.val_fraction}, expected between 0 and 1")
-        if not 0 < self.train_fraction <= 1:
-            raise ConfigError(f"train_fraction is {self.train_fraction}, expected a share above 0")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay is {self.layer_decay}, expected more than 0 and up to 1")
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected two rising numbers above 0")
+        if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
+            object.__setattr__(self, "img_size", self.img_size[0])
+        if self.task in DEFAULTS:
+            refuse_options(self, self.task)
+            fill_in(self, DEFAULTS[self.task])
+            if self.data is None:
+                raise ConfigError(
+                    f"no data given for task {self.task}, expected annotated pictures. Give --data; see: leanvit train "
+                    f"--task {self.task} --help"
+                )
+        self._check_numbers()
+        self._check_pairs()
         if self.fsdp and self.model_ema_decay:
             raise ConfigError("fsdp and model_ema_decay are both given, expected one: the average needs whole weights")
+
+    def _check_numbers(self) -> None:
+        require_at_least(
+            self, 1, "epochs", "batch_size", "val_interval", "grad_accum_steps", "images_per_class", "channels",
+            "head_width", "mask_width", "mask_layers", "proposals", "sampled", "detections", "decoder_width",
+        )  # fmt: skip
+        require_at_least(
+            self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed", "mixup", "cutmix",
+            "patience", "save_interval", "workers", "freeze_epochs", "hint_weight", "dice",
+        )  # fmt: skip
+        for name in ("lr", "distillation_tau", "anchor_scale", "backbone_lr_scale"):
+            _require(self, name, lambda value: value > 0, "more than 0")
+        for name in ("smoothing", "drop", "drop_path", "model_ema_decay", "color_jitter"):
+            _require(self, name, lambda value: 0 <= value < 1, "0 up to 1")
+        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha"):
+            _require(self, name, lambda value: 0 <= value <= 1, "0 to 1")
+        _require(self, "val_fraction", lambda value: 0 < value < 1, "between 0 and 1")
+        _require(self, "train_fraction", lambda value: 0 < value <= 1, "a share above 0")
+        _require(self, "layer_decay", lambda value: 0 < value <= 1, "more than 0 and up to 1")
+
+    def _check_pairs(self) -> None:
+        for name in ("crop_scale", "crop_ratio", "scale"):
+            _require(self, name, lambda pair: 0 < pair[0] <= pair[1], "two rising numbers above 0")
+        if isinstance(self.img_size, int):
+            require_at_least(self, 1, "img_size")
+        elif self.img_size is not None and (len(self.img_size) != 2 or min(self.img_size) < 1):
+            raise ConfigError(f"img_size is {self.img_size}, expected one side or height and width, at least 1 each")
+        size = self.input_size
+        if self.task != CLASSIFY and size and any(side < STRIDE or side % STRIDE for side in size):
+            raise ConfigError(f"img_size is {size}, expected two multiples of {STRIDE}")
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """(height, width) of the input, where it is given."""
+        if self.img_size is None or isinstance(self.img_size, int):
+            return (self.img_size, self.img_size) if self.img_size else None
+        return self.img_size[0], self.img_size[1]
 
     @property
     def mixes(self) -> bool:
         """Whether images of a step are mixed."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def _require(config: TrainConfig, name: str, holds: Any, expected: str) -> None:
+    value = getattr(config, name)
+    if value is not None and not holds(value):
+        raise ConfigError(f"{name} is {value}, expected {expected}")
+
+
+def fill_in(config: TrainConfig, defaults: Mapping[str, Any]) -> None:
+    """Set the options that were not given to the defaults of the task; the only place where that is done."""
+    for item in fields(config):
+        if item.metadata.get("by_task") and getattr(config, item.name) is None and item.name in defaults:
+            object.__setattr__(config, item.name, defaults[item.name])
+
+
+def refuse_options(config: TrainConfig, task: str, more: Collection[str] = ()) -> None:
+    """Raise ConfigError where an option is given that a task does not take.
+
+    more: options that it takes although it is not in their list.
+    """
+    if config.head and task in DEFAULTS:
+        raise ConfigError(f"head is for tasks from outside leanvit, not for task {task}. Leave it out.")
+    for item in fields(config):
+        tasks = item.metadata.get("tasks")
+        given = getattr(config, item.name) != item.default
+        if tasks and task not in tasks and item.name not in more and given:
+            raise ConfigError(
+                f"{item.name} is for {', '.join(tasks)}, not for task {task}. "
+                f"Leave --{item.name.replace('_', '-')} out."
+            )

@@ -232,15 +232,37 @@ class SceneLoader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `first` on. Raises ImageError for a bad picture, DataError."""
-        keys = self._plan()[first:]
-        for packed in self._from_workers(keys) if self.workers else self._from_thread(keys):
+        for images, targets, _ in self.read(self.plan()[first:]):
+            if targets:
+                yield images, targets
+
+    def read(self, keys: list[list[Key]]) -> Iterator[tuple[Tensor, list[dict[str, Tensor]], list[int]]]:
+        """Images, targets and places of those samples of each list of keys that could be read; there may be none.
+
+        Raises ImageError for a bad picture, DataError.
+        """
+        for wanted, packed in zip(
+            keys, self._from_workers(keys) if self.workers else self._from_thread(keys), strict=True
+        ):
+            failed = {key for key, _ in packed.failed}
             for _, error in packed.failed:
                 self._judge(error)
-            self._leave_out({self.dataset.scene_of(index) for (_, index), _ in packed.failed})
-            if len(packed.images):
-                yield _unpack(packed)
+            self._leave_out({self.dataset.scene_of(index) for _, index in failed})
+            places = [place for place, key in enumerate(wanted) if key not in failed]
+            yield *_unpack(packed), places
 
-    def _plan(self) -> list[list[Key]]:
+    def any_sample(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """An image (3, H, W) and its target, the first that can be read. Raises DataError where none can."""
+        for index in self._indices.tolist():
+            try:
+                sample = self.dataset[(0, index)]
+            except ImageError:
+                continue
+            return sample.image, sample.target
+        raise DataError(f"{self.dataset.scene_set.name}: no picture can be read. Replace the files.")
+
+    def plan(self) -> list[list[Key]]:
+        """The keys of every batch of the epoch."""
         indices = self._indices
         if self.train:
             indices = indices[epoch_order(len(indices), self.dataset.seed, self.epoch)]

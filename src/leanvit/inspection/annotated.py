@@ -34,7 +34,7 @@ def inspect_scenes(config: DataInspectConfig, result: dict[str, Any]) -> str:
     Raises DataError where a part can't be read at all, MissingDependencyError where masks are to be drawn without
     pycocotools.
     """
-    task = cast(Task, config.task)
+    task = cast(Any, config.task)
     if task == "segment":
         require("pycocotools")
     parts = {split: load_scenes(config.data, split, task=task) for split in SPLITS}

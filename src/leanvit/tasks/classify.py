@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.checkpoint import CheckpointInfo, build
+from leanvit.config.tasks import IMAGES_DEFAULTS
 from leanvit.tasks.task import Targets, TrainingTask, register, single_output
 
 
@@ -27,5 +28,6 @@ CLASSIFY = register(
         outputs=single_output("logits"),
         losses=_losses,
         samples=None,
+        defaults=IMAGES_DEFAULTS,
     )
 )

@@ -25,7 +25,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from leanvit.annotations import Outputs
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.config import TrainConfig, from_dict, to_dict
+from leanvit.config.tasks import PICTURES_DEFAULTS
 from leanvit.data.scene_kinds import BOXES, MASKS
 from leanvit.errors import ConfigError
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features, Pyramid
@@ -325,7 +326,7 @@ def _build(info: CheckpointInfo) -> nn.Module:
     return Detector(backbone, len(info.labels), from_dict(DetectorConfig, options, "head"))
 
 
-def _head(config: TaskTrainConfig, *, masks: bool) -> dict[str, Any]:
+def _head(config: TrainConfig, *, masks: bool) -> dict[str, Any]:
     names = ("anchor_scale", "head_width", "mask_width", "mask_layers", "proposals", "sampled", "detections")
     head = DetectorConfig(masks=masks, **{name: getattr(config, name) for name in names})
     return {"channels": config.channels, **to_dict(head)}
@@ -379,6 +380,7 @@ DETECT = register(
         samples=BOXES,
         features=_features,
         head=partial(_head, masks=False),
+        defaults=PICTURES_DEFAULTS,
     )
 )
 SEGMENT = register(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.config import TrainConfig, from_dict, to_dict
+from leanvit.config.tasks import DEFAULTS
 from leanvit.data.scene_kinds import KEYPOINTS
 from leanvit.errors import CheckpointError, ConfigError
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features
@@ -109,7 +110,7 @@ def _build(info: CheckpointInfo) -> nn.Module:
     return PoseNetwork(backbone, len(info.keypoints["names"]), from_dict(PoseConfig, info.head, "head"))
 
 
-def _head(config: TaskTrainConfig) -> dict[str, Any]:
+def _head(config: TrainConfig) -> dict[str, Any]:
     return to_dict(PoseConfig(config.decoder_width))
 
 
@@ -129,6 +130,7 @@ POSE = register(
         crop_mode="squash",
         features=lambda network: network.features,
         head=_head,
+        defaults=DEFAULTS["pose"],
         keypoints=True,
     )
 )

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from leanvit.annotations import IGNORED
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import TaskTrainConfig, from_dict, to_dict
+from leanvit.config import TrainConfig, from_dict, to_dict
+from leanvit.config.tasks import PICTURES_DEFAULTS
 from leanvit.data.scene_kinds import CLASS_MAPS
 from leanvit.errors import ConfigError, require
 from leanvit.tasks.features import BackboneConfig, Features
@@ -104,7 +105,7 @@ def _build(info: CheckpointInfo) -> nn.Module:
     return Segmenter(backbone, len(info.labels), from_dict(SegmenterConfig, info.head, "head"))
 
 
-def _head(config: TaskTrainConfig) -> dict[str, Any]:
+def _head(config: TrainConfig) -> dict[str, Any]:
     return to_dict(SegmenterConfig(config.decoder, config.decoder_width, dice=config.dice))
 
 
@@ -123,5 +124,6 @@ SEMANTIC = register(
         annotations="semantic",
         features=lambda network: network.features,
         head=_head,
+        defaults=PICTURES_DEFAULTS,
     )
 )

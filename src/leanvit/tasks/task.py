@@ -17,7 +17,7 @@ from leanvit.annotations.checks import OnProblem
 from leanvit.annotations.load import SceneSplit, load_scenes
 from leanvit.annotations.load import Task as Annotations
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import TaskTrainConfig
+from leanvit.config import TrainConfig
 from leanvit.data.scene_samples import SampleKind
 from leanvit.errors import ConfigError, did_you_mean
 
@@ -34,9 +34,9 @@ def no_backbone(network: nn.Module) -> nn.Module | None:
     return None
 
 
-def no_head(config: TaskTrainConfig) -> dict[str, Any]:
-    """The head has no options."""
-    return {}
+def given_head(config: TrainConfig) -> dict[str, Any]:
+    """The head's options are those of the configuration's `head`."""
+    return dict(config.head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class TrainingTask:
     annotations: Annotations = "detect"
     crop_mode: Literal["squash", "letterbox"] = "letterbox"
     features: Callable[[nn.Module], Any] = no_backbone
-    head: Callable[[TaskTrainConfig], dict[str, Any]] = no_head
+    head: Callable[[TrainConfig], dict[str, Any]] = given_head
     keypoints: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()

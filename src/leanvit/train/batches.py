@@ -40,6 +40,10 @@ class Part:
     last: bool
     unreadable: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        """Images that could be read."""
+        return len(self.labels)
+
     @property
     def positions(self) -> range:
         """Of the images within the step."""

@@ -15,20 +15,35 @@ from leanvit.errors import require
 from leanvit.files import write_atomic, write_json
 
 SUMMARY_NAME = "train.json"
-HISTORY_COLUMNS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "seconds")
+CLASSIFIER_COLUMNS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "seconds")
+"""Columns of log.csv, before any of a task's own."""
 
-Row = dict[str, float]
+Row = dict[str, Any]
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """What a tracker draws of an epoch: its numbers, also those of the metrics."""
+    found = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    return found | {key: value for key, value in row.get("metrics", {}).items() if isinstance(value, int | float)}
 
 
 def write_history(folder: Path, history: Sequence[Row], summary: dict[str, Any]) -> None:
     """log.csv and log.jsonl with a line an epoch, and the summary with everything."""
     rows = io.StringIO()
-    writer = csv.DictWriter(rows, fieldnames=HISTORY_COLUMNS)
+    plain = [{k: v for k, v in row.items() if isinstance(v, int | float) and k != "cpu_seconds"} for row in history]
+    writer = csv.DictWriter(rows, fieldnames=_columns(plain))
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(plain)
     write_atomic(folder / "log.csv", rows.getvalue().encode())
     write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
     write_json(folder / SUMMARY_NAME, {**summary, "history": list(history)})
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    found = list(dict.fromkeys(key for row in rows for key in row))
+    if set(found) <= set(CLASSIFIER_COLUMNS):
+        return list(CLASSIFIER_COLUMNS)
+    return found
 
 
 class Tracker(Protocol):

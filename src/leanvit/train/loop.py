@@ -1,102 +1,109 @@
-"""Training: run(config) fits a timm model to labelled images and leaves a checkpoint that carries everything."""
+"""Training: run(config) fits a network to its task and leaves a checkpoint that carries everything.
+
+One trainer for all tasks: steps, optimizer, saves, logs and processes are here; what a task adds is a Learning
+(train/classify.py, train/scenes.py).
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leanvit.checkpoint import CHECKPOINT_NAME, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, save_yaml
-from leanvit.data.loader import Loader, to_input
-from leanvit.data.sets import ImageSet, load_split
+from leanvit.config.training import fill_in, refuse_options
 from leanvit.errors import ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
 from leanvit.progress import Bar, note, silence
-from leanvit.train.accuracy import Accuracy, evaluate
-from leanvit.train.augment import DROPPING, draws, erase, mix, resample, seed_of
-from leanvit.train.batches import Batches, Part
-from leanvit.train.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
-from leanvit.train.logs import Tracker, open_trackers, write_history
-from leanvit.train.optimizer import balanced_weights, freeze, learning_rate, make_optimizer, set_learning_rate
-from leanvit.train.processes import Processes, connected, from_environment, shard, without_sync, wrap
-from leanvit.train.setup import autocast_dtype, build_model, pick_device, some_of_each_class
+from leanvit.runtime.task import task_named as served_task
+from leanvit.tasks import task_named
+from leanvit.train.accuracy import Accuracy
+from leanvit.train.classify import Classification
+from leanvit.train.learning import AnyPart, Learning, Scored, Setting
+from leanvit.train.logs import Tracker, numbers, open_trackers, write_history
+from leanvit.train.optimizer import freeze, learning_rate, optimizer_of, set_learning_rate
+from leanvit.train.processes import Processes, connected, from_environment, without_sync
+from leanvit.train.scenes import SceneLearning
+from leanvit.train.setup import autocast_dtype, pick_device
 from leanvit.train.state import Conditions, Progress, restore_state, save_state
 
 BAD_BATCH_NAME = "nan_batch.safetensors"
+
+_SUMS = ("loss", "correct", "seen")
+
+Totals = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a training run reached.
 
-    checkpoint: file with the best weights. best: accuracy of those weights on the validation images.
-    history: one dict an epoch: epoch, lr, train_loss, train_top1, seconds; where it was validated also
-        val_loss, val_top1.
+    checkpoint: file with the best weights. metrics: those of these weights on the validation images.
+    metric: the one by which they are the best. history: one dict an epoch: epoch, lr, train_loss, seconds, and what the
+    task says of training and validation. seconds: of this call. cpu_seconds: processor time, all threads.
     """
 
     checkpoint: Path
-    best: Accuracy
-    history: list[dict[str, float]]
+    metrics: dict[str, Any]
+    metric: str
+    history: list[dict[str, Any]]
     seconds: float
+    cpu_seconds: float
+
+    @property
+    def value(self) -> float:
+        """The metric by which the weights are the best."""
+        return float(self.metrics[self.metric])
+
+    @property
+    def best(self) -> Accuracy:
+        """Accuracy of a classifier's best weights."""
+        return Accuracy(**self.metrics)
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The configuration with the defaults of its task, which may be one from outside the package.
+
+    Raises ConfigError for an unknown task, and for an option that is given and that the task does not take.
+    """
+    task = task_named(config.task)
+    refuse_options(config, task.name, task.options)
+    config = replace(config)
+    fill_in(config, task.defaults)
+    return replace(config)
 
 
 class Trainer:
-    """The state of one run in one process: model, optimizer, data and progress."""
+    """The state of one run in one process: what is learned, its optimizer and its progress."""
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         """Load the data and build the model; raises DataError, UnknownModelError, CheckpointError, ConfigError."""
-        self.config = config
+        self.config = config = resolved(config)
         self.processes = processes or Processes()
         self.folder = Path(config.output)
         self.device = pick_device(config.device, self.processes.local_rank if self.processes.world > 1 else None)
         self.dtype = autocast_dtype(config.amp, self.device)
-        self.memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+        setting = Setting(self.processes, self.device, self.dtype, memory_format)
         torch.manual_seed(config.seed)
-        train_images, val_images = self._load_data()
-        self.model, self.info = build_model(config, train_images.classes, self.device, self.dtype, self.memory_format)
-        self.learning = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        preprocess = self.info.preprocess
-        in_memory = None if config.cache == "auto" else config.cache == "memory"
-        self.train_loader = Loader(
-            train_images, preprocess, config.batch_size, config.bad_images, in_memory=in_memory
-        )  # fmt: skip
-        self.val_loader = Loader(val_images, preprocess, 256, config.bad_images)
-        self.batches = Batches(self.train_loader, config, self.processes)
-        self._prepare_learner()
-        self.weights = self._class_weights()
-        self.trackers: list[Tracker] = []
-        self.progress = Progress(self.info.architecture, 0, Conditions.here(self.processes.world))
-
-    def _load_data(self) -> tuple[ImageSet, ImageSet]:
-        config = self.config
-        train_images, val_images = (
-            load_split(config.data, split, val_fraction=config.val_fraction, seed=config.seed)
-            for split in ("train", "val")
-        )
-        return some_of_each_class(train_images, config), val_images
-
-    def _prepare_learner(self) -> None:
-        """The module that learns, its optimizer, and what goes beside it: teacher, average, scaler."""
-        config, size = self.config, self.info.preprocess.input_size
-        if config.grad_checkpointing:
-            self._checkpoint_gradients()
-        self.teacher = load_teacher(config, self.info.labels, self.device) if config.teacher else None
-        self.student = make_student(self.model, size, self.teacher, config) if self.teacher else None
-        self.learner: nn.Module = (self.student or self.model).to(self.device)
+        self.learning: Learning = make_learning(config, setting)
+        self.model, self.info, self.batches = self.learning.model, self.learning.info, self.learning.batches
+        self.trains = {name for name, p in self.model.named_parameters() if p.requires_grad}
         if self._sharded:
-            shard(self.learner, self.processes, self.device)
-        project = self.student.project if self.student else None
-        self.optimizer = make_optimizer(self.model, config, *([project] if project else []))
+            self.learning.shard()
+        self.optimizer = optimizer_of(self.learning.groups(), config, *self.learning.extra)
         self.average = self._make_average() if config.model_ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self._wrap()
+        self.running = self.learning.running()
+        self.trackers: list[Tracker] = []
+        self.progress = Progress(self.learning.name(), 0, Conditions.here(self.processes.world))
 
     @property
     def _sharded(self) -> bool:
@@ -108,216 +115,199 @@ class Trainer:
         """The network with the moving average of the weights."""
         return self.average.module if self.average else None
 
-    def _checkpoint_gradients(self) -> None:
-        try:
-            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
-        except (AttributeError, AssertionError) as error:
-            raise ConfigError(
-                f"{type(self.model).__name__} can't checkpoint gradients. Leave --grad-checkpointing out."
-            ) from error
-
     def _make_average(self) -> Any:
         from timm.utils import ModelEmaV3
 
         return ModelEmaV3(self.model, decay=self.config.model_ema_decay, use_warmup=True)
 
-    def _wrap(self) -> None:
-        """(Re)make the form that runs; which parameters learn must be settled before."""
-        running = self.learner if self._sharded else wrap(self.learner, self.processes, self.device)
-        self.running: Any = torch.compile(running) if self.config.compile else running
-
-    def _class_weights(self) -> Tensor | None:
-        if self.config.class_weights == "none":
-            return None
-        images = self.train_loader.images
-        return balanced_weights(images.labels, len(images.classes)).to(self.device)
-
     def fit(self) -> TrainResult:
         """Train what is left; after each epoch (or `save_interval` steps) everything is on disk."""
-        started = time.monotonic()
+        started, cpu = time.monotonic(), time.process_time()
         config, steps = self.config, len(self.batches)
-        if config.resume:
-            self._restore()
         self.trackers = open_trackers(self.folder, config) if self.processes.first else []
         with Bar("training", config.epochs * steps) as bar:
             bar.done = self.progress.epoch * steps + self.progress.step
             while self.progress.epoch < config.epochs and not self._is_out_of_patience():
-                epoch_started = time.monotonic()
-                loss, top1 = self._train_epoch(self.progress.epoch, bar)
-                accuracy = self._validate() if self._validates(self.progress.epoch) else None
-                self._record(loss, top1, accuracy, time.monotonic() - epoch_started)
+                epoch_started, epoch_cpu = time.monotonic(), time.process_time()
+                row = self._train_epoch(self.progress.epoch, bar)
+                scored = self._validate() if self._validates(self.progress.epoch) else None
+                row["seconds"] = time.monotonic() - epoch_started
+                row["cpu_seconds"] = time.process_time() - epoch_cpu
+                self._record(row, scored)
         for tracker in self.trackers:
             tracker.close()
         if self.progress.best is None:
             raise ConfigError(
-                f"{self.folder} holds {self.progress.epoch} finished epochs, epochs is {config.epochs}. Raise --epochs."
+                f"{self.folder} holds {self.progress.epoch} finished epochs and none was validated, epochs is "
+                f"{config.epochs}. Raise --epochs."
             )
-        checkpoint, seconds = self.folder / CHECKPOINT_NAME, time.monotonic() - started
-        return TrainResult(checkpoint, self.progress.best, self.progress.history, seconds)
+        return TrainResult(
+            self.folder / CHECKPOINT_NAME, self.progress.best, served_task(config.task).metric,
+            self.progress.history, time.monotonic() - started, time.process_time() - cpu,
+        )  # fmt: skip
 
     def _validates(self, epoch: int) -> bool:
         finished = epoch + 1
         return finished % self.config.val_interval == 0 or finished == self.config.epochs
 
-    def _validate(self) -> Accuracy:
-        return evaluate(self._averaged or self.model, self.val_loader, self.device, self.processes)
+    def _validate(self) -> Scored:
+        return self.learning.validate(self._averaged or self.model)
 
     def _is_out_of_patience(self) -> bool:
         """Whether the last `patience` epochs brought nothing better. A pure function of the history."""
         best = self.progress.best
         if not self.config.patience or best is None:
             return False
-        found = (best.top1, best.loss)
-        reached = [r["epoch"] for r in self.progress.history if (r.get("val_top1"), r.get("val_loss")) == found]
+        reached = [row["epoch"] for row in self.progress.history if self.learning.is_of(row, best)]
         return self.progress.epoch - min(reached, default=0) >= self.config.patience
 
-    def _train_epoch(self, epoch: int, bar: Bar) -> tuple[float, float]:
-        """Run the steps of an epoch that are left; mean loss and accuracy in percent of all of it."""
+    def _train_epoch(self, epoch: int, bar: Bar) -> dict[str, Any]:
+        """Run the steps of an epoch that are left; its row of the history, with means over all of it."""
         config, steps = self.config, len(self.batches)
         self._set_training(epoch)
-        first = self.processes.first
-        # Sums so far are those over all processes, and counted by one.
-        start = [v if first else 0.0 for v in (self.progress.loss, self.progress.correct, self.progress.seen)]
-        totals = torch.tensor(start, dtype=torch.float64, device=self.device)
-        best = f" | best val {self.progress.best.top1:.2f}%" if self.progress.best else ""
-        detail = None
-        for part in self.batches.epoch(epoch, self.progress.step):
-            totals += self._learn(part, epoch * steps + part.step)
+        begun = self.progress
+        totals = {name: self._number(getattr(begun, name)) for name in _SUMS}
+        totals |= {name: self._number(value) for name, value in begun.losses.items()}
+        for part in self.batches.epoch(epoch, begun.step):
+            step = epoch * steps + part.step
+            for name, value in self._learn(part, step).items():
+                totals[name] = totals.get(name, self._number(0.0)) + value
             if not part.last:
                 continue
-            self._step_optimizer(epoch * steps + part.step)
-            if part.step % 10 == 0 or part.step == steps - 1:
-                loss, right, seen = totals.tolist()
-                detail = f"epoch {epoch + 1}/{config.epochs} loss {loss / seen:.3f} acc {right / seen:.1%}{best}"
+            self._step_optimizer(part, step)
+            detail = None
+            if part.step % 5 == 0 or part.step == steps - 1:
+                detail = self._told(epoch, totals)
             bar.advance(detail=detail)
             if config.save_interval and (part.step + 1) % config.save_interval == 0 and part.step + 1 < steps:
-                loss, right, seen = self.processes.sum(totals.clone())[0].tolist()
-                self._save(replace(self.progress, step=part.step + 1, loss=loss, correct=right, seen=seen))
-        loss, right, seen = self.processes.sum(totals)[0].tolist()
-        return loss / seen, 100 * right / seen
+                self._save(self._with_sums(replace(begun, step=part.step + 1), totals))
+        return self._row(epoch, self._over_processes(totals))
+
+    def _number(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
+
+    def _told(self, epoch: int, totals: Totals) -> str:
+        seen = max(1.0, float(totals["seen"]))
+        text = f"epoch {epoch + 1}/{self.config.epochs} loss {float(totals['loss']) / seen:.3f}"
+        best = self.progress.best
+        name = served_task(self.config.task).metric
+        return text + (f" best {name} {best[name]:.4g}" if best else "")
+
+    def _over_processes(self, totals: Totals) -> dict[str, float]:
+        names = sorted(totals)
+        summed = self.processes.sum(torch.stack([totals[name] for name in names]))[0].tolist()
+        return dict(zip(names, summed, strict=True))
+
+    def _with_sums(self, progress: Progress, totals: Totals) -> Progress:
+        sums = self._over_processes(totals)
+        first = {name: sums.pop(name) for name in _SUMS}
+        return replace(progress, **first, losses=sums)  # type: ignore[arg-type]
+
+    def _row(self, epoch: int, sums: dict[str, float]) -> dict[str, Any]:
+        """What the history says of an epoch's training."""
+        steps = len(self.batches)
+        seen = max(1.0, sums.pop("seen"))
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": learning_rate(self.config, (epoch + 1) * steps - 1, steps)}
+        row["train_loss"] = sums.pop("loss") / seen
+        correct = sums.pop("correct")
+        if self.learning.counts_correct:
+            row["train_top1"] = 100 * correct / seen
+        return row | {name: value / seen for name, value in sums.items()}
 
     def _set_training(self, epoch: int) -> None:
-        self.running.train()
+        self.learning.learner.train()
+        if self.running is not self.learning.learner:
+            self.running.train()
         if self.config.freeze_epochs:
             learns = {name for name, p in self.model.named_parameters() if p.requires_grad}
-            freeze(self.model, self.learning, frozen=epoch < self.config.freeze_epochs)
+            frozen = epoch < self.config.freeze_epochs
+            freeze(self.model, self.trains, self.learning.of_head(), frozen=frozen)
             if learns != {name for name, p in self.model.named_parameters() if p.requires_grad}:
-                self._wrap()
+                self.running = self.learning.running()
 
-    def _prepare(self, part: Part, step: int) -> tuple[Tensor, Tensor]:
-        """Augmented, normalised images (B, 3, H, W) and labels, or their mixture (B, classes)."""
-        config, preprocess = self.config, self.info.preprocess
-        x = to_input(part.images, preprocess, self.device)
-        span = slice(part.position, part.position + len(x))
-        uniform = draws(config.seed, step, part.total, span)
-        x = resample(x, uniform, config, preprocess.input_size, crop=not self.batches.crops_files)
-        x = erase(x, config, step, part.positions)
-        x, target = mix(x, part.labels.to(self.device, non_blocking=True), config, step, len(self.info.labels))
-        return x.to(memory_format=self.memory_format), target
-
-    def _learn(self, part: Part, step: int) -> Tensor:
-        """Gradients of one part; (loss, correct, images) summed over it, (3,) float64."""
+    def _learn(self, part: AnyPart, step: int) -> Totals:
+        """Gradients of one part; sums over its images: loss, correct, seen, and each loss where there are several."""
         for reason in part.unreadable:
             note(f"left out: {reason}")
-        if not len(part.labels):
+        if not len(part):
             return self._take_no_part(part)
-        x, target = self._prepare(part, step)
-        torch.manual_seed(seed_of(DROPPING, self.config.seed, step, part.position))
+        prepared = self.learning.prepare(part, step)
         with without_sync(self.running, last=part.last):
-            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                answer = self._answer(x)
-            loss = self._losses(answer, target, x).sum()
+            learned = self.learning.learn(self.running, prepared, part, step)
+            sums = {name: value.float().sum() for name, value in learned.losses.items()}
+            loss = _total(sums)
             if not loss.isfinite():
-                self._refuse(loss.item(), part, x, step)
+                self._refuse("loss", loss.item() / len(part), part, prepared, step, sums)
             # DistributedDataParallel takes the mean over processes; the mean over the step's images is meant.
             self.scaler.scale(loss * (self.processes.world / part.total)).backward()  # type: ignore[no-untyped-call]
-        correct = (answer.logits.argmax(1) == part.labels.to(self.device)).sum()
-        return torch.stack([loss.detach().double(), correct.double(), torch.full_like(loss, len(x)).double()])
+        self._last = (prepared, sums)
+        found = {"loss": loss.detach().double(), "seen": self._number(float(len(part)))}
+        if learned.correct is not None:
+            found["correct"] = learned.correct.double()
+        return found | self._several({name: value.detach().double() for name, value in sums.items()})
 
-    def _answer(self, x: Tensor) -> Answer:
-        answer = self.running(x)
-        return Answer(*answer) if isinstance(answer, tuple) and self.student else Answer(_first(answer))
+    def _several(self, sums: Totals) -> Totals:
+        return sums if len(sums) > 1 or "loss" not in sums else {}
 
-    def _losses(self, answer: Answer, target: Tensor, x: Tensor) -> Tensor:
-        """Loss of each image: (B,). Class weights have mean 1 over the data and are not divided by again."""
-        config = self.config
-        losses = F.cross_entropy(
-            answer.logits.float(), target, self.weights, reduction="none", label_smoothing=config.smoothing
-        )
-        if self.teacher is None:
-            return losses
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            taught = self.teacher(x, self.info.preprocess)
-        alpha = config.distillation_alpha
-        losses = (1 - alpha) * losses + alpha * teacher_loss(answer, taught, config)
-        if config.hint_weight:
-            losses = losses + config.hint_weight * hint_loss(answer, taught)
-        return losses
-
-    def _take_no_part(self, part: Part) -> Tensor:
+    def _take_no_part(self, part: AnyPart) -> Totals:
         """Meet the other processes with an image that weighs nothing, where this one has none."""
-        x = torch.zeros(1, 3, *self.info.preprocess.input_size, device=self.device)
         with without_sync(self.running, last=part.last):
-            self.scaler.scale(self._answer(x).logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
-        return torch.zeros(3, dtype=torch.float64, device=self.device)
+            losses = self.learning.without_images(self.running)
+            loss = _total({name: value.float().sum() for name, value in losses.items()})
+            self.scaler.scale(loss * 0).backward()  # type: ignore[no-untyped-call]
+        return self._several({name: self._number(0.0) for name in losses})
 
-    def _step_optimizer(self, step: int) -> None:
+    def _step_optimizer(self, part: AnyPart, step: int) -> None:
         config = self.config
         set_learning_rate(self.optimizer, learning_rate(config, step, len(self.batches)))
         if config.clip_grad:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.learner.parameters(), config.clip_grad)
+        if config.clip_grad or not self.scaler.is_enabled():
+            norm = nn.utils.clip_grad_norm_(self.learning.learner.parameters(), config.clip_grad or math.inf)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            # float16 meets infinite gradients now and then, and its scaler leaves such a step out.
+            if not self.scaler.is_enabled() and not norm.isfinite():
+                self._refuse("gradient's norm", norm.item(), part, self._last[0], step, self._last[1])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, step + 1)
 
-    def _refuse(self, loss: float, part: Part, x: Tensor, step: int) -> None:
-        """Save what gave a loss that is not finite, and stop. Raises NumericalError."""
-        images = self.train_loader.images
-        sources = "\n".join(images.name_of(index) for index in part.indices.tolist())
-        tensors = {"images": part.images, "augmented": x.detach().cpu().contiguous(), "labels": part.labels}
-        tensors["indices"] = torch.from_numpy(part.indices)
+    def _refuse(self, what: str, value: float, part: AnyPart, prepared: Any, step: int, sums: Totals) -> NoReturn:
+        """Save what was not finite, and stop. Raises NumericalError."""
+        kept = self.learning.bad_batch(part, prepared)
         path = self.folder / BAD_BATCH_NAME
-        write_atomic(path, save(tensors, {"step": str(step), "sources": sources}))
+        write_atomic(path, save(dict(kept.tensors), {"step": str(step), "sources": "\n".join(kept.sources)}))
+        named = ", ".join(f"{name} {float(total) / len(part):.3g}" for name, total in self._several(sums).items())
+        where = f"step {step} (epoch {step // len(self.batches) + 1})"
         raise NumericalError(
-            f"the loss is {loss} at step {step} (epoch {step // len(self.batches) + 1}). The batch is in {path}, "
-            f"checkpoints up to the epoch before are in {self.folder}. Lower --lr, or go on with --resume."
+            f"the {what} is {value} at {where}{': ' if named else ''}{named}. "
+            f"The batch is in {path}, checkpoints up to the epoch before are in {self.folder}. Lower --lr, or go on "
+            "with --resume."
         )
 
-    def _record(self, loss: float, top1: float, accuracy: Accuracy | None, seconds: float) -> None:
+    def _record(self, row: dict[str, Any], scored: Scored | None) -> None:
         """Take in a finished epoch: best weights, then the state, then the logs that are made from it."""
-        row = {
-            "epoch": self.progress.epoch + 1,
-            "lr": learning_rate(self.config, (self.progress.epoch + 1) * len(self.batches) - 1, len(self.batches)),
-            "train_loss": loss,
-            "train_top1": top1,
-            "seconds": seconds,
-        }
         best = self.progress.best
-        if accuracy:
-            row |= {"val_loss": accuracy.loss, "val_top1": accuracy.top1}
-        # Equal accuracy with a lower loss is better: small validation sets tie often.
-        better = accuracy is not None and (
-            best is None or (accuracy.top1, -accuracy.loss) > (best.top1, -best.loss)
-        )  # fmt: skip
-        if accuracy and better:
-            best = accuracy
-            self._save_best(accuracy)
+        if scored:
+            row |= scored.row
+        if scored and (best is None or self.learning.is_better(scored.metrics, best)):
+            best = scored.metrics
+            self._save_best(best)
         history = [*self.progress.history, row]
         self.progress = replace(
-            self.progress, epoch=self.progress.epoch + 1, step=0, loss=0.0, correct=0.0, seen=0.0,
+            self.progress, epoch=self.progress.epoch + 1, step=0, loss=0.0, correct=0.0, seen=0.0, losses={},
             history=history, best=best,
         )  # fmt: skip
         self._save(self.progress)
         if self.processes.first:
             write_history(self.folder, history, self._summary())
             for tracker in self.trackers:
-                tracker.log(row)
+                tracker.log(numbers(row))
 
-    def _save_best(self, accuracy: Accuracy) -> None:
-        info = with_metrics(self.info, **asdict(accuracy), epoch=self.progress.epoch + 1)
+    def _save_best(self, metrics: dict[str, Any]) -> None:
+        info = with_metrics(self.info, **metrics, epoch=self.progress.epoch + 1)
         if self.processes.first or self._sharded:
             model = self._averaged or self.model
             save_checkpoint(self.folder / CHECKPOINT_NAME, model, info, writes=self.processes.first)
@@ -327,10 +317,11 @@ class Trainer:
         if self.processes.first or self._sharded:
             progress = replace(progress, scaler=self.scaler.state_dict())
             writes = self.processes.first
-            save_state(self.folder, progress, self.learner, self.optimizer, self._averaged, writes=writes)
+            save_state(self.folder, progress, self.learning.saved, self.optimizer, self._averaged, writes=writes)
 
-    def _restore(self) -> None:
-        progress = restore_state(self.folder, self.progress, self.learner, self.optimizer, self._averaged)
+    def restore(self) -> None:
+        """Go on from the last save in the folder, where there is one. Raises CheckpointError for another run's."""
+        progress = restore_state(self.folder, self.progress, self.learning.saved, self.optimizer, self._averaged)
         if progress is None:
             return
         if progress.scaler:
@@ -345,20 +336,26 @@ class Trainer:
             "architecture": self.info.architecture,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "data": self.config.data,
-            "train_images": len(self.train_loader.images),
-            "val_images": len(self.val_loader.images),
+            **self.learning.summary(),
             "autocast": str(self.dtype).removeprefix("torch.") if self.dtype else "none",
             "device": str(self.device),
             "processes": self.processes.world,
             "seed": self.config.seed,
-            "left_out": {"train": self.train_loader.bad, "val": self.val_loader.bad},
-            "best": asdict(self.progress.best) if self.progress.best else None,
+            "cpu_seconds": sum(row.get("cpu_seconds", 0.0) for row in self.progress.history),
+            "best": self.progress.best,
         }
 
 
-def _first(answer: Any) -> Tensor:
-    tensor: Tensor = answer[0] if isinstance(answer, tuple) else answer
-    return tensor
+def make_learning(config: TrainConfig, setting: Setting) -> Learning:
+    """What the task of a configuration adds to a training."""
+    if task_named(config.task).samples is None:
+        return Classification(config, setting)
+    return SceneLearning(config, setting)
+
+
+def _total(sums: Totals) -> Tensor:
+    values = list(sums.values())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
 def run(config: TrainConfig) -> TrainResult:
@@ -368,6 +365,7 @@ def run(config: TrainConfig) -> TrainResult:
     Raises DataError, UnknownModelError, CheckpointError, RunLockedError, NumericalError (the checkpoints
     written before stay), EnvironmentProblem where the disk is full.
     """
+    config = resolved(config)
     processes = from_environment()
     if processes.world == 1:
         # Before the folder is there: input that can't be used leaves nothing behind.
@@ -378,11 +376,15 @@ def run(config: TrainConfig) -> TrainResult:
     if not processes.first:
         silence()
         with connected(processes, device):
-            return Trainer(config, processes).fit()
+            return _start(Trainer(config, processes))
     with only_writer(config.output), connected(processes, device):
         return _start(Trainer(config, processes))
 
 
 def _start(trainer: Trainer) -> TrainResult:
-    save_yaml(trainer.config, trainer.folder / "config.yaml")
+    if trainer.config.resume:
+        trainer.restore()
+    if trainer.processes.first:
+        # Not before: a refused resume must leave the other run's settings.
+        save_yaml(trainer.config, trainer.folder / "config.yaml")
     return trainer.fit()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import numpy as np
@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leanvit.checkpoint import classifier_prefixes
-from leanvit.config import TaskTrainConfig, TrainConfig
+from leanvit.config import TrainConfig
 from leanvit.errors import ConfigError, did_you_mean
 
 
-def learning_rate(config: TrainConfig | TaskTrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up, then a cosine to `min_lr`: a pure function of the step."""
     warmup = max(1, round(config.warmup_epochs * steps_per_epoch))
     total = max(warmup + 1, config.epochs * steps_per_epoch)
@@ -38,24 +37,28 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *extra: nn.Module) -> 
     extra: modules beside the model that learn at the full rate, such as projections of feature hints.
     Raises ConfigError for an optimizer that timm doesn't know.
     """
-    groups = cast(list[dict[str, Any]], _groups(model, config))
-    added = [p for module in extra for p in module.parameters()]
-    if added:
-        groups.append({"params": added, "weight_decay": 0.0})
-    return optimizer_of(groups, config)
+    return optimizer_of(parameter_groups(model, config), config, *extra)
 
 
-def optimizer_of(groups: list[dict[str, Any]], config: TrainConfig | TaskTrainConfig) -> torch.optim.Optimizer:
+def optimizer_of(groups: list[dict[str, Any]], config: TrainConfig, *extra: nn.Module) -> torch.optim.Optimizer:
     """timm's optimizer `config.opt` for groups of parameters that name their own decay.
 
     Raises ConfigError for an optimizer that timm doesn't know.
     """
+    added = [p for module in extra for p in module.parameters()]
+    if added:
+        groups = [*groups, {"params": added, "weight_decay": 0.0}]
     from timm.optim import create_optimizer_v2, list_optimizers
 
     if config.opt not in list_optimizers():
         raise ConfigError(f"opt is '{config.opt}'.{did_you_mean(config.opt, list_optimizers())} timm has no such one.")
     optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, config.opt, config.lr, 0.0, config.momentum)
     return optimizer
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """A timm model's parameters with and without decay, by layer where `layer_decay` is given."""
+    return cast(list[dict[str, Any]], _groups(model, config))
 
 
 def _groups(model: nn.Module, config: TrainConfig) -> Any:
@@ -75,21 +78,17 @@ def parameter_names(optimizer: torch.optim.Optimizer, learner: nn.Module) -> lis
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def freeze(model: nn.Module, learning: Collection[str], *, frozen: bool) -> None:
-    """Train the classifier only, or everything. A frozen backbone keeps its BatchNorm averages and drops nothing.
+def freeze(model: nn.Module, learning: Collection[str], of_head: Callable[[str], bool], *, frozen: bool) -> None:
+    """Train the head only, or everything. A frozen backbone keeps its BatchNorm averages and drops nothing.
 
-    learning: names of the parameters that learn where nothing is frozen. Call it after every model.train().
+    learning: names of the parameters that learn where nothing is frozen. of_head: whether a module or parameter of that
+    name is of the head. Call it after every model.train().
     """
-    prefixes = classifier_prefixes(model)
-
-    def of_classifier(name: str) -> bool:
-        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
-
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learning and (of_classifier(name) or not frozen))
+        parameter.requires_grad_(name in learning and (of_head(name) or not frozen))
     if frozen:
         for name, module in model.named_modules():
-            module.training = of_classifier(name)
+            module.training = of_head(name)
 
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> Tensor:

@@ -94,25 +94,29 @@ def _forget_groups() -> None:
 _meshes: list[DeviceMesh] = []
 
 
-def wrap(learner: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
-    """`learner` with gradients averaged over all processes (DistributedDataParallel)."""
+def wrap(learner: nn.Module, processes: Processes, device: torch.device, *, all_learn: bool = True) -> nn.Module:
+    """`learner` with gradients averaged over all processes (DistributedDataParallel).
+
+    all_learn: whether every parameter that learns has a gradient in every step.
+    """
     if processes.world == 1:
         return learner
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(learner, device_ids=ids)
+    return nn.parallel.DistributedDataParallel(learner, device_ids=ids, find_unused_parameters=not all_learn)
 
 
-def shard(learner: nn.Module, processes: Processes, device: torch.device) -> None:
+def shard(learner: nn.Module, processes: Processes, device: torch.device, *, blocks: nn.Module | None = None) -> None:
     """Shard the parameters of `learner` over all processes (FSDP2), one group for each repeated block.
 
     Blocks are the members of module lists and sequences that hold several modules of one class, as transformers do.
+    blocks: the part of the learner in which they are looked for; None: all of it.
     """
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes.world,))
     _meshes.append(mesh)
     # Inner blocks first: what is sharded already is not part of the group around it.
-    for module in reversed(list(learner.modules())):
+    for module in reversed(list((learner if blocks is None else blocks).modules())):
         children = list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
         if len(children) > 1 and len({type(child) for child in children}) == 1:
             for child in children:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors
-from leanvit.config import TrainConfig
+from leanvit.config import Preprocess, TrainConfig
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
 
@@ -82,7 +83,7 @@ def build_model(
     """The network of `config` on `device` with its starting weights, and what its checkpoints will say of it."""
     rates = {"drop_path_rate": config.drop_path, "drop_rate": config.drop}
     kwargs: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
-    size = {"img_size": config.img_size} if config.img_size else {}
+    size: dict[str, Any] = {"img_size": config.img_size} if config.img_size else {}
     with UnfusedAttention(device, dtype):
         try:
             model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **size)
@@ -98,13 +99,29 @@ def build_model(
     info = CheckpointInfo(
         architecture=config.model.split(".")[0],
         labels=classes,
-        preprocess=preprocess_for(model, config.img_size),
+        preprocess=_preprocess(model, config),
         kwargs=size,
         data=config.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
     )
     return model.to(device, memory_format=memory_format), info  # type: ignore[call-overload]
+
+
+def _preprocess(model: nn.Module, config: TrainConfig) -> Preprocess:
+    preprocess = preprocess_for(model)
+    return replace(preprocess, input_size=config.input_size) if config.input_size else preprocess
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Let a timm model compute activations again in the backward pass. Raises ConfigError where it can't."""
+    for candidate in (model, getattr(model, "model", None)):
+        try:
+            candidate.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
+        except (AttributeError, AssertionError):
+            continue
+        return
+    raise ConfigError(f"{type(model).__name__} can't checkpoint gradients. Leave --grad-checkpointing out.")
 
 
 def some_of_each_class(images: ImageSet, config: TrainConfig) -> ImageSet:

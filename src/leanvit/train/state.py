@@ -25,7 +25,6 @@ from leanvit.config import from_dict
 from leanvit.errors import CheckpointError, ConfigError
 from leanvit.files import write_atomic
 from leanvit.progress import note
-from leanvit.train.accuracy import Accuracy
 from leanvit.train.optimizer import parameter_names
 from leanvit.train.processes import from_environment
 
@@ -51,8 +50,9 @@ class Conditions:
 class Progress:
     """Where a run is.
 
-    epoch: finished epochs. step: finished steps of the next one. loss, correct, seen: sums over that epoch so far.
-    history, best: see TrainResult. scaler: state of the fp16 loss scaler.
+    epoch: finished epochs. step: finished steps of the next one. loss, correct, seen, losses: sums over that epoch so
+    far, the last by name where there are several. history: see TrainResult. best: metrics of the best epoch.
+    scaler: state of the fp16 loss scaler.
     """
 
     architecture: str
@@ -63,7 +63,8 @@ class Progress:
     correct: float = 0.0
     seen: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: Accuracy | None = None
+    best: dict[str, Any] | None = None
+    losses: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     version: int = 2
 
