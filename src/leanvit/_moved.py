@@ -37,7 +37,7 @@ MOVED = {
     "leanvit.downstream.predict": "leanvit.runtime.predict",
     "leanvit.downstream.predictor": "leanvit.runtime.predictor",
     "leanvit.downstream.quantize": "leanvit.quant.parts",
-    "leanvit.downstream.train": "leanvit.train.tasks",
+    "leanvit.downstream.train": "leanvit.train.scenes",
     "leanvit.downstream.verify": "leanvit.export.gate.verify",
     "leanvit.engines": "leanvit.runtime.engines",
     "leanvit.export.attention": "leanvit.export.onnx.attention",
