@@ -147,7 +147,7 @@ def _is_bytes(quantizer: nn.Module | None) -> bool:
     return quantizer.bits == OUTPUT_BITS and quantizer.heads is None
 
 
-def gives_codes(module: GraphModule, convolution: Node) -> bool:
+def only_quantizers_read(module: GraphModule, convolution: Node) -> bool:
     """Whether nothing reads a convolution's output but quantizers, so that an integer kernel can write it."""
     readers = output_node(convolution).users
     return all(isinstance(quantizer_of(module, user), ActivationQuantizer) for user in readers)

@@ -42,7 +42,7 @@ from leanvit.export.onnx.storage import (
     without_defaults,
     without_metadata,
 )
-from leanvit.quant.convolution_outputs import gives_codes, is_patch_embedding
+from leanvit.quant.convolution_outputs import is_patch_embedding, only_quantizers_read
 from leanvit.quant.graph import (
     QuantGraph,
     get_tensor,
@@ -239,7 +239,9 @@ class _Lowering:
                 self._float_parts(node, weight)
             elif not self._patch_embedding(node, weight):
                 # A float convolution may read the codes of the one before it: its weight is still computed at load.
-                integer = reads_codes and (self.profile.convolutions == "integer" or gives_codes(self.module, node))
+                integer = reads_codes and (
+                    self.profile.convolutions == "integer" or only_quantizers_read(self.module, node)
+                )
                 self._weight_only_or_convolution(node, weight, folded=not integer)
         elif node.target in PRODUCTS:
             with self.module.graph.inserting_before(node):
