@@ -58,7 +58,7 @@ FORBIDDEN = [
     ("quant/mptq.py", "import leanvit.export.api", DATA_FLOW),
     ("train/loop.py", "from leanvit.quant import mptq", DATA_FLOW),
     ("runtime/predictor.py", "from leanvit.data import sets", DATA_FLOW),
-    ("report/html.py", "import leanvit.inspection.page", DATA_FLOW),
+    ("report/html.py", "import leanvit.inspection.run", DATA_FLOW),
     ("models/revit.py", "import leanvit.quant.mptq", DATA_FLOW),
     ("tasks/detect.py", "import leanvit.train.loop", DATA_FLOW),
     ("annotations/coco.py", "import leanvit.runtime.draw", DATA_FLOW),
