@@ -133,6 +133,7 @@ def require_names(block: str) -> None:
                     importlib.import_module(f"{node.module}.{alias.name}")
 
 
+@pytest.mark.filterwarnings("error:.*the old path goes:FutureWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
 def test_python_of_every_page_is_right_and_its_imports_exist(page: Path) -> None:
     for block in python_blocks(page):

@@ -111,7 +111,8 @@ def test_help_shows_choices_defaults_and_tasks(capsys: pytest.CaptureFixture[str
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "usage: leanvit toy SOURCE [REST ...] [options]", "--kind {a,b} One of two. (default: a)",
-        "--opset {21,23}", "--light, --no-light On unless switched off. (default: on)", "--heat Off unless switched on.",
+        "--opset {21,23}", "--light, --no-light On unless switched off. (default: on)",
+        "--heat Off unless switched on.",
         "Half of 100%. (default: 0.5)", "(default: 0.0 1.0)", "for detect: --kinds [{a,b} ...]",
     ):  # fmt: skip
         assert words in text
