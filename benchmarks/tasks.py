@@ -29,7 +29,7 @@ from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant.parts import quantize_network, save_network
-from leanvit.runtime.answers import METRICS
+from leanvit.runtime.task import TASKS as SERVED
 from leanvit.tasks.build import load_network
 from leanvit.tasks.measure import measure_network
 from leanvit.train import run
@@ -63,7 +63,7 @@ def measure_case(name: str, *, quantized: bool) -> dict[str, Any]:
     data = config.data
     summary = train(config)
     network, info = load_network(config.output)
-    metric = METRICS[config.task]
+    metric = SERVED[config.task].metric
     reached = [row for row in summary["history"] if "metric" in row]
     row: dict[str, Any] = {
         "case": name, "model": config.model, "task": config.task, "metric": metric, "seed": SEED,

@@ -29,7 +29,7 @@ MOVED = {
     "leanvit.distill": "leanvit.train.distill",
     "leanvit.doctor": "leanvit.commands.doctor",
     "leanvit.downstream": "leanvit.tasks",
-    "leanvit.downstream.answers": "leanvit.runtime.answers",
+    "leanvit.downstream.answers": "leanvit.runtime.task",
     "leanvit.downstream.export": "leanvit.export.api",
     "leanvit.downstream.golden": "leanvit.runtime.golden_objects",
     "leanvit.downstream.measure": "leanvit.tasks.measure",

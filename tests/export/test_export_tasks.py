@@ -31,9 +31,9 @@ from leanvit.export.data import evaluation_of
 from leanvit.export.gate.evaluation import Evaluation, Measured
 from leanvit.export.gate.verify import verify_bundle
 from leanvit.export.network import network_outputs
-from leanvit.runtime.answers import METRICS
 from leanvit.runtime.bundle import Manifest, load_golden, load_golden_records, read_manifest, save_golden, sign
 from leanvit.runtime.engines import available
+from leanvit.runtime.task import TASKS as SERVED
 from leanvit.tasks.build import raw_outputs
 from toy_tasks import SIZE, ToyTasks
 
@@ -75,7 +75,7 @@ def test_bundles_pass_the_gate_again_and_nothing_is_left_unjudged(task: str, pre
     kinds = ["images", "objects"] if task == "segment" else ["images"]
     assert {f"golden {kind} at batch {size}" for kind in kinds for size in (1, 3, 8)} <= set(names)
     assert {"integrity", "preprocessing", "prepared pixels", "label order", "golden outputs"} <= set(names)
-    assert f"{METRICS[task]} drop" in names
+    assert f"{SERVED[task].metric} drop" in names
     assert ("calibration images" in names) == (precision == "w8a8")
 
 
@@ -384,7 +384,7 @@ def test_the_gate_names_a_fault(
     folder = Path(shutil.copytree(toys.bundle(task, precision), tmp_path / "bundle"))
     sign(folder, fault(folder, read_manifest(folder)))
     read_manifest(folder)
-    scenes = toys.split(task, "val") if check.split()[0] in METRICS.values() else None
+    scenes = toys.split(task, "val") if check.split()[0] in {row.metric for row in SERVED.values()} else None
     assert check in failed(folder, scenes)
 
 

@@ -23,7 +23,8 @@ from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataE
 from leanvit.files import only_writer
 from leanvit.quant.parts import is_quantized_network, load_quantized_network, quantize_network, save_network
 from leanvit.quant.store import load_quantized, save_quantized
-from leanvit.runtime.answers import METRICS, measure
+from leanvit.runtime.task import TASKS as SERVED
+from leanvit.runtime.task import measure_task
 from leanvit.tasks.build import load_network, raw_outputs
 from leanvit.tasks.detect import Detector
 from leanvit.tasks.measure import measure_network
@@ -60,7 +61,7 @@ def test_a_run_leaves_config_summary_best_weights_and_state(task: str, toys: Toy
     epochs = len(history)
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "train.json", BEST, LAST}
     assert not list(folder.glob("*.tmp"))
-    assert (summary["task"], summary["metric"]) == (task, METRICS[task])
+    assert (summary["task"], summary["metric"]) == (task, SERVED[task].metric)
     assert (summary["train_pictures"], summary["val_pictures"]) == (TRAIN, VAL)
     assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
     assert all(math.isfinite(row["train_loss"]) and 0 <= row["metric"] <= 1 for row in history)
@@ -73,10 +74,10 @@ def test_the_best_weights_are_those_of_the_best_epoch(task: str, toys: ToyTasks)
     network, info = load_network(toys.run(task))
     history = json.loads((toys.run(task) / "train.json").read_text())["history"]
     best = max(row["metric"] for row in history)
-    assert info.metrics[METRICS[task]] == best
+    assert info.metrics[SERVED[task].metric] == best
     assert info.metrics["epoch"] == next(row["epoch"] for row in history if row["metric"] == best)
     measured = measure_network(network, info, toys.split(task, "val"), 8)
-    assert measured[METRICS[task]] == pytest.approx(best, abs=1e-6)
+    assert measured[SERVED[task].metric] == pytest.approx(best, abs=1e-6)
 
 
 def test_the_loss_falls_on_a_backbone_of_ours(toys: ToyTasks, tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_metric_of_nothing_is_an_error(task: Any, toys: ToyTasks) -> None:
     scenes = toys.split(task, "val")
     empty = replace(scenes, scenes=tuple(replace(scene, instances=()) for scene in scenes.scenes))
     with pytest.raises(DataError, match="nothing is annotated that task"):
-        measure(task, empty, [])
+        measure_task(SERVED[task], empty, [])
 
 
 # --- checkpoints ---

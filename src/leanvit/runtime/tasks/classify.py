@@ -151,14 +151,6 @@ def accuracy(counted: NDArray[Any], where: str = "the images") -> dict[str, Any]
     }
 
 
-def top1_percent(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of images whose largest logit, the first of equal ones, is that of the label, in percent.
-
-    logits: (N, classes). labels: (N,), -1 where unknown, which counts as wrong.
-    """
-    return 100.0 * float((logits.argmax(1) == labels).mean())
-
-
 class Labelled(Protocol):
     """Images of known classes, such as leanvit.data.sets.ImageSet."""
 
