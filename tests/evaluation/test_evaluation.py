@@ -49,6 +49,7 @@ from leanvit.evaluation import (
 )
 from leanvit.evaluation.corruptions import parameters
 from leanvit.evaluation.measure import shifts_at
+from leanvit.evaluation.plan import conditions
 from leanvit.quant import quantize
 from leanvit.quant.store import save_quantized
 
@@ -500,10 +501,10 @@ def test_plain_val_prints_what_it_always_did(
         order = micro_model(x.float()).argsort(1, descending=True)
     right, right5 = int((order[:, 0] == labels).sum()), int((order[:, :5] == labels[:, None]).sum())
     line = f"top-1 {5 * right:.2f}%  top-5 {5 * right5:.2f}%  ({right} of 20 images)\n"
-    for model, keys in ((checkpoint, ["top1", "top5", "loss", "images", "correct"]),
-                        (shared_bundle, ["top1", "top5", "images", "correct"])):  # fmt: skip
+    for model in (checkpoint, shared_bundle):
         assert leanvit("val", model, "--data", folder).out == line
-        assert list(json.loads(leanvit("val", model, "--data", folder, "--json").out)) == keys
+        found = json.loads(leanvit("val", model, "--data", folder, "--json").out)
+        assert list(found) == ["top1", "top5", "loss", "images", "correct"]
     assert leanvit("val", checkpoint, "--data", folder, "--limit", "7").out.endswith("of 7 images)\n")
 
 
@@ -569,7 +570,7 @@ def test_an_interruption_keeps_what_was_measured(
 
 def test_all_means_every_corruption_once() -> None:
     config = ValConfig(model="m", corruptions=["contrast", "all"], severities=[3, 3])
-    assert run_module._conditions(config) == [(name, 3) for name in CORRUPTIONS]
+    assert conditions(config) == [(name, 3) for name in CORRUPTIONS]
 
 
 @pytest.mark.parametrize(
