@@ -28,5 +28,5 @@ def run(config: configs.TrainConfig) -> int:
     value = f"{result.value:.2f}{percent}" if percent else f"{result.value:.4f}"
     print(f"best {result.metric} {value} in {result.seconds:.0f} s ({result.cpu_seconds / 60:.1f} CPU-minutes)")
     print(f"checkpoint {result.checkpoint}")
-    print(f"next: leanvit quantize {config.output} --data {config.data}")
+    print(f"next: leanvit quantize {result.checkpoint.parent} --data {config.data}")
     return errors.EXIT_OK

@@ -342,7 +342,8 @@ class Trainer:
             "processes": self.processes.world,
             "seed": self.config.seed,
             "cpu_seconds": sum(row.get("cpu_seconds", 0.0) for row in self.progress.history),
-            "best": self.progress.best,
+            # Other tasks' best metrics are in the history.
+            **({"best": self.progress.best} if self.learning.counts_correct else {}),
         }
 
 
