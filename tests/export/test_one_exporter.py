@@ -24,6 +24,7 @@ from toy_tasks import ToyTasks
 pytest_plugins = ("toy_tasks",)
 
 
+@pytest.mark.slow
 def test_a_detectors_worst_sites_run_in_float_until_none_is_left(toys: ToyTasks, tmp_path: Path) -> None:
     quantized, info = toys.load("segment", "w8a8")
     options = ExportOptions(max_drop=0.0, min_speedup=0)
@@ -40,6 +41,7 @@ def test_a_detectors_worst_sites_run_in_float_until_none_is_left(toys: ToyTasks,
     assert [ratios[name] for name in lifted] == sorted(ratios[name] for name in lifted)
 
 
+@pytest.mark.slow
 def test_a_detectors_file_slower_than_float_is_rejected(
     toys: ToyTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def near_ties(own: np.ndarray, executed: np.ndarray) -> np.ndarray:
     return ordered[:, -1] - ordered[:, -2] <= 2 * np.abs(own - executed).max(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_micro", "swin_micro"])
 def test_val_says_the_same_of_a_quantized_folder_and_of_its_bundle(
     name: str, tmp_path: Path, leanvit: Callable[..., Any]
