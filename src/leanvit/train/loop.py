@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from leanvit.checkpoint import CHECKPOINT_NAME, save_checkpoint, with_metrics
 from leanvit.config import TrainConfig, save_yaml
+from leanvit.config.tasks import PICTURES_DEFAULTS
 from leanvit.config.training import fill_in, refuse_options
 from leanvit.errors import ConfigError, NumericalError
 from leanvit.files import only_writer, write_atomic
@@ -76,7 +77,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     task = task_named(config.task)
     refuse_options(config, task.name, task.options)
     config = replace(config)
-    fill_in(config, task.defaults)
+    # A task from outside names what differs; the rest is as for annotated pictures.
+    fill_in(config, {**PICTURES_DEFAULTS, **task.defaults})
     return replace(config)
 
 
