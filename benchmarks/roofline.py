@@ -91,7 +91,7 @@ def _multiply_adds(event: dict[str, Any], fan_in: dict[str, int]) -> int:
 def profile(path: Path, pixels: np.ndarray[Any, Any], threads: int) -> dict[str, Any]:
     """Milliseconds by operation, and multiply-adds of integer products, of one run."""
     model = onnx.load(str(path))
-    # By its node's name a product of the profile is found again in the graph as it is run; our files name none.
+    # By its node's name a product of the profile is found again in the graph as it is run; a file may have none.
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
     session = _session(model.SerializeToString(), threads, path.parent)

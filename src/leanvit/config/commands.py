@@ -47,6 +47,7 @@ class ExportOptions:
         1.0, "Least speed of a fast profile's file here, in times that of its float form; 0: don't measure."
     )
     opset: Opset = option(23, "Of the ONNX file; 21 is for ONNX Runtime before 1.24 and slower in attention.")
+    smallest: bool = option(False, "Leave module paths out of the ONNX file as names, where kilobytes count.")
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "max_drop", "min_speedup")

@@ -110,7 +110,7 @@ def worst_first(job: Job) -> list[str]:
 def _write(job: Job, network: nn.Module, lifted: list[str], golden: list[bytes], pixels: imaging.Pixels) -> Manifest:
     """One draft, whose golden outputs are those of the torch network in the form that the profile runs."""
     info = job.subject.info
-    proto = job.subject.in_onnx(lifted, job.options.opset)
+    proto = job.subject.in_onnx(lifted, job.options.opset, smallest=job.options.smallest)
     outputs = network_outputs(network, info, pixels)
     values = kept_values(job.task, outputs)
     objects = golden_records(outputs) if job.task.matched else {}

@@ -94,8 +94,11 @@ class Exported:
         """The opset of the file: the one that was asked for, but where parts are joined that of their joining."""
         return self._joining.opset if self._joining else asked
 
-    def in_onnx(self, lifted: Collection[str], opset: Opset) -> Any:
-        """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch."""
+    def in_onnx(self, lifted: Collection[str], opset: Opset, *, smallest: bool = False) -> Any:
+        """One onnx.ModelProto: `images` (batch, H, W, 3) uint8 in, the task's outputs out, dynamic batch.
+
+        smallest: without names that only people read.
+        """
         joining, opset = self._joining, self.opset(opset)
         first = next(iter(self.graphs))
         names = self._output_names()
@@ -107,6 +110,7 @@ class Exported:
                 lifted if isinstance(self.model, nn.Module) else own_sites(self.model, name, lifted),
                 outputs=names[name],
                 opset=opset,
+                smallest=smallest,
             )
             for name, graph in self.graphs.items()
         }

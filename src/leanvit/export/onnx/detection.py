@@ -23,7 +23,7 @@ from leanvit.export.onnx.detection_glue import (
     pool,
     propose,
 )
-from leanvit.export.onnx.storage import opset_of, without_metadata
+from leanvit.export.onnx.storage import opset_of, short_names, without_metadata
 from leanvit.tasks.detect import BOX, LEVELS, MASK, PART_OUTPUTS, PYRAMID, Detector
 from leanvit.tasks.features import STRIDES
 
@@ -41,7 +41,7 @@ def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -
     `images` (batch, H, W, 3) uint8 and gives `map_i` (B, C, h, w), `objectness_i` (B, A, h, w) and `deltas_i`
     (B, 4 A, h, w); "box" takes `cells` (R, C, 7, 7) and gives `class_logits` (R, K + 1) and `box_deltas`
     (R, 4 (K + 1)); "mask" takes `cells` (R, C, 14, 14) and gives `mask_logits` (R, K + 1, 28, 28).
-    size: (height, width) of the input in pixels.
+    size: (height, width) of the input in pixels. Nodes are named where those of the parts are.
     Outputs, with D of `detector.config.detections` rows: `boxes` (B, D, 4) float32 in pixels of the input, `scores`
     (B, D) float32 descending and 0 where there is no more, `labels` (B, D) int64 from 0, `masks` (B, D, 28, 28)
     float32 in 0 to 1 where there is a mask part, and `objectness` (B, N) float32: the logits of all anchors.
@@ -71,7 +71,12 @@ def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -
         ir_version=max(part.ir_version for part in renamed.values()),
         producer_name="leanvit",
     )
-    return without_metadata(model)
+    without_metadata(model)
+    if not any(node.name for part in parts.values() for node in part.graph.node):
+        return short_names(model)
+    for node in (node for node in model.graph.node if not node.name):
+        node.name = node.output[0]
+    return model
 
 
 @dataclass

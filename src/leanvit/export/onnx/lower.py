@@ -22,6 +22,7 @@ from leanvit.config import Opset, Preprocess
 from leanvit.errors import ExportError, require
 from leanvit.export.onnx.attention import fuse_attention
 from leanvit.export.onnx.fused_matmul import fuse_products
+from leanvit.export.onnx.names import PATH, mark_paths, name_by_path, paths_of_values, with_scopes
 from leanvit.export.onnx.profiles import Profile, find
 from leanvit.export.onnx.quantizers import (
     OPSET,
@@ -38,6 +39,7 @@ from leanvit.export.onnx.storage import (
     compute_at_load,
     half_constants,
     pack_four_bits,
+    short_names,
     shortest_names,
     without_defaults,
     without_metadata,
@@ -52,6 +54,9 @@ from leanvit.quant.graph import (
 )
 from leanvit.quant.ops import CONVOLUTIONS, LINEAR, MOVES, PRODUCTS, aten
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
+
+IMAGES = "images"
+"""The input, and the path of its normalisation."""
 
 REWRITER_TOLERANCE = 1e-8
 """Scalars up to here are zero to onnxscript 0.7's patterns (_pattern_ir.Constant)."""
@@ -91,6 +96,8 @@ def lower(
     lifted: Collection[str] = (),
     outputs: Sequence[str] = ("logits",),
     opset: Opset = 23,
+    *,
+    smallest: bool = False,
 ) -> Any:
     """Write a traced graph, quantized or not, as an ONNX model (onnx.ModelProto, opset 21 or 23, dynamic batch).
 
@@ -98,6 +105,7 @@ def lower(
     weights' bits being storage only.
     preprocess: None for a part of a network that reads no image. outputs: names of what the network gives, in order.
     opset: 23 writes float attention as one operation, 21 as products, for older runtimes.
+    smallest: leave out names that only people read; else they are module paths (leanvit.export.onnx.names).
     Input `images`: (batch, H, W, 3) uint8, or `cells`: (batch, ...) float32 without preprocess. Output `logits`:
     (batch, classes) float32.
     Raises ConfigError that names the sites which the profile can't run, ExportError that names an operation without
@@ -106,11 +114,14 @@ def lower(
     require("onnxscript")
     row = find(profile)
     module = executed_form(graph, row, lifted).cpu()
-    _lower_quantizers(module, row)
+    mark_paths(graph, module)
+    paths = _lower_quantizers(module, row)
     _keep_small_terms(module)
+    channels_last = _reads_patches(module)
+    paths |= with_scopes(module)
     network: nn.Module = module
     if preprocess:
-        network = ImageInput(module, preprocess, channels_last=_reads_patches(module)).eval()
+        network = ImageInput(module, preprocess, channels_last=channels_last).eval()
         example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
     else:
         example = torch.zeros(2, *_input_of(module).meta["val"].shape[1:])
@@ -124,7 +135,7 @@ def lower(
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=OPSET,
-                input_names=["images" if preprocess else "cells"],
+                input_names=[IMAGES if preprocess else "cells"],
                 output_names=list(outputs),
                 verbose=False,
             )
@@ -133,12 +144,19 @@ def lower(
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    proto = program.model_proto if opset == OPSET else fuse_attention(program.model_proto)
+    proto = program.model_proto
+    values = paths_of_values(proto, paths, IMAGES)
+    if opset != OPSET:
+        fuse_attention(proto)
     if row.fused_products:
         fuse_products(proto, transpose_codes=row.attention == "integer around zero")
-    proto = compute_at_load(without_metadata(proto))
-    proto = pack_four_bits(proto, cast=not row.four_bit_types)
-    return shortest_names(without_defaults(half_constants(proto))) if row.compact else proto
+    proto = without_metadata(proto)
+    proto = pack_four_bits(compute_at_load(short_names(proto) if smallest else proto), cast=not row.four_bit_types)
+    if row.compact:
+        proto = without_defaults(half_constants(proto))
+    if not smallest:
+        return name_by_path(proto, values, paths, network.state_dict().keys())
+    return shortest_names(proto) if row.compact else proto
 
 
 def _input_of(module: GraphModule) -> Node:
@@ -170,8 +188,11 @@ def _keep_small_terms(module: GraphModule) -> None:
     module.recompile()
 
 
-def _lower_quantizers(module: GraphModule, profile: Profile) -> None:
-    """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place."""
+def _lower_quantizers(module: GraphModule, profile: Profile) -> dict[str, str]:
+    """Swap simulated quantizers for their ONNX forms, and products for the layout that runs fast, in place.
+
+    Returns the paths of new submodules and constants by name.
+    """
     lowering = _Lowering(module, profile)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in (LINEAR, *CONVOLUTIONS, *PRODUCTS):
@@ -183,6 +204,7 @@ def _lower_quantizers(module: GraphModule, profile: Profile) -> None:
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
+    return lowering.paths
 
 
 def _quantize_before_moves(module: GraphModule) -> None:
@@ -226,10 +248,13 @@ class _Lowering:
         self.module = module
         self.profile = profile
         self.written: dict[Node, list[tuple[Node, Tensor | None]]] = {}
+        self.paths: dict[str, str] = {}
         self.constants = 0
+        self.origin = ""
 
     def product(self, node: Node) -> None:
         """Rewrite one linear, convolution or matmul in the profile's form."""
+        self.origin = node.meta[PATH]
         weight = quantizer_of(self.module, node_argument(node, 1))
         if isinstance(weight, WeightQuantizer):
             reads_codes = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
@@ -262,6 +287,7 @@ class _Lowering:
         for node in list(self.module.graph.nodes):
             quantizer = quantizer_of(self.module, node)
             if isinstance(quantizer, ActivationQuantizer) and node.users:
+                self.origin = node.meta[PATH]
                 with self.module.graph.inserting_after(node):
                     branches = self._branches(node)
                 with self.module.graph.inserting_after(branches[-1][0]):
@@ -279,7 +305,7 @@ class _Lowering:
                 signed = around_zero and all(user.target in PRODUCTS for user in node.users)
                 branches = self._branches_of(quantizer, signed=signed)
                 self.written[node] = [
-                    (self._submodule(f"{node.target}_{i}", branch.module, source), branch.factor)
+                    (self._submodule(f"{node.target}_{i}", branch.module, source, path=node.meta[PATH]), branch.factor)
                     for i, branch in enumerate(branches)
                 ]
         return self.written[node]
@@ -300,8 +326,9 @@ class _Lowering:
                 name = f"{node_argument(node, 1).target}_{piece}"
                 module = self._linear_module(codes[piece], scales[piece], quantizer.bits)
                 own = self._piece(bias, piece, pieces)
+                path = self._path_of_piece(piece, pieces)
                 summands = [
-                    self._submodule(name, module, value, own if i == 0 else None)
+                    self._submodule(name, module, value, own if i == 0 else None, path=path)
                     for i, (value, _) in enumerate(branches)
                 ]
                 values.append(self._sum(summands))
@@ -328,6 +355,8 @@ class _Lowering:
         with self.module.graph.inserting_before(node):
             weights = self._float_weights(node_argument(node, 1), quantizer)
             values = [self._call(LINEAR, source, weight, self._piece(bias, i, 3)) for i, weight in enumerate(weights)]
+            for i, value in enumerate(values):
+                value.meta[PATH] = self._path_of_piece(i, 3)
         self._replace_parts(node, parts, values)
 
     def _float_weights(self, weight: Node, quantizer: WeightQuantizer | None) -> list[Node]:
@@ -336,12 +365,20 @@ class _Lowering:
             return [self._piece(weight, i, 3) for i in range(3)]
         pieces = zip(quantizer.codes.chunk(3), quantizer.scale.chunk(3), strict=True)
         return [
-            self._stored_weight(f"{weight.target}_{i}", codes, scale, quantizer.bits, folded=True)
+            self._stored_weight(
+                f"{weight.target}_{i}", codes, scale, quantizer.bits, folded=True, path=self._path_of_piece(i, 3)
+            )
             for i, (codes, scale) in enumerate(pieces)
         ]
 
-    def _stored_weight(self, name: str, codes: Tensor, scale: Tensor, bits: int, *, folded: bool) -> Node:
-        return self._submodule(name, OnnxWeight(codes, scale, four_bit=self._packs(bits), folded=folded))
+    def _stored_weight(
+        self, name: str, codes: Tensor, scale: Tensor, bits: int, *, folded: bool, path: str | None = None
+    ) -> Node:
+        return self._submodule(name, OnnxWeight(codes, scale, four_bit=self._packs(bits), folded=folded), path=path)
+
+    def _path_of_piece(self, piece: int, pieces: int) -> str:
+        """Path of what is lowered, or of its part for q, k or v."""
+        return self.origin if pieces == 1 else f"{self.origin}.{'qkv'[piece]}"
 
     def _parts(self, node: Node) -> list[Node]:
         """reshape, permute and unbind behind a packed product of q, k and v, as timm and leanvit write it."""
@@ -367,7 +404,9 @@ class _Lowering:
         for getitem in list(unbind.users):
             with self.module.graph.inserting_before(getitem):
                 value = values[int(getitem.args[1])]  # type: ignore[arg-type]
-                moved = self._call(aten.permute.default, self._call(aten.reshape.default, value, shape), kept)
+                split = self._call(aten.reshape.default, value, shape)
+                split.meta[PATH] = reshape.meta[PATH]
+                moved = self._call(aten.permute.default, split, kept)
             moved.meta = dict(getitem.meta)
             getitem.replace_all_uses_with(moved)
             self.module.graph.erase_node(getitem)
@@ -379,10 +418,11 @@ class _Lowering:
         if pieces == 1 or source is None:
             return source
         value = get_tensor(self.module, str(source.target)).chunk(pieces)[piece].clone()
-        return self._constant(value)
+        return self._constant(value, f"{self._path_of_piece(piece, pieces)}.{str(source.target).rpartition('.')[2]}")
 
-    def _constant(self, value: Tensor) -> Node:
+    def _constant(self, value: Tensor, path: str) -> Node:
         name = f"lowered_{self.constants}"
+        self.paths[name] = path
         self.constants += 1
         self.module.register_buffer(name, value)
         return self.module.graph.get_attr(name)
@@ -421,20 +461,23 @@ class _Lowering:
             ]
             self._replace(node, values)
 
-    def _submodule(self, name: str, module: nn.Module, *arguments: Any) -> Node:
+    def _submodule(self, name: str, module: nn.Module, *arguments: Any, path: str | None = None) -> Node:
         if not hasattr(self.module, name):
             self.module.add_submodule(name, module)
+            self.paths[name] = self.origin if path is None else path
         return self.module.graph.call_module(name, tuple(arguments))
 
     def _call(self, target: Any, *arguments: Any) -> Node:
-        return self.module.graph.call_function(target, arguments)
+        created = self.module.graph.call_function(target, arguments)
+        created.meta[PATH] = self.origin
+        return created
 
     def _scaled(self, value: Node, *factors: Tensor | None) -> Node:
         given = [factor for factor in factors if factor is not None]
         if not given:
             return value
         factor = given[0] if len(given) == 1 else given[0] * given[1]
-        return self._call(aten.mul.Tensor, value, self._constant(factor))
+        return self._call(aten.mul.Tensor, value, self._constant(factor, f"{self.origin}.factor"))
 
     def _sum(self, values: list[Node]) -> Node:
         total = values[0]

@@ -14,6 +14,9 @@ LOAD_SCALE_SUFFIX = ".load_scale"
 CONVOLUTION_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0, "group": 1, "auto_pad": b"NOTSET"}
 """Of Conv, whose schema says them in words only."""
 
+VECTORS = "vectors"
+"""All vectors as one value, before it is cut apart."""
+
 SHORTEST_HALF = 32
 SHORTEST_VECTOR = 8
 
@@ -118,14 +121,14 @@ def _one_vector(graph: Any, vectors: dict[str, Any]) -> list[Any]:
     from onnx import TensorProto, helper, numpy_helper
 
     stored = {
-        "vectors_half": np.concatenate(list(vectors.values())),
-        "vectors_sizes": np.array([halves.size for halves in vectors.values()], np.int64),
+        f"{VECTORS}_half": np.concatenate(list(vectors.values())),
+        f"{VECTORS}_sizes": np.array([halves.size for halves in vectors.values()], np.int64),
     }
     others = [tensor for tensor in graph.initializer if tensor.name not in vectors]
     put(graph.initializer, [*others, *(numpy_helper.from_array(values, name) for name, values in stored.items())])
     return [
-        helper.make_node("Cast", ["vectors_half"], ["vectors"], to=TensorProto.FLOAT),
-        helper.make_node("Split", ["vectors", "vectors_sizes"], list(vectors)),
+        helper.make_node("Cast", [f"{VECTORS}_half"], [VECTORS], to=TensorProto.FLOAT),
+        helper.make_node("Split", [VECTORS, f"{VECTORS}_sizes"], list(vectors)),
     ]
 
 
@@ -173,7 +176,7 @@ def shortest_names(proto: Any) -> Any:
     values = [name for node in proto.graph.node for name in node.output if name]
     named = [name for name in (*constants, *values) if name not in kept]
     free = (name for name in map(_identifier, itertools.count()) if name not in kept)
-    _rename(proto.graph, dict(zip(named, free, strict=False)))
+    rename(proto.graph, dict(zip(named, free, strict=False)))
     return proto
 
 
@@ -191,7 +194,6 @@ def _identifier(number: int) -> str:
 def without_metadata(proto: Any) -> Any:
     """Drop the exporter's notes on every node: stack traces with paths of this machine, a third of the file."""
     del proto.graph.value_info[:]
-    _shorten_names(proto.graph)
     for item in (
         proto,
         proto.graph,
@@ -204,11 +206,12 @@ def without_metadata(proto: Any) -> Any:
     return proto
 
 
-def _shorten_names(graph: Any) -> None:
+def short_names(proto: Any) -> Any:
     """Number what nobody looks up: nodes lose their names, values between them become v0, v1, ...
 
     Constants keep theirs, without the exporter's prefixes. Together a tenth of a small model's file.
     """
+    graph = proto.graph
     kept = {value.name for value in (*graph.input, *graph.output)}
     short: dict[str, str] = {}
     for tensor in graph.initializer:
@@ -221,10 +224,11 @@ def _shorten_names(graph: Any) -> None:
         for name in node.output:
             if name and name not in kept:
                 short.setdefault(name, f"v{len(short)}")
-    _rename(graph, short)
+    rename(graph, short)
+    return proto
 
 
-def _rename(graph: Any, short: dict[str, str]) -> None:
+def rename(graph: Any, short: dict[str, str]) -> None:
     """Give constants and values other names wherever they stand; those that are not in `short` keep theirs."""
     for tensor in graph.initializer:
         tensor.name = short.get(tensor.name, tensor.name)
