@@ -23,9 +23,8 @@ from leanvit.export.onnx.detection import assemble
 from leanvit.export.onnx.lower import lower
 from leanvit.quant import quantize
 from leanvit.quant.graph import trace
-from leanvit.tasks.detect import Detector, DetectorConfig
+from leanvit.tasks.detect import PART_OUTPUTS, Detector, DetectorConfig
 from leanvit.tasks.features import BackboneConfig
-from leanvit.tasks.parts import PART_OUTPUTS
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

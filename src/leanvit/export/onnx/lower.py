@@ -34,7 +34,7 @@ from leanvit.export.onnx.quantizers import (
     OnnxWeight,
     branches_of,
 )
-from leanvit.export.onnx.simulation import executed_form
+from leanvit.export.onnx.simulation import executed_form, moves_before
 from leanvit.export.onnx.storage import (
     compute_at_load,
     half_constants,
@@ -52,7 +52,7 @@ from leanvit.quant.graph import (
     only_user,
     quantizer_of,
 )
-from leanvit.quant.ops import CONVOLUTIONS, LINEAR, MOVES, PRODUCTS, aten
+from leanvit.quant.ops import CONVOLUTIONS, LINEAR, PRODUCTS, aten
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 IMAGES = "images"
@@ -212,16 +212,16 @@ def _quantize_before_moves(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if not _is_code_pair(module, node):
             continue
-        moved = source = node_argument(node, 0)
-        while source.target in MOVES and len(source.users) == 1:
-            first, source = source, node_argument(source, 0)
+        moved = node_argument(node, 0)
+        moves, source = moves_before(moved)
         of_codes = any(_is_code_pair(module, value) for value in source.all_input_nodes)
-        if source is moved or source.target not in PRODUCTS or len(source.users) > 1 or not of_codes:
+        read_once = all(len(value.users) == 1 for value in (*moves, source))
+        if not moves or source.target not in PRODUCTS or not read_once or not of_codes:
             continue
         node.replace_all_uses_with(moved)
         with module.graph.inserting_after(source):
             codes = module.graph.call_module(str(node.target), (source,))
-        first.replace_input_with(source, codes)
+        moves[-1].replace_input_with(source, codes)
         module.graph.erase_node(node)
 
 

@@ -155,6 +155,15 @@ def _uniform_8(quantizer: ActivationQuantizer) -> bool:
     return (quantizer.form, quantizer.bits, quantizer.scale.dim()) == ("uniform", 8, 0)
 
 
+def moves_before(value: Node) -> tuple[list[Node], Node]:
+    """The operations that moved a value's elements and changed none, the last first, and what they moved."""
+    moves: list[Node] = []
+    while value.target in MOVES:
+        moves.append(value)
+        value = node_argument(value, 0)
+    return moves, value
+
+
 @torch.no_grad()
 def _centre_products(module: GraphModule) -> None:
     """Make the codes that products read and give symmetric where they have negative values, in place.
@@ -165,9 +174,7 @@ def _centre_products(module: GraphModule) -> None:
         quantizer = quantizer_of(module, node)
         if not isinstance(quantizer, ActivationQuantizer) or not _uniform_8(quantizer):
             continue
-        source = node_argument(node, 0)
-        while source.target in MOVES:
-            source = node_argument(source, 0)
+        _, source = moves_before(node_argument(node, 0))
         below = int(quantizer.zero_point)
         given = source.target in PRODUCTS and _reads_plain_codes(module, source)
         if below and (given or all(user.target in PRODUCTS for user in node.users)):
