@@ -89,6 +89,22 @@ class ImageInput(nn.Module):
         return self.network(x.view(images.shape).permute(0, 3, 1, 2) if self.channels_last else x)
 
 
+class PartInput(nn.Module):
+    """A part of a network that reads no image.
+
+    torch.onnx notes no modules (leanvit.export.onnx.names) inside of a graph that it is given itself.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Put nothing in front of `network`."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, cells: Tensor) -> Any:
+        """What the network returns for cells (B, ...) float32."""
+        return self.network(cells)
+
+
 def lower(
     graph: QuantGraph,
     preprocess: Preprocess | None,
@@ -119,7 +135,7 @@ def lower(
     _keep_small_terms(module)
     channels_last = _reads_patches(module)
     paths |= with_scopes(module)
-    network: nn.Module = module
+    network: nn.Module = PartInput(module)
     if preprocess:
         network = ImageInput(module, preprocess, channels_last=channels_last).eval()
         example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
