@@ -15,7 +15,8 @@ from leanvit import _moved
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
-    from leanvit.config import Budget, MPTQConfig
+    from leanvit.checkpoint import load_model as load
+    from leanvit.config import Budget, ExportOptions, MPTQConfig
     from leanvit.export.api import export
     from leanvit.quant import QuantizedModel, quantize
     from leanvit.runtime.predictor import Predictor
@@ -25,14 +26,26 @@ for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_switch, "1")
 
 _LAZY = {
-    "Budget": "leanvit.config",
-    "MPTQConfig": "leanvit.config",
-    "Predictor": "leanvit.runtime.predictor",
-    "QuantizedModel": "leanvit.quant",
-    "quantize": "leanvit.quant",
+    "Budget": ("leanvit.config", "Budget"),
+    "ExportOptions": ("leanvit.config", "ExportOptions"),
+    "MPTQConfig": ("leanvit.config", "MPTQConfig"),
+    "Predictor": ("leanvit.runtime.predictor", "Predictor"),
+    "QuantizedModel": ("leanvit.quant", "QuantizedModel"),
+    "load": ("leanvit.checkpoint", "load_model"),
+    "quantize": ("leanvit.quant", "quantize"),
 }
 
-__all__ = ["Budget", "MPTQConfig", "Predictor", "QuantizedModel", "__version__", "export", "quantize"]
+__all__ = [
+    "Budget",
+    "ExportOptions",
+    "MPTQConfig",
+    "Predictor",
+    "QuantizedModel",
+    "__version__",
+    "export",
+    "load",
+    "quantize",
+]
 
 
 class _Package(ModuleType):
@@ -53,7 +66,8 @@ class _Package(ModuleType):
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module, attribute = _LAZY[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'leanvit' has no attribute '{name}'")
 
 
