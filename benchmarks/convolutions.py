@@ -124,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [measure(case) for case in CASES]
     write_json(Path(options.output), {"version": 1, "facts": facts(), "results": rows})
-    print("| convolution | float, ms | int8, float output: ratio | int8, codes: ratio |\n|---|---:|---:|---:|")
+    print("| convolution | float, ms | int8, float output: ratio | int8, int8 output: ratio |\n|---|---:|---:|---:|")
     for row in rows:
         ratios = row["ratios"]
         print(

@@ -89,7 +89,7 @@ def picture(title: str, height: float, parts: Iterable[object], width: float = W
 class Row:
     """One box of a stack.
 
-    out: shape on the arrow below. side: shape in a box beside it, called `side_name`, which the box gives to
+    out: shape on the arrow below. side: shape in a box beside it, called `side_name`, which the box hands to
     (or, with `from_side`, takes from); link, back: words on the way there and back; down: words on the way from
     the side box above; without words nothing is drawn there, and a row with `from_side` is reached from all
     side boxes that stand alone like this. count: how many equal rows it stands for.

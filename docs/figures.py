@@ -1,7 +1,7 @@
 """Draw the figures and write the tables of docs/models from the code.
 
     .venv/bin/python docs/figures.py            write docs/models/*.svg and the tables between the markers
-    .venv/bin/python docs/figures.py --check    exit 1 where a file is not what the code gives now
+    .venv/bin/python docs/figures.py --check    exit 1 where a file is not what the code draws now
 
 Models are built on the meta device and run once on shapes alone; hooks note what enters and leaves every module.
 Names, kinds and shapes in a figure are those noted; only the places of boxes and the words on arrows are ours.

@@ -27,7 +27,7 @@ VERBS = {
     "quantize": ("QuantizeConfig", "quantize a checkpoint after training"),
     "export": ("ExportConfig", "write a verified ONNX bundle"),
     "verify": ("VerifyConfig", "check a bundle"),
-    "predict": ("PredictConfig", "classify images with a bundle"),
+    "predict": ("PredictConfig", "run a bundle of any task on images"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
     "data inspect": ("DataInspectConfig", "look at every image of a data set: balance, corrupt files, duplicates"),

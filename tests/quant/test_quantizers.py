@@ -18,8 +18,8 @@ from leanvit.quant.quantizers import (
     UniformQuantizer,
     WeightQuantizer,
     asymmetric_parameters,
-    code_range,
     fake_quantize,
+    integer_range,
     make_quantizer,
     quantized_integers,
     register,
@@ -74,7 +74,7 @@ def test_zero_is_represented_exactly(values: np.ndarray, bits: int) -> None:
 def test_fake_quantization_equals_integer_arithmetic(values: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(values)
     scale, zero_point = asymmetric_parameters(x.min(), x.max(), bits)
-    low, high = code_range(bits, symmetric=False)
+    low, high = integer_range(bits, symmetric=False)
     # NumPy's rint is half to even as ONNX's QuantizeLinear is; integers from there on.
     codes = np.clip(np.rint(values / scale.numpy()).astype(np.int64) + int(zero_point), low, high)
     expected = (codes - int(zero_point)).astype(np.float32) * scale.numpy()

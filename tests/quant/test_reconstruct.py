@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from leanvit.quant.quantizers import code_range
+from leanvit.quant.quantizers import integer_range
 from leanvit.quant.reconstruct import Corrected, conv_patches, correct, descend, round_with_feedback
 
 
@@ -60,7 +60,7 @@ def test_at_eight_bits_the_output_is_nearly_exact() -> None:
 @given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([3, 16, 80]))
 def test_feedback_and_descent_are_never_worse_than_nearest_rounding(seed: int, bits: int, ins: int) -> None:
     weight, hessian = problem(6, ins, seed)
-    low, high = code_range(bits, symmetric=True)
+    low, high = integer_range(bits, symmetric=True)
     scale = weight.abs().amax(-1) / high
     nearest = (weight / scale[..., None]).round().clamp(low, high)
     codes, found_scale = descend(weight, hessian, *round_with_feedback(weight, hessian, bits), bits)
@@ -73,7 +73,7 @@ def test_feedback_and_descent_are_never_worse_than_nearest_rounding(seed: int, b
 @given(st.integers(0, 10_000), st.integers(2, 6))
 def test_descent_never_raises_the_error(seed: int, bits: int) -> None:
     weight, hessian = problem(5, 70, seed)
-    low, high = code_range(bits, symmetric=True)
+    low, high = integer_range(bits, symmetric=True)
     scale = 0.7 * weight.abs().amax(-1) / high
     codes = (weight / scale[..., None]).round().clamp(low, high)
     before = cost(weight, hessian, codes, scale)

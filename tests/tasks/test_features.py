@@ -125,7 +125,7 @@ def test_a_map_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     check_strides(features)
     monkeypatch.setattr(features, "forward", wrong)
-    with pytest.raises(ConfigError, match=r"resnet18 gives a map of \(4, 5\) at stride 16 .* expected \(4, 6\)"):
+    with pytest.raises(ConfigError, match=r"resnet18 returns a map of \(4, 5\) at stride 16 .* expected \(4, 6\)"):
         check_strides(features)
 
 

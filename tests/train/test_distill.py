@@ -15,7 +15,7 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.config import Preprocess, TrainConfig
 from leanvit.errors import CheckpointError, ConfigError, DataError
 from leanvit.train import Trainer, run
-from leanvit.train.distill import Answer, Student, Teacher, hint_loss, load_teacher, make_student, teacher_loss
+from leanvit.train.distill import Outputs, Student, Teacher, hint_loss, load_teacher, make_student, teacher_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 OURS, THEIRS = torch.randn(6, 5, generator=GENERATOR) * 3, torch.randn(6, 5, generator=GENERATOR) * 3
@@ -24,27 +24,27 @@ SIZE = (32, 32)
 
 @pytest.mark.parametrize("tau", [1.0, 2.0, 7.5])
 def test_soft_labels_cost_the_divergence_of_softened_answers(tau: float) -> None:
-    found = teacher_loss(Answer(OURS), Answer(THEIRS), TrainConfig(distillation_tau=tau))
+    found = teacher_loss(Outputs(OURS), Outputs(THEIRS), TrainConfig(distillation_tau=tau))
     ours, theirs = OURS.double().numpy() / tau, THEIRS.double().numpy() / tau
     expected = tau**2 * (softmax(theirs, 1) * (log_softmax(theirs, 1) - log_softmax(ours, 1))).sum(1)
     assert np.allclose(found.numpy(), expected, rtol=1e-4)
-    assert float(teacher_loss(Answer(THEIRS), Answer(THEIRS), TrainConfig()).abs().max()) < 1e-5
+    assert float(teacher_loss(Outputs(THEIRS), Outputs(THEIRS), TrainConfig()).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["hard", "token"])
 def test_hard_labels_are_the_teachers_top_class_and_go_to_the_token(kind: str) -> None:
     config = TrainConfig(distillation=kind)
     expected = -log_softmax(OURS.double().numpy(), 1)[np.arange(6), THEIRS.numpy().argmax(1)]
-    assert np.allclose(teacher_loss(Answer(OURS), Answer(THEIRS), config).numpy(), expected, rtol=1e-5)
-    with_token = teacher_loss(Answer(torch.zeros(6, 5), distilled=OURS), Answer(THEIRS), config)
+    assert np.allclose(teacher_loss(Outputs(OURS), Outputs(THEIRS), config).numpy(), expected, rtol=1e-5)
+    with_token = teacher_loss(Outputs(torch.zeros(6, 5), distilled=OURS), Outputs(THEIRS), config)
     assert np.allclose(with_token.numpy(), expected, rtol=1e-5)
 
 
 def test_hints_compare_what_is_left_after_normalisation_on_the_coarser_grid() -> None:
     coarse = torch.randn(2, 4, 3, 3)
     fine = (5 * coarse + 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert float(hint_loss(Answer(OURS, features=fine), Answer(OURS, features=coarse)).max()) < 1e-4
-    opposite = hint_loss(Answer(OURS, features=-coarse), Answer(OURS, features=coarse))
+    assert float(hint_loss(Outputs(OURS, features=fine), Outputs(OURS, features=coarse)).max()) < 1e-4
+    opposite = hint_loss(Outputs(OURS, features=-coarse), Outputs(OURS, features=coarse))
     assert torch.allclose(opposite, torch.full((2,), 4.0), rtol=1e-2)
 
 

@@ -267,7 +267,7 @@ def save_study(result: Json, arrays: Arrays, folder: str | Path) -> Path:
 
 
 def describe_run(config: AnalyzeConfig, result: Json) -> Json:
-    """What `study` gave, below the command, the machine, the versions and the date that it was made with."""
+    """What `study` returned, below the command, the machine, the versions and the date that it was made with."""
     return {
         "command": command_line("analyze", config),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""What a user gives as data of a task becomes annotated pictures: composed folders, COCO, YOLO, ADE20K, Cityscapes."""
+"""What a user names as data of a task becomes annotated pictures: composed folders, COCO, YOLO, ADE20K, Cityscapes."""
 
 from __future__ import annotations
 

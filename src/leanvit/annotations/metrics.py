@@ -42,7 +42,7 @@ class CocoScores:
 
     scene_set: SceneSet
     kind: Kind
-    _answers: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
+    _results: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
     _left: dict[int, Scene] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class CocoScores:
                 f"picture {image_id}: not in {self.scene_set.name}, or added twice, expected each picture once. "
                 "Use the image ids of the set."
             )
-        self._answers.extend(self._answer(scene, one) for one in found)
+        self._results.extend(self._result_of(scene, one) for one in found)
 
     def result(self) -> dict[str, Any]:
         """The metrics so far, each 0 to 1, None where the set has nothing to measure it on.
@@ -76,7 +76,7 @@ class CocoScores:
         truth = coco.COCO(self._truth())
         scheme = self.scene_set.keypoints
         evaluation = coco.COCOeval_faster(
-            truth, truth.loadRes(self._answers), self.kind, kpt_oks_sigmas=list(scheme.sigmas) if scheme else None
+            truth, truth.loadRes(self._results), self.kind, kpt_oks_sigmas=list(scheme.sigmas) if scheme else None
         )
         # The package leaves out classes without objects for keypoints only; here the place of a class is fixed.
         categories = sorted(self.scene_set.coco_ids)
@@ -124,7 +124,7 @@ class CocoScores:
             entry["num_keypoints"] = int((points[:, 2] > 0).sum())
         return entry
 
-    def _answer(self, scene: Scene, one: Found) -> dict[str, Any]:
+    def _result_of(self, scene: Scene, one: Found) -> dict[str, Any]:
         _check_found(scene, one, len(self.scene_set.classes))
         entry: dict[str, Any] = {
             "image_id": scene.image_id,
@@ -220,12 +220,12 @@ class SegmentationScores:
     def result(self) -> dict[str, Any]:
         """The metrics so far, each 0 to 1, None where there is no pixel to measure it on.
 
-        miou: mean of the known per_class. per_class: intersection over union of each class, None for one that is in
-        no truth and no answer. pixel_accuracy: share of pixels. mean_accuracy: mean over the true classes.
+        miou: mean of the known per_class. per_class: intersection over union of each class, None for one that is
+        neither true nor found anywhere. pixel_accuracy: share of pixels. mean_accuracy: mean over the true classes.
         """
         right = np.diagonal(self.confusion).astype(np.float64)
-        true, answered = self.confusion.sum(axis=1), self.confusion[:, :-1].sum(axis=0)
-        union = true + answered - right
+        true, found = self.confusion.sum(axis=1), self.confusion[:, :-1].sum(axis=0)
+        union = true + found - right
         shares = _ratio(right, union)
         return {
             "miou": _mean(shares),
@@ -270,7 +270,7 @@ def pck(
 
 
 def oks(truth: NDArray[Any], found: NDArray[Any], areas: NDArray[Any], sigmas: Sequence[float]) -> Floats:
-    """Object keypoint similarity of each object with its answer, 0 to 1; NaN where no keypoint is annotated.
+    """Object keypoint similarity of each object with what was found of it, 0 to 1; NaN where no keypoint is annotated.
 
     truth: (N, K, 3) x, y, visibility; those above 0 count. found: (N, K, 3) x, y, score. areas: (N,) pixels.
     sigmas: (K,) tolerances as in KeypointScheme. Returns (N,) float64.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 BoolMask = NDArray[np.bool_]
 ClassMap = NDArray[np.uint8]
 Outputs = dict[str, NDArray[Any]]
-"""A network's raw answers for B pictures by name. detect: boxes (B, D, 4), scores (B, D), labels (B, D) from 0, and
+"""A network's raw outputs for B pictures by name. detect: boxes (B, D, 4), scores (B, D), labels (B, D) from 0, and
 with task "segment" masks (B, D, 28, 28), score 0 where there is no more; semantic: logits (B, classes, h, w); pose:
 heatmaps (B, keypoints, h, w)."""
 
@@ -100,8 +100,8 @@ class Found:
     """One object that a network found in a picture.
 
     label: index into the classes. score: 0 to 1. box: (x1, y1, x2, y2) in pixels of the picture.
-    mask: (height, width) bool of the picture; None where the network gives none.
-    keypoints: (K, 3) float32 of x, y, score; None where the network gives none.
+    mask: (height, width) bool of the picture; None where the network returns none.
+    keypoints: (K, 3) float32 of x, y, score; None where the network returns none.
     """
 
     label: int

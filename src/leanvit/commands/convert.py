@@ -52,7 +52,7 @@ def convert_checkpoint(config: ConvertConfig) -> str:
 
 @torch.inference_mode()
 def _require_equal(model: nn.Module, loaded: nn.Module, preprocess: Preprocess, path: str) -> None:
-    """Raise VerificationError where the written checkpoint does not give the converted network's logits."""
+    """Raise VerificationError where the written checkpoint does not return the converted network's logits."""
     x = torch.randn(1, 3, *preprocess.input_size, generator=torch.Generator().manual_seed(0))
     difference = float((model(x) - loaded(x)).abs().max())
     if difference > 1e-4:

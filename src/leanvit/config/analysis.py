@@ -28,7 +28,7 @@ class AnalyzeConfig:
     accuracy_images: int = option(1000, "Images that the ablation of the shortcut is measured on; 0: all.")
     batch_size: int = option(8, "Images a step.")
     device: str = option("auto", "cpu, cuda, ...")
-    seed: int = option(0, "Seed of the choice of images and of the signs behind the receptive field.")
+    seed: int = option(0, "Seed of the choice of images and of the signs that the receptive field is measured with.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:

@@ -187,7 +187,7 @@ def require_at_least(config: Any, least: int, *names: str) -> None:
 
 
 def command_line(verb: str, config: Any) -> str:
-    """The command that gives a configuration: positional arguments, and flags that are not at their defaults."""
+    """The command that makes a configuration: positional arguments, and flags that are not at their defaults."""
     words, flags = ["leanvit", *verb.split()], []
     for item in fields(config):
         value = getattr(config, item.name)

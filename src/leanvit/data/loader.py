@@ -53,7 +53,7 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], data: str) 
 class Loader:
     """Batches of an ImageSet at one preprocessing.
 
-    Iterating gives (images, labels): images (B, H, W, 3) uint8 and labels (B,) int64, in order.
+    Iterating yields (images, labels): images (B, H, W, 3) uint8 and labels (B,) int64, in order.
     bad: the images that could not be decoded and were left out, each once.
     """
 

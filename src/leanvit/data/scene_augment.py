@@ -102,7 +102,7 @@ class Span:
 
     @property
     def after(self) -> int:
-        """Padding behind the picture."""
+        """Padding after the picture."""
         return self.side - self.offset - self.placed
 
 

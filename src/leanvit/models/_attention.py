@@ -36,7 +36,7 @@ AttentionMemory = Literal["auto", "quadratic", "linear"]
 """What is carried from layer to layer, see `HistoryModel.set_attention_memory`."""
 
 MASKED = -1000.0
-"""Added to hidden logits: low enough for a weight of exactly 0. The authors' -100 gives denormal numbers, which
+"""Added to hidden logits: low enough for a weight of exactly 0. The authors' -100 leads to denormal numbers, which
 are several times slower to multiply."""
 
 CACHE_BYTES = 4 << 20

@@ -109,7 +109,7 @@ class CellNet(LinearHead):
         return as_tokens(x.contiguous(memory_format=torch.channels_last)), (x.shape[2], x.shape[3])
 
     def _features(self, x: Tensor, grid: Grid) -> Tensor:
-        """Tokens of the last stage in the form that `forward_features` gives."""
+        """Tokens of the last stage in the form that `forward_features` returns."""
         return as_map(x, grid)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class CellNet(LinearHead):
         """Outputs of chosen stages, as maps (B, dim, h, w) or tokens (B, h w, dim); timm's signature.
 
         indices: stages to take (int: the last n; None: all). norm: without effect, as no norm is on tokens.
-        return_prefix_tokens: give (map, class token) pairs. intermediates_only: leave the features out.
+        return_prefix_tokens: return (map, class token) pairs. intermediates_only: leave the features out.
         Raises ConfigError where `output_fmt` is neither NCHW nor NLC.
         """
         if output_fmt not in ("NCHW", "NLC"):

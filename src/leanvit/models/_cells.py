@@ -78,7 +78,7 @@ def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, limit: int) -> Te
 class PyramidReduction(nn.Module):
     """PRM: the same strided convolution with several dilations side by side, GELU, concatenated.
 
-    Every dilation gives a map of ceil(H / ratio) x ceil(W / ratio) where `ratio` divides H and W.
+    Every dilation returns a map of ceil(H / ratio) x ceil(W / ratio) where `ratio` divides H and W.
     """
 
     def __init__(

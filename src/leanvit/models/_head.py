@@ -1,4 +1,4 @@
-"""What five architectures share behind their last block: a choice of pooling, and one linear layer."""
+"""What five architectures share after their last block: a choice of pooling, and one linear layer."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class MobileViT(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Maps of the stages chosen by `indices`, in timm's signature; `norm` has nothing to act on."""
         if output_fmt != "NCHW":
-            raise ConfigError(f"output_fmt is '{output_fmt}'; MobileViT gives its maps as 'NCHW' only.")
+            raise ConfigError(f"output_fmt is '{output_fmt}'; MobileViT returns its maps as 'NCHW' only.")
         take, last = feature_take_indices(len(self.feature_info), indices)
         maps = []
         x = self.stem(x)

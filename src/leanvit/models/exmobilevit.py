@@ -189,7 +189,7 @@ class ExShortcutNet(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Maps of the backbone's scales chosen by `indices`, in timm's signature.
 
-        Returns the maps, and before them what `forward_features` gives unless `intermediates_only`; with
+        Returns the maps, and before them what `forward_features` returns unless `intermediates_only`; with
         `stop_early` before the last scale of the shortcut, the last map chosen takes its place.
         """
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -229,7 +229,7 @@ class ExShortcutNet(nn.Module):
         return self._join(self._maps(x, self.taps))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify what `forward_features` gave: (B, num_classes); only pool with `pre_logits`."""
+        """Pool and classify what `forward_features` returned: (B, num_classes); only pool with `pre_logits`."""
         if self.global_pool:
             x = pool_map(x, self.global_pool).flatten(1)
         x = self.head_drop(x)
@@ -310,7 +310,7 @@ def add_exshortcut(
     timm_model: Any = model
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise ConfigError(
-            f"{type(model).__name__} gives no intermediate maps; expected a classification model of timm. "
+            f"{type(model).__name__} returns no intermediate maps; expected a classification model of timm. "
             "Build it with timm.create_model(NAME), without features_only."
         )
     net = ExShortcutNet(

@@ -63,7 +63,7 @@ PAPER: dict[str, PaperResult] = {
 class ResidualAttention(nn.Module):
     """Multi-head self-attention that mixes its logits with those of the layer below.
 
-    residual: False gives plain attention, which then may run as one fused kernel.
+    residual: False is plain attention, which then may run as one fused kernel.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class ReViT(HistoryModel, LinearHead):
         """Tokens after chosen blocks, as maps (B, dim, h, w) or tokens (B, h w, dim); timm's signature.
 
         indices: blocks to take (int: the last n; None: all). norm: apply the last LayerNorm to each.
-        return_prefix_tokens: give (map, class token) pairs. intermediates_only: leave out the final tokens.
+        return_prefix_tokens: return (map, class token) pairs. intermediates_only: leave out the final tokens.
         Raises ConfigError where `output_fmt` is neither NCHW nor NLC.
         """
         if output_fmt not in ("NCHW", "NLC"):

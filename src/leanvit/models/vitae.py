@@ -153,7 +153,7 @@ class ViTAE(CellNet):
     """ViTAE image classifier.
 
     patch_size: None builds the pyramid of reduction cells; a number the plain network, with a class token, a
-        shallow PCM and `fc_norm` behind the pooling. Options by stage then have one entry, `stages` holds its
+        shallow PCM and `fc_norm` after the pooling. Options by stage then have one entry, `stages` holds its
         normal cells, and `embed_dims`, `reductions` and what else is of reduction cells plays no part.
     embed_dims: width of each dilation's convolution; token_dims: width of the tokens, by stage.
     reductions: "performer" or "performer_less" (convolution alone), by stage.

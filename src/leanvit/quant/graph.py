@@ -1,6 +1,6 @@
 """From a model to one small graph in which every product of two tensors is a named site.
 
-torch.export gives the graph of any vision model; this module removes what does nothing at inference,
+torch.export returns the graph of any vision model; this module removes what does nothing at inference,
 writes scaled_dot_product_attention out as matmul, softmax, matmul, and names the sites after the module
 path, so that every pass, report and exporter speaks of the same things.
 """

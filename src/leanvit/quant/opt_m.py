@@ -20,8 +20,8 @@ from leanvit.quant.quantizers import (
     UniformQuantizer,
     WeightQuantizer,
     asymmetric_parameters,
-    code_range,
     fake_quantize,
+    integer_range,
     make_quantizer,
     symmetric_scale,
 )
@@ -121,7 +121,7 @@ def search_weight_scale(weight: Tensor, bits: int, importance: Tensor | None = N
     Returns (out,) scales.
     """
     rows = weight.reshape(weight.shape[0], -1)
-    low, high = code_range(bits, symmetric=True)
+    low, high = integer_range(bits, symmetric=True)
     weights = torch.ones_like(rows[0]) if importance is None else importance.reshape(-1).expand_as(rows[0])
     largest = rows.abs().amax(1)
     zero = torch.zeros_like(largest)[:, None]

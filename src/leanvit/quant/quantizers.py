@@ -49,7 +49,7 @@ REFINED = (0.85, 0.92, 0.96, 1.04, 1.08, 1.15)
 """Factors around the best of the first search: about the distance between two of its candidates."""
 
 
-def code_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
+def integer_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
     """Lowest and highest quantized integer: 0 to 2^bits - 1; symmetric: -(2^(bits-1) - 1) to 2^(bits-1) - 1."""
     if symmetric:
         high = 2 ** (bits - 1) - 1
@@ -90,7 +90,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: 
 
 def asymmetric_parameters(minimum: Tensor, maximum: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the unsigned integers that cover [minimum, maximum] and represent 0 exactly."""
-    _, high = code_range(bits, symmetric=False)
+    _, high = integer_range(bits, symmetric=False)
     minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
     scale = ((maximum - minimum) / high).clamp(min=1e-8)
     zero_point = torch.clamp(torch.round(-minimum / scale), 0, high)
@@ -99,7 +99,7 @@ def asymmetric_parameters(minimum: Tensor, maximum: Tensor, bits: int) -> tuple[
 
 def symmetric_scale(largest: Tensor, bits: int) -> Tensor:
     """Scale of the signed integers that cover [-largest, largest]."""
-    _, high = code_range(bits, symmetric=True)
+    _, high = integer_range(bits, symmetric=True)
     return (largest / high).clamp(min=1e-8)
 
 
@@ -124,7 +124,7 @@ def fake_quantize_log(x: Tensor, scale: Tensor, resolution: int, bits: int) -> T
 
     No integer stands for zero: what is smaller than the smallest value becomes the smallest.
     """
-    _, high = code_range(bits, symmetric=False)
+    _, high = integer_range(bits, symmetric=False)
     exponent = torch.log2((x / scale).clamp(min=2.0**-126)) * -resolution
     integers = exponent.round_().clamp_(0, high) if not exponent.requires_grad else exponent.round().clamp(0, high)
     return torch.exp2(integers / -resolution) * scale
@@ -148,7 +148,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.heads = heads
-        self.low, self.high = code_range(bits, symmetric=False)
+        self.low, self.high = integer_range(bits, symmetric=False)
         shape = () if heads is None else (heads, 1, 1)
         self.register_buffer("scale", torch.full(shape, 1.0 / self.high))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.uint8))
@@ -356,7 +356,7 @@ class WeightQuantizer(nn.Module):
         """Hold zeros until `set_weight` is called."""
         super().__init__()
         self.bits = bits
-        self.low, self.high = code_range(bits, symmetric=True)
+        self.low, self.high = integer_range(bits, symmetric=True)
         self.register_buffer("codes", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(shape[0]))
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanvit.quant.graph import Pair
-from leanvit.quant.quantizers import code_range
+from leanvit.quant.quantizers import integer_range
 
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 """Candidate lambdas, in units of the mean diagonal of H, from hardly any to all; beside them, none at all."""
@@ -124,7 +124,7 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
     Nearest integers with the full range take part too: with few inputs feedback may overshoot.
     weight: (g, out, in); hessian: (g, in, in). Returns integers (g, out, in) and scale (g, out).
     """
-    low, high = code_range(bits, symmetric=True)
+    low, high = integer_range(bits, symmetric=True)
     groups, outs, ins = weight.shape
     shares = weight.new_tensor(SCALE_SHARES)
     largest = weight.abs().amax(-1).clamp(min=1e-8) / high
@@ -174,7 +174,7 @@ def descend(
 
     Shapes as in `round_with_feedback`.
     """
-    low, high = code_range(bits, symmetric=True)
+    low, high = integer_range(bits, symmetric=True)
     diagonal = hessian.diagonal(dim1=-2, dim2=-1).clamp(min=1e-10)
     integers = integers.clone()
     for _ in range(passes):

@@ -32,7 +32,7 @@ from leanvit.quant.observe import Statistics, observe
 from leanvit.quant.ops import KEEPS_CHANNELS, LAYER_NORM, LINEAR, aten
 from leanvit.quant.opt_m import fit_activation, search_weight_scale
 from leanvit.quant.plan import Plan, make_plan
-from leanvit.quant.quantizers import code_range, fake_quantize
+from leanvit.quant.quantizers import fake_quantize, integer_range
 from leanvit.quant.samples import SiteSample
 from leanvit.quant.work import Work
 
@@ -218,7 +218,7 @@ def _site_error(rows: Tensor, weight: Tensor, bits: tuple[int, int]) -> float:
     sample = SiteSample(_ANY_LINEAR, (rows,), ((rows.min(), rows.max()),), None, weight, (None,))
     quantizer, _ = fit_activation(sample, 0, bits[1])
     scale = search_weight_scale(weight, bits[0], rows.square().mean(0))
-    low, high = code_range(bits[0], symmetric=True)
+    low, high = integer_range(bits[0], symmetric=True)
     held = fake_quantize(weight, scale[:, None], weight.new_zeros(()), low, high)
     error = quantizer(rows) @ held.t() - rows @ weight.t()
     return float((error - error.mean(0)).square().sum())

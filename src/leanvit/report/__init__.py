@@ -1,7 +1,7 @@
 """write_report(): the JSON files of a run folder as one HTML page that needs no network and no script.
 
 A section is drawn where its file is there, so that the folder of a training, a quantization or a bundle
-gives a page as well. Numbers that are missing or not finite are shown as a dash, never guessed.
+makes a page as well. Numbers that are missing or not finite are shown as a dash, never guessed.
 """
 
 from __future__ import annotations

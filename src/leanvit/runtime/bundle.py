@@ -134,7 +134,7 @@ def _check_own_digest(path: Path, raw: bytes) -> None:
 
 
 def load_golden(folder: str | Path) -> tuple[list[bytes], Logits]:
-    """Encoded golden images and the logits (N, classes) that the model gave for them at export.
+    """Encoded golden images and the logits (N, classes) that the model returned for them at export.
 
     Raises BundleError where golden.npz was damaged before it was signed.
     """

@@ -30,7 +30,7 @@ def found_objects(
     """Objects of a picture from the outputs of a detector that has done its own NMS, in its order.
 
     boxes: (D, 4) x1, y1, x2, y2 in pixels of the network's input. scores: (D,) 0 to 1. labels: (D,) indices into the
-    classes. masks: (D, m, m) 0 to 1, each over its box; None where the network gives none. picture_size: (height,
+    classes. masks: (D, m, m) 0 to 1, each over its box; None where the network returns none. picture_size: (height,
     width). Objects below the score, and those of which no part is in the picture, are left out.
     """
     # A mask belongs to the whole box, also to the part of it that lies outside the picture.

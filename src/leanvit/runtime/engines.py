@@ -33,7 +33,7 @@ TURNS = 5
 
 @dataclass(frozen=True)
 class Engine:
-    """A model file, loaded: engine(images) takes (N, H, W, 3) uint8 and gives logits (N, classes) float32.
+    """A model file, loaded: engine(images) takes (N, H, W, 3) uint8 and returns logits (N, classes) float32.
 
     input_size: H and W that the file takes. names: of its outputs, in their order.
     """

@@ -1,7 +1,7 @@
 """Predictor: a bundle of any task, loaded and checked. Needs onnxruntime (or openvino), NumPy and Pillow; no torch.
 
 A bundle is used only if every file is the one that was written, byte for byte, and if the network still
-gives the recorded outputs for the recorded images on this machine.
+returns the recorded outputs for the recorded images on this machine.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class _Batched(nn.Module):
 
 
 class Detector(nn.Module):
-    """torchvision's detector behind one interface: normalised images in, losses or raw detections out."""
+    """torchvision's detector with one interface: normalised images in, losses or raw detections out."""
 
     def __init__(self, backbone: BackboneConfig, num_classes: int, config: DetectorConfig) -> None:
         """num_classes: without the background. Raises UnknownModelError, ConfigError."""

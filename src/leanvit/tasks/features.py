@@ -1,6 +1,6 @@
 """Any timm backbone as a feature pyramid: maps at strides 4, 8, 16, 32, all with the same number of channels.
 
-Backbones with stages give their own maps. One with a single resolution (ViT, ReViT) gives its last map, from which
+Backbones with stages return their own maps. One with a single resolution (ViT, ReViT) returns its last map, from which
 finer and coarser ones are made (simple feature pyramid: Li et al., arXiv 2203.16527, section 3). Above both stands
 torchvision's FPN (Lin et al., arXiv 1612.03144).
 """
@@ -108,7 +108,7 @@ def create_backbone(config: BackboneConfig) -> nn.Module:
             raise
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(
-            f"model '{name}' gives no feature maps ({error}). Take one whose `features_only` works in timm."
+            f"model '{name}' returns no feature maps ({error}). Take one whose `features_only` works in timm."
         ) from error
     return timm.create_model(name, features_only=True, **options)
 
@@ -146,7 +146,7 @@ class _Pool(nn.Module):
 def load_backbone(features: Features, classifier: nn.Module) -> list[str]:
     """Copy a classifier's weights into the backbone; position embeddings are resampled to the new size.
 
-    classifier: the same architecture as timm.create_model gives it. Returns the names of the backbone's tensors that
+    classifier: the same architecture as timm.create_model returns it. Returns the names of the backbone's tensors that
     the classifier does not have; they keep their random values. Raises ConfigError where most of them are missing.
     """
     backbone = features.backbone
@@ -225,6 +225,7 @@ def check_strides(features: Features) -> None:
     for stride, level in zip(STRIDES, features(torch.zeros(1, 3, height, width, device=device)), strict=True):
         if tuple(level.shape[-2:]) != (height // stride, width // stride):
             raise ConfigError(
-                f"{features.config.architecture} gives a map of {tuple(level.shape[-2:])} at stride {stride} for input "
-                f"{features.config.size}, expected {(height // stride, width // stride)}. Take another size or model."
+                f"{features.config.architecture} returns a map of {tuple(level.shape[-2:])} at stride {stride} for "
+                f"input {features.config.size}, expected {(height // stride, width // stride)}. "
+                "Take another size or model."
             )

@@ -85,7 +85,7 @@ class Segmenter(nn.Module):
 
 
 def _decoder(widths: list[int], config: SegmenterConfig) -> tuple[nn.Module, int]:
-    """A decoder of segmentation-models-pytorch and its number of output channels; both give stride 4."""
+    """A decoder of segmentation-models-pytorch and its number of output channels; both return maps at stride 4."""
     channels = [3, 3, *widths]
     if config.head == "upernet":
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder

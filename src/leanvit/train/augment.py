@@ -38,7 +38,7 @@ def seed_of(*words: int) -> int:
 
 def draws(seed: int, step: int, total: int, part: slice) -> Tensor:
     """(5, part) float32 in [0, 1): what the images `part` of a step of `total` images get."""
-    # Not seed_of(): the shipped recipes were measured with these draws, and shall give the same again.
+    # Not seed_of(): the shipped recipes were measured with these draws, and shall draw the same again.
     generator = torch.Generator().manual_seed(hash((seed, step)) & 0x7FFF_FFFF)
     return torch.rand(5, total, generator=generator)[:, part]
 

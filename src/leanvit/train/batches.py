@@ -183,7 +183,7 @@ class Batches:
                 yield part
 
     def _from_workers(self, epoch: int, parts: list[NDArray[np.int64]]) -> Iterator[Any]:
-        """Read in worker processes; what they give does not depend on how many there are."""
+        """Read in worker processes; what they return does not depend on how many there are."""
         self.keys.parts = [[(epoch, index) for index in indices.tolist()] for indices in parts]
         if self.pool is None:
             self.pool = torch.utils.data.DataLoader(

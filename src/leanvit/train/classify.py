@@ -17,7 +17,7 @@ from leanvit.data.sets import ImageSet, load_split
 from leanvit.train.accuracy import Accuracy, evaluate
 from leanvit.train.augment import DROPPING, draws, erase, mix, resample, seed_of
 from leanvit.train.batches import Batches, Part
-from leanvit.train.distill import Answer, hint_loss, load_teacher, make_student, teacher_loss
+from leanvit.train.distill import Outputs, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
 from leanvit.train.optimizer import balanced_weights, parameter_groups
 from leanvit.train.processes import shard, wrap
@@ -111,14 +111,14 @@ class Classification:
         correct = (output.logits.argmax(1) == part.labels.to(self.setting.device)).sum()
         return Learned({"loss": losses}, correct)
 
-    def output(self, running: Any, x: Tensor) -> Answer:
+    def output(self, running: Any, x: Tensor) -> Outputs:
         """What the network returns for x."""
         found = running(x)
         if isinstance(found, tuple) and self.student:
-            return Answer(*found)
-        return Answer(found[0] if isinstance(found, tuple) else found)
+            return Outputs(*found)
+        return Outputs(found[0] if isinstance(found, tuple) else found)
 
-    def losses(self, output: Answer, target: Tensor, x: Tensor) -> Tensor:
+    def losses(self, output: Outputs, target: Tensor, x: Tensor) -> Tensor:
         """Loss of each image: (B,). Class weights have mean 1 over the data and are not divided by again."""
         config = self.config
         losses = F.cross_entropy(

@@ -4,7 +4,7 @@
 
 D is tau^2 KL(teacher / tau || student / tau) for soft labels (Hinton et al., arXiv 1503.02531) and the cross-entropy
 with the teacher's top class for hard ones (DeiT, arXiv 2012.12877, eq. 3), summed over classes. A student with
-a distillation token gives the teacher's part to that token's classifier. DeiT's program divides the soft loss
+a distillation token leaves the teacher's part to that token's classifier. DeiT's program divides the soft loss
 by the number of classes as well; this does not, as Hinton's doesn't.
 
 Hints (FitNets, arXiv 1412.6550) add the squared distance of the last feature maps, each position normalised over its
@@ -29,7 +29,7 @@ from leanvit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outputs:
     """What a network says of B images.
 
     logits, distilled: (B, classes); the second of the distillation token, where there is one.
@@ -42,9 +42,9 @@ class Answer:
 
 
 class Student(nn.Module):
-    """A network that answers with all that a teacher compares: forward(x) -> Answer as a tuple of tensors.
+    """A network that returns all that a teacher compares: forward(x) -> Outputs as a tuple of tensors.
 
-    Raises ConfigError where hints are asked for and the model gives no feature maps.
+    Raises ConfigError where hints are asked for and the model returns no feature maps.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int], teacher_channels: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Student(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x: (B, 3, H, W) normalised. A tuple, because DistributedDataParallel looks for tensors in it."""
         features: Tensor | None = None
-        with _two_answers(self.model, active=self.training):
+        with _both_outputs(self.model, active=self.training):
             if self.project is None:
                 logits = self.model(x)
             else:
@@ -70,8 +70,8 @@ class Student(nn.Module):
 
 
 @contextlib.contextmanager
-def _two_answers(model: nn.Module, *, active: bool) -> Iterator[None]:
-    """A model with a distillation token gives both of its answers, and not their mean."""
+def _both_outputs(model: nn.Module, *, active: bool) -> Iterator[None]:
+    """A model with a distillation token returns both of its outputs, and not their mean."""
     switch = getattr(model, "set_distilled_training", None)
     if switch is None or not active:
         yield
@@ -95,7 +95,7 @@ def _channels(model: nn.Module, size: tuple[int, int]) -> int:
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(
             f"hint_weight is set, but {type(model).__name__} has no forward_intermediates, expected a timm model "
-            "that gives feature maps. Leave --hint-weight out."
+            "that returns feature maps. Leave --hint-weight out."
         )
     training, like = model.training, next(model.parameters())
     channels = _last_map(model.eval(), like.new_zeros(1, 3, *size))[1].shape[1]
@@ -115,13 +115,13 @@ class Teacher:
     channels: int | None = None
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, preprocess: Preprocess) -> Answer:
-        """Answer for x (B, 3, H, W), normalised and sized as `preprocess` says; both become the teacher's own."""
+    def __call__(self, x: Tensor, preprocess: Preprocess) -> Outputs:
+        """Outputs for x (B, 3, H, W), normalised and sized as `preprocess` says; both become the teacher's own."""
         x = _as_for(x, preprocess, self.preprocess)
         if self.channels is None:
-            return Answer(self.model(x))
+            return Outputs(self.model(x))
         final, features = _last_map(self.model, x)
-        return Answer(cast(Any, self.model).forward_head(final), features=features)
+        return Outputs(cast(Any, self.model).forward_head(final), features=features)
 
 
 def _as_for(x: Tensor, ours: Preprocess, theirs: Preprocess) -> Tensor:
@@ -154,7 +154,7 @@ def make_student(model: nn.Module, size: tuple[int, int], teacher: Teacher, conf
     return Student(model, size, teacher.channels)
 
 
-def teacher_loss(student: Answer, teacher: Answer, config: TrainConfig) -> Tensor:
+def teacher_loss(student: Outputs, teacher: Outputs, config: TrainConfig) -> Tensor:
     """D of the module docstring for each image: (B,)."""
     logits = (student.logits if student.distilled is None else student.distilled).float()
     if config.distillation == "soft":
@@ -164,7 +164,7 @@ def teacher_loss(student: Answer, teacher: Answer, config: TrainConfig) -> Tenso
     return F.cross_entropy(logits, teacher.logits.argmax(1), reduction="none")
 
 
-def hint_loss(student: Answer, teacher: Answer) -> Tensor:
+def hint_loss(student: Outputs, teacher: Outputs) -> Tensor:
     """Squared distance of normalised feature maps for each image: (B,), on the coarser of the two grids."""
     ours, theirs = cast(Tensor, student.features).float(), cast(Tensor, teacher.features).float()
     grid = (min(ours.shape[-2], theirs.shape[-2]), min(ours.shape[-1], theirs.shape[-1]))

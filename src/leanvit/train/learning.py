@@ -65,7 +65,7 @@ class AnyBatches(Protocol):
 
 @dataclass(frozen=True)
 class Learned:
-    """What one part gave. losses: (B,) by name; their sum is what is learned. correct: images that were right."""
+    """What one part returned. losses: (B,) by name; their sum is what is learned. correct: images that were right."""
 
     losses: dict[str, Tensor]
     correct: Tensor | None = None

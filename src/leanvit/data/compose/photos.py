@@ -69,7 +69,7 @@ def _load(photo: Photo) -> Pixels:
 
 
 def columns_of(width: int, split: Split) -> tuple[int, int]:
-    """First column of a split's part of a photograph, and the first behind it, in pixels."""
+    """First column of a split's part of a photograph, and the first after it, in pixels."""
     first, last = COLUMNS[split]
     return int(np.ceil(first * width)), int(np.floor(last * width))
 

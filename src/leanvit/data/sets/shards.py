@@ -1,7 +1,7 @@
 """WebDataset shards: tar files whose members KEY.jpg and KEY.cls are one labelled image.
 
 They are read with Python's tarfile, not with the library webdataset: that one streams shards, so a shuffled order is
-approximate and can't be resumed, while an index of offsets gives any image at any time and reads files alike.
+approximate and can't be resumed, while an index of offsets finds any image at any time and reads files alike.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def shard_parts(pattern: str) -> Parts:
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The shards behind a pattern, in the order of braces and names. Raises DataError for any that is missing."""
+    """The shards that a pattern names, in the order of braces and names. Raises DataError for any that is missing."""
     try:
         names = require("braceexpand").braceexpand(pattern) if "{" in pattern else [pattern]
     except ValueError as error:
@@ -143,7 +143,7 @@ def _members(shard: Path, size: int) -> Iterator[tuple[bytes, TarMember]]:
             for info in archive:
                 member = TarMember(shard, info.offset_data, info.size, info.name)
                 if info.offset_data + info.size > size:
-                    raise DataError(f"{member}: ends behind the shard, which was cut. Copy the shard again.")
+                    raise DataError(f"{member}: ends after the end of the shard, which was cut. Copy the shard again.")
                 if info.isreg():
                     yield member.read() if info.name.lower().endswith(".cls") else b"", member
             # tarfile takes a broken header for the end; the real end is a block of zeros.

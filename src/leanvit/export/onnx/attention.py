@@ -1,9 +1,9 @@
 """Attention as one operation of ONNX where its products are float: ONNX Runtime then moves heads while it multiplies.
 
-The pattern is what every vision transformer has behind its three linears: queries, keys and values are split into
-heads, queries @ keys, softmax, @ values, heads joined. One with codes in between, or whose logits are read elsewhere
-(ReViT carries them on), stays as it is. The bias of the keys is left out: it adds the same number to every logit of a
-query, which the softmax takes away again.
+The pattern is what every vision transformer has after its three linears: queries, keys and values are split into
+heads, queries @ keys, softmax, @ values, heads joined. One with quantizers in between, or whose logits something else
+reads (ReViT carries them on), stays as it is. The bias of the keys is left out: it adds the same number to every
+logit of a query, which the softmax takes away again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPLIT_TRANSPOSED = [0, 2, 3, 1]
 
 @dataclass(frozen=True)
 class _Heads:
-    """A value of shape (B, N, heads * depth), or one that such a reshape gives, that is split into heads."""
+    """A value of shape (B, N, heads * depth), or one that such a reshape returns, that is split into heads."""
 
     value: str
     tokens: int
@@ -37,7 +37,7 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one fused operation reads, and the reshape whose output it gives: the one that joins heads."""
+    """What one fused operation reads, and the reshape whose output it returns: the one that joins heads."""
 
     queries: _Heads
     keys: _Heads
@@ -118,7 +118,7 @@ class _Graph(GraphView):
 
 
 def _written(match: _Attention, graph: _Graph) -> list[Any]:
-    """The operation, with reshapes where the values before or behind it have other dimensions."""
+    """The operation, with reshapes where the values before or after it have other dimensions."""
     from onnx import helper
 
     nodes: list[Any] = []

@@ -38,9 +38,9 @@ def assemble(parts: dict[str, Any], detector: Detector, size: tuple[int, int]) -
     """Join a detector's lowered networks into one onnx.ModelProto (of the opset of its parts, dynamic batch).
 
     parts: an onnx.ModelProto for each of `detector.parts()`, with the outputs of PART_OUTPUTS: "pyramid" takes
-    `images` (batch, H, W, 3) uint8 and gives `map_i` (B, C, h, w), `objectness_i` (B, A, h, w) and `deltas_i`
-    (B, 4 A, h, w); "box" takes `cells` (R, C, 7, 7) and gives `class_logits` (R, K + 1) and `box_deltas`
-    (R, 4 (K + 1)); "mask" takes `cells` (R, C, 14, 14) and gives `mask_logits` (R, K + 1, 28, 28).
+    `images` (batch, H, W, 3) uint8 and returns `map_i` (B, C, h, w), `objectness_i` (B, A, h, w) and `deltas_i`
+    (B, 4 A, h, w); "box" takes `cells` (R, C, 7, 7) and returns `class_logits` (R, K + 1) and `box_deltas`
+    (R, 4 (K + 1)); "mask" takes `cells` (R, C, 14, 14) and returns `mask_logits` (R, K + 1, 28, 28).
     size: (height, width) of the input in pixels. Nodes are named where those of the parts are.
     Outputs, with D of `detector.config.detections` rows: `boxes` (B, D, 4) float32 in pixels of the input, `scores`
     (B, D) float32 descending and 0 where there is no more, `labels` (B, D) int64 from 0, `masks` (B, D, 28, 28)
@@ -140,7 +140,7 @@ def _pooling(pooler: Any) -> Pooling:
 
 
 def _anchors(detector: Detector, size: tuple[int, int]) -> list[NDArray[np.float32]]:
-    """Anchors (h w A, 4) of each level, as torchvision's AnchorGenerator gives them for an image of this size."""
+    """Anchors (h w A, 4) of each level, as torchvision's AnchorGenerator returns them for an image of this size."""
     height, width = size
     generator = detector.network.rpn.anchor_generator
     generator.set_cell_anchors(torch.float32, torch.device("cpu"))
@@ -150,7 +150,7 @@ def _anchors(detector: Detector, size: tuple[int, int]) -> list[NDArray[np.float
 
 
 def _classes(box: Any) -> int:
-    """Classes without the background, from what the box part gives: the detector's own may have been replaced."""
+    """Classes without the background, from what the box part returns: the detector's own may have been replaced."""
     shapes = [each.type.tensor_type.shape.dim for each in box.graph.output if each.name.endswith("class_logits")]
     classes = int(shapes[0][-1].dim_value) - 1 if shapes[0] else 0
     if classes < 1:

@@ -3,7 +3,7 @@
 Each function follows one of torchvision 0.29 (RegionProposalNetwork, MultiScaleRoIAlign, RoIHeads at inference) with
 fixed rows for each image in place of lists: a place without a box has the score EMPTY. Non-maximum suppression runs
 level by level and class by class, as torchvision's own does for many boxes; the offsets that it adds to few boxes
-give the same answer, up to their rounding.
+return the same boxes, up to their rounding.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Decoding:
-    """torchvision's BoxCoder and the checks behind it.
+    """torchvision's BoxCoder and the checks after it.
 
     weights: of the deltas x, y, w, h. limit: of the logarithm of a side's growth. size: (height, width) of the input
     in pixels. smallest: side in pixels below which a box is removed. overlap: IoU above which the lower score goes.
@@ -107,7 +107,7 @@ class Decoding:
 class Pooling:
     """torchvision's MultiScaleRoIAlign and LevelMapper.
 
-    cells: along a side of the answer. samples: a cell and axis. scale, level: side in pixels that belongs to a level
+    cells: along a side of the output. samples: a cell and axis. scale, level: side in pixels that belongs to a level
     (2 is stride 4). eps: added before rounding down.
     """
 
@@ -129,7 +129,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Detections:
-    """Names of the final answers: boxes (B, rows, 4) in pixels, labels (B, rows) from 0, used (B, rows) bool."""
+    """Names of the final outputs: boxes (B, rows, 4) in pixels, labels (B, rows) from 0, used (B, rows) bool."""
 
     boxes: Value
     labels: Value
@@ -172,7 +172,7 @@ def large_enough(glue: Glue, boxes: Value, how: Decoding) -> Value:
 def suppress(glue: Glue, boxes: Value, scores: Value, overlap: float, limit: int) -> Value:
     """torchvision.ops.nms in each group alone: boxes (G, N, 4), scores (G, N); removed ones become EMPTY.
 
-    limit: most boxes that a group keeps; lower scores could not come into an answer of so many rows.
+    limit: most boxes that a group keeps; lower scores could not come into an output of so many rows.
     """
     lists = glue.op("Unsqueeze", scores, [1])
     chosen = glue.op("NonMaxSuppression", boxes, lists, limit, overlap, FLOOR)
@@ -327,7 +327,7 @@ def _best(glue: Glue, boxes: Value, kept: Value, classes: int, total: int, detec
 
 
 def masks(glue: Glue, logits: Value, order: Value, found: Detections, side: int) -> None:
-    """maskrcnn_inference: output `masks` (B, rows, side, side), each its label's channel behind a sigmoid.
+    """maskrcnn_inference: output `masks` (B, rows, side, side), each its label's channel after a sigmoid.
 
     logits: (n, classes + 1, side, side) of the places in `order` (n,).
     """

@@ -1,7 +1,7 @@
 """Products as runtimes have them beside ONNX's own: linears with their bias, products with a transposed operand.
 
-ONNX has no product of codes with a float answer. From QuantizeLinear, DequantizeLinear and MatMul ONNX Runtime makes
-its own, com.microsoft.MatMulIntegerToFloat, but leaves the bias behind as an operation that reads and writes everything
+ONNX has no product of integers with a float output. From QuantizeLinear, DequantizeLinear and MatMul ONNX Runtime makes
+its own, com.microsoft.MatMulIntegerToFloat, but leaves the bias to another operation that reads and writes everything
 once more. Its com.microsoft.FusedMatMul reads keys as they are split into heads, where MatMul wants them transposed,
 value by value. OpenVINO reads both operations and runs them as well as those they replace, or faster.
 """
@@ -18,10 +18,10 @@ DOMAIN = "com.microsoft"
 
 
 def fuse_products(proto: Any, *, transpose_codes: bool) -> Any:
-    """Write linears on codes as MatMulIntegerToFloat, products of something transposed as FusedMatMul, in place.
+    """Write linears on integers as MatMulIntegerToFloat, products of something transposed as FusedMatMul, in place.
 
-    transpose_codes: also where codes stand between the transposition and the product; ONNX Runtime then multiplies
-    floats, OpenVINO integers as before.
+    transpose_codes: also where a Q/DQ pair stands between the transposition and the product; ONNX Runtime then
+    multiplies floats, OpenVINO integers as before.
     Same arithmetic, in ONNX Runtime and OpenVINO. Returns the onnx.ModelProto.
     """
     from onnx import helper
@@ -38,10 +38,10 @@ def fuse_products(proto: Any, *, transpose_codes: bool) -> Any:
 
 
 class _Graph(GraphView):
-    """Finds products and writes them anew: {what a node gives: the nodes in its place}, nothing where it stays."""
+    """Finds products and writes them anew: {what a node returns: the nodes in its place}, nothing where it stays."""
 
     def linear(self, product: Any) -> dict[str, list[Any]]:
-        """A product of codes with a constant weight, and the bias that is added to it."""
+        """A product of quantized integers with a constant weight, and the bias that is added to it."""
         from onnx import helper
 
         operands = self._codes_and_weight(product)
@@ -53,7 +53,7 @@ class _Graph(GraphView):
         return {product.output[0]: [], last.output[0]: [node]}
 
     def _codes_and_weight(self, product: Any) -> list[str]:
-        """Codes, weight, their scales and the zero point of the codes; none where this is no linear on codes."""
+        """Quantized integers, weight, the scales of both and the first's zero point; none for no linear on integers."""
         left, right = (self.maker_of(name, "DequantizeLinear") for name in product.input)
         if left is None or right is None or len(left.input) < 3 or len(right.input) > 2:
             return []
@@ -82,7 +82,7 @@ class _Graph(GraphView):
         moved = self._behind_codes(product.input[1]) if of_codes else product.input[1]
         transposition = self.made(moved, "Transpose")
         order = attribute(transposition, "perm") if transposition is not None else None
-        # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers behind MatMul alone.
+        # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers for MatMul alone.
         if not order or len(order) < 3 or order[-2] != len(order) - 1:
             return {}
         order = [*order[:-2], order[-1], order[-2]]
@@ -95,7 +95,7 @@ class _Graph(GraphView):
         return {moved: [move], product.output[0]: [node]}
 
     def _behind_codes(self, name: str) -> str:
-        """What became codes with one scale, and floats again; the value itself where it did not."""
+        """What was quantized with one scale, and made float again; the value itself where it was not."""
         back = self.made(name, "DequantizeLinear")
         codes = self.made(back.input[0], "QuantizeLinear") if back is not None else None
         return codes.input[0] if codes is not None and self.shapes.get(codes.input[1]) == () else name

@@ -10,7 +10,7 @@ from leanvit.export.onnx.storage import put
 class GraphView:
     """What makes and what reads each value of a graph, as it was when this was made.
 
-    constants: {name: array}. maker: {name: node}. readers: {name: nodes}, None standing for the graph's own answers.
+    constants: {name: array}. maker: {name: node}. readers: {name: nodes}, None standing for the graph's own outputs.
     shapes: {name: sizes}, 0 where a size is not fixed; of values that the model describes.
     """
 
@@ -57,7 +57,7 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 def rewrite(graph: Any, replaced: dict[str, list[Any]]) -> None:
     """Put other nodes in the place of some; those, and constants, that nothing reads any more are left out.
 
-    replaced: {first value that a node gives: the nodes in its place}.
+    replaced: {first value that a node returns: the nodes in its place}.
     """
     nodes = [new for node in graph.node for new in replaced.get(node.output[0], [node])]
     read = {value.name for value in graph.output}

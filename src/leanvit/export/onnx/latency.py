@@ -97,7 +97,7 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
 
 
 def _through_codes(nodes: list[Any], name: str, quantized: bool) -> str:
-    """An input, through uint8 codes where `quantized`."""
+    """An input, through a Q/DQ pair of uint8 where `quantized`."""
     from onnx import helper
 
     if not quantized:

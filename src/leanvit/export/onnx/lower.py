@@ -63,7 +63,7 @@ REWRITER_TOLERANCE = 1e-8
 
 
 class ImageInput(nn.Module):
-    """A network behind its normalisation: uint8 images (B, H, W, 3) in, its own answers out."""
+    """A network after its normalisation: uint8 images (B, H, W, 3) in, its own outputs out."""
 
     mean: Tensor
     std: Tensor
@@ -83,7 +83,7 @@ class ImageInput(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).repeat(times).view(shape))
 
     def forward(self, images: Tensor) -> Any:
-        """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32, or what else the network gives."""
+        """images: (B, H, W, 3) uint8. Returns logits (B, classes) float32, or what else the network returns."""
         x = images.flatten(2) if self.channels_last else images.permute(0, 3, 1, 2)
         x = (x.float() / 255.0 - self.mean) / self.std
         return self.network(x.view(images.shape).permute(0, 3, 1, 2) if self.channels_last else x)
@@ -119,7 +119,7 @@ def lower(
 
     profile: how sites are stored and run: a row, or its name. lifted: sites that run in float all the same, their
     weights' bits being storage only.
-    preprocess: None for a part of a network that reads no image. outputs: names of what the network gives, in order.
+    preprocess: None for a part of a network that reads no image. outputs: names of what the network returns, in order.
     opset: 23 writes float attention as one operation, 21 as products, for older runtimes.
     smallest: leave out names that only people read; else they are module paths (leanvit.export.onnx.names).
     Input `images`: (batch, H, W, 3) uint8, or `cells`: (batch, ...) float32 without preprocess. Output `logits`:
@@ -224,7 +224,7 @@ def _lower_quantizers(module: GraphModule, profile: Profile) -> dict[str, str]:
 
 
 def _quantize_before_moves(module: GraphModule) -> None:
-    """Turn what a product gives into codes before it is transposed: a quarter of the bytes are moved, in place."""
+    """Quantize what a product returns before it is transposed: a quarter of the bytes are moved, in place."""
     for node in list(module.graph.nodes):
         if not _is_code_pair(module, node):
             continue
@@ -279,7 +279,7 @@ class _Lowering:
             elif node.target is LINEAR and self._parts(node):
                 self._float_parts(node, weight)
             elif not self._patch_embedding(node, weight):
-                # A float convolution may read the codes of the one before it: its weight is still computed at load.
+                # A float convolution may read the integers of the one before it: its weight is still computed at load.
                 integer = reads_codes and (
                     self.profile.convolutions == "integer" or only_quantizers_read(self.module, node)
                 )
@@ -397,7 +397,7 @@ class _Lowering:
         return self.origin if pieces == 1 else f"{self.origin}.{'qkv'[piece]}"
 
     def _parts(self, node: Node) -> list[Node]:
-        """reshape, permute and unbind behind a packed product of q, k and v, as timm and leanvit write it."""
+        """reshape, permute and unbind after a packed product of q, k and v, as timm and leanvit write it."""
         chain: list[Node] = []
         for target in (aten.reshape.default, aten.permute.default, aten.unbind.int):
             user = only_user(chain[-1] if chain else node)

@@ -31,7 +31,7 @@ QUANTIZER_ROLES = ("input", "other", "weight", "output")
 """Of quantizers at a site, see leanvit.quant.attach.quantizer_name."""
 
 NETWORK = "network."
-"""Prefix of everything behind the normalisation of images (lower.ImageInput)."""
+"""Prefix of everything after the normalisation of images (lower.ImageInput)."""
 
 PARTS = {
     "codes": "weight", "codes4": "weight", "packed": "weight", "zero_point4": "zero_point", "load_scale": "scale",
@@ -40,7 +40,7 @@ PARTS = {
 """Names inside of lowered modules (leanvit.export.onnx.quantizers), as a reader of the file knows them."""
 
 STORED = ("_half", "_int4", "_values")
-"""What leanvit.export.onnx.storage puts behind the name of a constant that is stored in another form."""
+"""What leanvit.export.onnx.storage puts after the name of a constant that is stored in another form."""
 
 NAMED_AS_MODULE = frozenset(
     {
@@ -174,7 +174,7 @@ def _input_name(node: Any, place: int) -> str:
 
 
 def _unique(name: str, taken: Counter[str]) -> str:
-    """The name, with a number behind it where it is taken."""
+    """The name, with a number after it where it is taken."""
     taken[name] += 1
     if taken[name] == 1:
         return name

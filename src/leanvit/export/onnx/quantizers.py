@@ -1,10 +1,10 @@
 """Quantizers as ONNX operations: what a quantized graph holds is swapped for these before export.
 
-Every form that an integer kernel can run becomes uint8 codes behind one QuantizeLinear and DequantizeLinear pair:
-uniform codes of k bits are clipped to their 2^k values; a two-region value is a whole number of small steps,
-of at most (2^(k-1) - 1) 2^m of them, and fits where that plus the codes below zero is at most 255. Where it does not,
-the tensor is the sum of its two regions, each with a pair of its own. Scales by head are multiplied in behind the
-product. Logarithmic forms have no integer kernel and stay float arithmetic.
+Every form that an integer kernel can run becomes one QuantizeLinear and DequantizeLinear pair of uint8: uniform
+integers of k bits are clipped to their 2^k values; a two-region value is a whole number of small steps, of at most
+(2^(k-1) - 1) 2^m of them, and fits where that plus the integers below zero is at most 255. Where it does not, the
+tensor is the sum of its two regions, each with a pair of its own. Scales by head are multiplied in after the product.
+Logarithmic forms have no integer kernel and stay float arithmetic.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OPSET = 21
 
 UINT8_MAX = 255
 CENTRE = 128
-"""Zero point of uint8 codes that lie evenly around zero; as int8 they have none."""
+"""Zero point of uint8 integers that lie evenly around zero; as int8 they have none."""
 BLOCK_SIZE = 32
 """Inputs that share a scale in MatMulNBits; ours repeat the scale of their channel."""
 
 
 def onnx_operation(name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: Any, **attributes: Any) -> Tensor:
-    """One ONNX operation by its name, in the graph that torch.onnx.export writes; in torch it gives zeros."""
+    """One ONNX operation by its name, in the graph that torch.onnx.export writes; in torch it returns zeros."""
     version = OPSET if "::" not in name else None
     return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=version)
 
@@ -39,9 +39,9 @@ def _dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 class CodePair(nn.Module):
-    """QuantizeLinear with one scale, DequantizeLinear with another, on uint8 or int8 codes with one zero point.
+    """QuantizeLinear with one scale, DequantizeLinear with another, on uint8 or int8 with one zero point.
 
-    low, high: range of x that the codes may take, where it is less than what 8 bits give.
+    low, high: range of x that the quantized integers may take, where it is less than that of 8 bits.
     """
 
     scale: Tensor
@@ -57,9 +57,9 @@ class CodePair(nn.Module):
         four_bit_type: bool = False,
         signed: bool = False,
     ) -> None:
-        """scale_back: of DequantizeLinear, None for the same. four_bit_type: codes are UINT4, see `packing`.
+        """scale_back: of DequantizeLinear, None for the same. four_bit_type: integers are UINT4, see `storage`.
 
-        signed: codes are int8, and the zero point one of these.
+        signed: integers are int8, and the zero point one of these.
         """
         super().__init__()
         self.limits = limits
@@ -72,7 +72,7 @@ class CodePair(nn.Module):
         self.register_buffer(self.name, torch.tensor(zero_point, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x on the grid of the codes."""
+        """x rounded to the values of the quantized integers."""
         if self.limits is not None:
             x = x.clamp(*self.limits)
         zero_point = self.get_buffer(self.name)
@@ -82,7 +82,7 @@ class CodePair(nn.Module):
 
 
 class WholeNumbers(nn.Module):
-    """x in whole numbers of its small step, by the arithmetic of the simulation, then through codes.
+    """x in whole numbers of its small step, by the arithmetic of the simulation, then through a Q/DQ pair.
 
     region: 0 for both regions as one number, 1 or 2 for that region alone, zero where x is in the other.
     """
@@ -117,7 +117,7 @@ class WholeNumbers(nn.Module):
         self.fits = largest - smallest <= UINT8_MAX
 
     def forward(self, x: Tensor) -> Tensor:
-        """x on its grid; in steps where a factor by head is to follow."""
+        """x quantized; in steps where a factor by head is to follow."""
         numbers = torch.minimum(torch.maximum(torch.round(x / self.step), self.low), self.high)
         if self.two_region:
             numbers = self._choose(x, numbers)
@@ -144,7 +144,7 @@ def whole_range(quantizer: ActivationQuantizer, region: int = 0) -> tuple[int, i
 
 
 class FloatGrid(nn.Module):
-    """A quantizer that no integer kernel runs: x on its grid by float arithmetic."""
+    """A quantizer that no integer kernel runs: x quantized by float arithmetic."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         """Keep the quantizer; its forward is exported as it is."""
@@ -152,14 +152,14 @@ class FloatGrid(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        """x on the grid."""
+        """x quantized."""
         grid: Tensor = self.quantizer(x)
         return grid
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One summand of a quantized tensor: module(x), times `factor` behind the product that reads it."""
+    """One summand of a quantized tensor: module(x), times `factor` after the product that reads it."""
 
     module: nn.Module
     factor: Tensor | None = None
@@ -208,7 +208,7 @@ def _uniform_pair(quantizer: ActivationQuantizer, four_bit_types: bool) -> CodeP
 class OnnxLinear(nn.Module):
     """A linear whose weight is int8: x (..., in) times (in, out), scaled per output channel, plus bias.
 
-    Codes of 4 bits and below are in the buffer `codes4`, which `packing` stores as INT4.
+    Weights of 4 bits and below are in the buffer `codes4`, which `storage` stores as INT4.
     """
 
     scale: Tensor
@@ -264,7 +264,7 @@ class OnnxPatchEmbedding(nn.Module):
     def __init__(self, activation: nn.Module, linear: nn.Module, stride: tuple[int, int], *, tokens: bool) -> None:
         """Quantize after the reshape, so that nothing stands between the quantizer and the product.
 
-        linear: of (rows, columns, channels) flattened. tokens: give (B, patches, out) and no map.
+        linear: of (rows, columns, channels) flattened. tokens: return (B, patches, out) and no map.
         """
         super().__init__()
         self.stride = stride
@@ -284,9 +284,9 @@ class OnnxPatchEmbedding(nn.Module):
 
 
 class OnnxWeight(nn.Module):
-    """Any other quantized weight: int8 codes and one scale per output channel.
+    """Any other quantized weight: int8 and one scale per output channel.
 
-    folded: for products that run in float; the scale's name makes packing.compute_at_load write a Cast and a Mul of
+    folded: for products that run in float; the scale's name makes storage.compute_at_load write a Cast and a Mul of
     constants, which runtimes compute once, where a DequantizeLinear would be computed at every run.
     """
 

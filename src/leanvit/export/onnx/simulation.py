@@ -120,7 +120,7 @@ def _runs_in_float(module: GraphModule, node: Node, profile: Profile) -> bool:
 
 
 def _plain_attention(module: GraphModule) -> set[str]:
-    """Names of the products of plain attention, both of which read uniform codes of 8 bits with one scale.
+    """Names of the products of plain attention, both of which read uniform integers of 8 bits with one scale.
 
     Plain: queries @ keys, perhaps scaled, softmax, @ values. With a bias, a mask or logits of the layer before in
     between (Swin, ReViT), OpenVINO 2026.4 takes more time for integers than for bfloat16, and computes sums that are
@@ -166,9 +166,9 @@ def moves_before(value: Node) -> tuple[list[Node], Node]:
 
 @torch.no_grad()
 def _centre_products(module: GraphModule) -> None:
-    """Make the codes that products read and give symmetric where they have negative values, in place.
+    """Make the quantizers of what products read and return symmetric where values are negative, in place.
 
-    OpenVINO's attention kernel takes and gives int8 without a zero point; one with a zero point it computes in float.
+    OpenVINO's attention kernel takes and returns int8 without a zero point; one with a zero point it computes in float.
     """
     for node in module.graph.nodes:
         quantizer = quantizer_of(module, node)

@@ -24,7 +24,7 @@ SHORTEST_VECTOR = 8
 def pack_four_bits(proto: Any, *, cast: bool = True) -> Any:
     """Store every int8 initializer called *.codes4 as INT4, every zero point called *.zero_point4 as UINT4.
 
-    cast: a Cast to INT8 behind INT4 weights, which runtimes fold at load. Without it neither ONNX Runtime nor
+    cast: a Cast to INT8 after INT4 weights, which runtimes fold at load. Without it neither ONNX Runtime nor
     OpenVINO fuses a per-channel INT4 weight into an int8 product, but compilers for accelerators see its type.
     """
     from onnx import TensorProto, helper, numpy_helper
@@ -51,7 +51,7 @@ def put(field: Any, items: list[Any]) -> None:
 
 
 def _nibbles(codes: np.ndarray[Any, Any]) -> bytes:
-    """Two codes a byte, the first in the low half."""
+    """Two integers a byte, the first in the low half."""
     padded = np.append(codes, 0) if codes.size % 2 else codes
     halves = padded.astype(np.int8).view(np.uint8) & 0x0F
     return bytes((halves[0::2] | (halves[1::2] << 4)).astype(np.uint8))
@@ -117,7 +117,7 @@ def half_constants(proto: Any) -> Any:
 
 
 def _one_vector(graph: Any, vectors: dict[str, Any]) -> list[Any]:
-    """Store constants, by name their float16 values, as one; returns the nodes that give them in float32."""
+    """Store constants, by name their float16 values, as one; returns the nodes that return them in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     stored = {
