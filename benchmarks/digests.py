@@ -82,7 +82,7 @@ def classifiers(models: list[str], work: Path) -> dict[str, dict[str, str]]:
 def tasks(names: list[str], kept: Path, work: Path) -> dict[str, dict[str, str]]:
     found, scenes = {}, kept / "scenes"
     if names and not scenes.is_dir():
-        leanvit("data", "compose", "--output", scenes, "--train", 32, "--val", 8, "--size", 64, "--classes", "groups")
+        leanvit("data", "compose", scenes, "--train", 32, "--val", 8, "--size", 64, "--classes", "groups")
     for task in names:
         run = kept / task
         if not (run / "model.safetensors").is_file():
