@@ -15,7 +15,10 @@ def run(config: configs.VerifyConfig) -> int:
     """Check a bundle."""
     from leanvit.export.gate.check import print_verdict, require_passed
     from leanvit.export.gate.verify import verify_bundle
+    from leanvit.runtime.bundle import read_manifest
 
+    # A folder that is no bundle, or a file that is not the one that was written, is an error and no verdict.
+    read_manifest(config.bundle)
     result = verify_bundle(config.bundle, _evaluation(config))
     print_verdict(result, config.bundle, as_json=config.json)
     require_passed(result, config.bundle)

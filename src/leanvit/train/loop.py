@@ -77,8 +77,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     task = task_named(config.task)
     refuse_options(config, task.name, task.options)
     config = replace(config)
-    # A task from outside names what differs; the rest is as for annotated pictures.
-    fill_in(config, {**PICTURES_DEFAULTS, **task.defaults})
+    # A task of annotated pictures from outside names what differs from the others.
+    fill_in(config, {**(PICTURES_DEFAULTS if task.samples else {}), **task.defaults})
     return replace(config)
 
 
