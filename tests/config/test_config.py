@@ -103,6 +103,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(values_of, args))
     if origin is list:
         return st.lists(values_of(args[0]), max_size=3)
+    if origin is dict:
+        return st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans()), max_size=3)
     return {bool: st.booleans(), str: st.text(), int: st.integers(3, 1000), float: st.floats(0.001, 1000)}[hint]
 
 
@@ -400,3 +402,15 @@ def test_a_plan_and_a_budget_exclude_each_other() -> None:
 def test_unknown_passes_are_named_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'balance'"):
         MPTQConfig(passes=("balanced",))
+
+
+@pytest.mark.parametrize("task", ["detect", "segment", "semantic"])
+def test_a_file_of_0_1_may_hold_the_rotation_that_its_task_never_did(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = from_dict(TrainConfig, {"task": task, "data": "scenes", "degrees": 30.0, "version": 1})
+    assert config.degrees is None
+    assert f"degrees 30 is left out, as 0.1 did: task {task}" in capsys.readouterr().err
+    assert from_dict(TrainConfig, {"task": "pose", "data": "scenes", "degrees": 30.0}).degrees == 30.0
+    with pytest.raises(ConfigError, match="degrees is for classify, pose"):
+        TrainConfig(task=task, data="scenes", degrees=20.0)

@@ -146,10 +146,10 @@ def test_a_student_learns_and_a_killed_run_goes_on(teacher: str, options: dict[s
     again = replace(config, output=str(tmp_path / "again"))
     original = Trainer._step_optimizer
 
-    def stop(self: Trainer, part: object, step: int) -> None:
+    def stop(self: Trainer, step: int) -> None:
         if step == 7:
             raise KeyboardInterrupt
-        original(self, part, step)
+        original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step_optimizer", stop)

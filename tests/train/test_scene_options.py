@@ -20,9 +20,11 @@ from torch import Tensor
 
 from leanvit.config import TrainConfig, from_dict, load_yaml, save_yaml
 from leanvit.errors import ConfigError, NumericalError
+from leanvit.progress import Bar
 from leanvit.tasks import TASKS
 from leanvit.train import Trainer, run
 from leanvit.train.learning import Scored
+from leanvit.train.processes import Processes
 from leanvit.train.scenes import SceneLearning
 from toy_tasks import ToyTasks
 
@@ -103,10 +105,10 @@ def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_bits(
     with monkeypatch.context() as patched:
         step = Trainer._step_optimizer
 
-        def stop(trainer: Trainer, part: Any, number: int) -> None:
+        def stop(trainer: Trainer, number: int) -> None:
             if number == 3:
                 raise KeyboardInterrupt
-            step(trainer, part, number)
+            step(trainer, number)
 
         patched.setattr(Trainer, "_step_optimizer", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -120,6 +122,48 @@ def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_bits(
     assert all(torch.equal(first[name], second[name]) for name in first)
     names = ("train_loss", "loss_classifier", "loss_objectness", "lr")
     assert [[row[n] for n in names] for row in found.history] == [[row[n] for n in names] for row in expected.history]
+
+
+def test_the_sums_of_a_broken_epoch_are_counted_by_one_process(
+    toys: ToyTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(settings(toys, tmp_path))
+    trainer.progress = replace(trainer.progress, step=1, loss=100.0, seen=4.0, losses={"loss_objectness": 50.0})
+    summed: list[dict[str, Tensor]] = []
+
+    def sums(totals: dict[str, Tensor]) -> dict[str, float]:
+        summed.append(totals)
+        return dict.fromkeys(totals, 1.0)
+
+    monkeypatch.setattr(trainer, "_over_processes", sums)
+    for rank in (0, 1):
+        trainer.processes = Processes(rank=rank, world=1)
+        trainer._train_epoch(0, Bar("training", None))
+    assert [float(totals["seen"]) for totals in summed] == [8.0, 4.0]
+    assert all(
+        float(summed[0][name]) > at > float(summed[1][name]) for name, at in (("loss", 100), ("loss_objectness", 50))
+    )
+
+
+def test_a_save_of_0_1_keeps_its_best_weights(toys: ToyTasks, tmp_path: Path) -> None:
+    """It has the best metrics in its history alone."""
+    config = settings(toys, tmp_path, epochs=2)
+    trainer = Trainer(config)
+    worse, better = ({"box_AP50": value, "pictures": 8} for value in (0.25, 0.75))
+    rows = [{"epoch": n, "metric": one["box_AP50"], "metrics": one} for n, one in ((1, better), (2, worse))]
+    trainer._save(replace(trainer.progress, epoch=2, history=rows))
+    again = Trainer(config)
+    again.restore()
+    assert again.progress.best == better
+    assert again.fit().value == 0.75
+
+
+def test_a_gradient_that_is_not_finite_is_told_by_a_process_without_images(toys: ToyTasks, tmp_path: Path) -> None:
+    trainer = Trainer(settings(toys, tmp_path))
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    with pytest.raises(NumericalError, match=r"the gradient's norm is nan at step 3 \(epoch 2\)\. Checkpoints up to"):
+        trainer._step_optimizer(3)
 
 
 def test_a_frozen_backbone_keeps_its_bits_and_the_heads_learn(toys: ToyTasks, tmp_path: Path) -> None:

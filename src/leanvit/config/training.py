@@ -10,10 +10,14 @@ from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
 from leanvit.config.tasks import CLASSIFY, DEFAULTS, IMAGES_DEFAULTS, OBJECTS, PICTURES, PICTURES_DEFAULTS, STRIDE
 from leanvit.errors import ConfigError
+from leanvit.progress import note
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 _IMAGES = (CLASSIFY,)
+
+OLD_DEGREES = 30.0
+"""What config.yaml of leanvit 0.1 says of `degrees` for every task of annotated pictures."""
 
 
 def by_task(name: str, help: str, **metadata: Any) -> Any:
@@ -145,6 +149,7 @@ class TrainConfig:
         if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
             object.__setattr__(self, "img_size", self.img_size[0])
         if self.task in DEFAULTS:
+            self._leave_out_old_rotation()
             refuse_options(self, self.task)
             fill_in(self, DEFAULTS[self.task])
             if self.data is None:
@@ -156,6 +161,12 @@ class TrainConfig:
         self._check_pairs()
         if self.fsdp and self.model_ema_decay:
             raise ConfigError("fsdp and model_ema_decay are both given, expected one: the average needs whole weights")
+
+    def _leave_out_old_rotation(self) -> None:
+        """Take the files of runs of 0.1, which hold the rotation of pose for tasks that never rotated."""
+        if self.task in PICTURES and self.task != "pose" and self.degrees == OLD_DEGREES:
+            note(f"degrees {self.degrees:g} is left out, as 0.1 did: task {self.task} does not rotate pictures")
+            object.__setattr__(self, "degrees", None)
 
     def _check_numbers(self) -> None:
         require_at_least(

@@ -79,6 +79,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     config = replace(config)
     # A task of annotated pictures from outside names what differs from the others.
     fill_in(config, {**(PICTURES_DEFAULTS if task.samples else {}), **task.defaults})
+    if config.data is None:
+        raise ConfigError(f"no data given for task {task.name}, expected annotated pictures. Give --data.")
     return replace(config)
 
 
@@ -106,6 +108,7 @@ class Trainer:
         self.running = self.learning.running()
         self.trackers: list[Tracker] = []
         self.progress = Progress(self.learning.name(), 0, Conditions.here(self.processes.world))
+        self._last: tuple[AnyPart, Any, Totals] | None = None
 
     @property
     def _sharded(self) -> bool:
@@ -168,15 +171,16 @@ class Trainer:
         config, steps = self.config, len(self.batches)
         self._set_training(epoch)
         begun = self.progress
-        totals = {name: self._number(getattr(begun, name)) for name in _SUMS}
-        totals |= {name: self._number(value) for name, value in begun.losses.items()}
+        # Sums so far are those over all processes, and counted by one.
+        sums = {name: getattr(begun, name) for name in _SUMS} | begun.losses
+        totals = {name: self._number(value if self.processes.first else 0.0) for name, value in sums.items()}
         for part in self.batches.epoch(epoch, begun.step):
             step = epoch * steps + part.step
             for name, value in self._learn(part, step).items():
                 totals[name] = totals.get(name, self._number(0.0)) + value
             if not part.last:
                 continue
-            self._step_optimizer(part, step)
+            self._step_optimizer(step)
             detail = None
             if part.step % 5 == 0 or part.step == steps - 1:
                 detail = self._told(epoch, totals)
@@ -239,10 +243,10 @@ class Trainer:
             sums = {name: value.float().sum() for name, value in learned.losses.items()}
             loss = _total(sums)
             if not loss.isfinite():
-                self._refuse("loss", loss.item() / len(part), part, prepared, step, sums)
+                self._refuse("loss", loss.item() / len(part), step, (part, prepared, sums))
             # DistributedDataParallel takes the mean over processes; the mean over the step's images is meant.
             self.scaler.scale(loss * (self.processes.world / part.total)).backward()  # type: ignore[no-untyped-call]
-        self._last = (prepared, sums)
+        self._last = (part, prepared, {name: value.detach() for name, value in sums.items()})
         found = {"loss": loss.detach().double(), "seen": self._number(float(len(part)))}
         if learned.correct is not None:
             found["correct"] = learned.correct.double()
@@ -259,7 +263,7 @@ class Trainer:
             self.scaler.scale(loss * 0).backward()  # type: ignore[no-untyped-call]
         return self._several({name: self._number(0.0) for name in losses})
 
-    def _step_optimizer(self, part: AnyPart, step: int) -> None:
+    def _step_optimizer(self, step: int) -> None:
         config = self.config
         set_learning_rate(self.optimizer, learning_rate(config, step, len(self.batches)))
         if config.clip_grad:
@@ -269,24 +273,26 @@ class Trainer:
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             # float16 meets infinite gradients now and then, and its scaler leaves such a step out.
             if not self.scaler.is_enabled() and not norm.isfinite():
-                self._refuse("gradient's norm", norm.item(), part, self._last[0], step, self._last[1])
+                self._refuse("gradient's norm", norm.item(), step, self._last)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, step + 1)
 
-    def _refuse(self, what: str, value: float, part: AnyPart, prepared: Any, step: int, sums: Totals) -> NoReturn:
-        """Save what was not finite, and stop. Raises NumericalError."""
-        kept = self.learning.bad_batch(part, prepared)
-        path = self.folder / BAD_BATCH_NAME
-        write_atomic(path, save(dict(kept.tensors), {"step": str(step), "sources": "\n".join(kept.sources)}))
-        named = ", ".join(f"{name} {float(total) / len(part):.3g}" for name, total in self._several(sums).items())
+    def _refuse(self, what: str, value: float, step: int, last: tuple[AnyPart, Any, Totals] | None) -> NoReturn:
+        """Save the images of this process that were not finite, if it had any, and stop. Raises NumericalError."""
+        named, saved = "", ""
+        if last is not None:
+            part, prepared, sums = last
+            kept, path = self.learning.bad_batch(part, prepared), self.folder / BAD_BATCH_NAME
+            write_atomic(path, save(dict(kept.tensors), {"step": str(step), "sources": "\n".join(kept.sources)}))
+            saved = f"The batch is in {path}, checkpoints"
+            named = ", ".join(f"{name} {float(total) / len(part):.3g}" for name, total in self._several(sums).items())
         where = f"step {step} (epoch {step // len(self.batches) + 1})"
         raise NumericalError(
             f"the {what} is {value} at {where}{': ' if named else ''}{named}. "
-            f"The batch is in {path}, checkpoints up to the epoch before are in {self.folder}. Lower --lr, or go on "
-            "with --resume."
+            f"{saved or 'Checkpoints'} up to the epoch before are in {self.folder}. Lower --lr, or go on with --resume."
         )
 
     def _record(self, row: dict[str, Any], scored: Scored | None) -> None:
@@ -328,10 +334,19 @@ class Trainer:
             return
         if progress.scaler:
             self.scaler.load_state_dict(progress.scaler)
+        if progress.best is None:
+            progress = replace(progress, best=self._best_of(progress.history))
         self.progress = progress
         if self.processes.first:
             # A kill between the state and the logs has left these one epoch behind.
             write_history(self.folder, progress.history, self._summary())
+
+    def _best_of(self, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The best metrics in a history: saves of 0.1 have those of tasks there alone."""
+        best: dict[str, Any] | None = None
+        for found in (row["metrics"] for row in history if "metrics" in row):
+            best = found if best is None or self.learning.is_better(found, best) else best
+        return best
 
     def _summary(self) -> dict[str, Any]:
         return {
