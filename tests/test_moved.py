@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -30,6 +32,12 @@ def test_every_new_path_is_a_module(new: str) -> None:
         ),
         ("from leanvit.runtime import Predictor as found", "leanvit.runtime.Predictor", "runtime.predictor.Predictor"),
         ("from leanvit.export.bundle import sign as found", "leanvit.export.bundle", "runtime.bundle.sign"),
+        (
+            "from leanvit.inspection.examine import look as found",
+            "leanvit.inspection.examine",
+            "inspection.labelled.look",
+        ),
+        ("from leanvit.downstream.train import run as found", "leanvit.downstream.train", "train.loop.run"),
         ("from leanvit.distill import Teacher as found", "leanvit.distill", "train.distill.Teacher"),
     ],
 )
@@ -44,8 +52,25 @@ def test_an_old_import_gives_the_new_object_and_says_where_it_is(statement: str,
         f"print(*(w.message for w in caught if w.category is FutureWarning), sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    module = _moved.MOVED.get(old, module)
     expected = f"{old} is {module}{'.' + name if old.endswith(name) else ''} now; the old path goes with leanvit 0.3"
     assert expected in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("old", sorted(_moved.GONE))
+def test_a_name_that_is_gone_says_what_to_use(old: str) -> None:
+    module, _, name = old.rpartition(".")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        place = importlib.import_module(module)
+    with pytest.raises(ImportError, match=re.escape(f"{old} went with leanvit 0.1. Use ")):
+        getattr(place, name)
+
+
+@pytest.mark.parametrize("new", sorted(set(_moved.NAMES.values())))
+def test_every_name_that_went_elsewhere_is_there(new: str) -> None:
+    module, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
 
 
 def test_new_paths_warn_of_nothing() -> None:

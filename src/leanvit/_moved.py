@@ -97,6 +97,58 @@ MOVED = {
 }
 """Old module: where its names are now. `leanvit.verbs` had none that were meant to be imported."""
 
+NAMES = {
+    **{f"leanvit.export.verify.{name}": f"leanvit.export.gate.limits.{name}" for name in (
+        "AGREEMENT", "BATCH_SIZES", "FLOAT_SQNR_DB", "LOW_BIT_SQNR_DB", "MAX_PIXEL_DIFFERENCE", "QUANTIZED_SQNR_DB",
+    )},
+    **{f"leanvit.inspection.examine.{name}": f"leanvit.inspection.labelled.{name}" for name in (
+        "balance", "examine", "find_duplicates", "look", "summarize",
+    )},
+    "leanvit.downstream.answers.PCK_SHARE": "leanvit.runtime.tasks.pose.PCK_SHARE",
+    "leanvit.downstream.export.FLOAT_MAX_DROP": "leanvit.export.gate.limits.FLOAT_MAX_DROP",
+    "leanvit.downstream.export.GOLDEN_PICTURES": "leanvit.export.gate.golden.GOLDEN_PICTURES",
+    "leanvit.downstream.golden.VALUES_KEPT": "leanvit.runtime.task.VALUES_KEPT",
+    "leanvit.downstream.quantize.calibration_inputs": "leanvit.commands.measured.calibration_inputs",
+    "leanvit.downstream.quantize.quantize_and_measure": "leanvit.commands.measured.quantize_and_measure",
+    "leanvit.downstream.train.SUMMARY_NAME": "leanvit.train.logs.SUMMARY_NAME",
+    "leanvit.downstream.train.run": "leanvit.train.loop.run",
+    "leanvit.downstream.verify.Measured": "leanvit.export.gate.evaluation.Measured",
+    "leanvit.export.verify.MAX_RUNTIME_DROP": "leanvit.export.gate.limits.SAME_POINTS",
+    "leanvit.export.verify.gate_result": "leanvit.export.gate.check.verdict",
+    "leanvit.export.verify.print_verdict": "leanvit.export.gate.check.print_verdict",
+    "leanvit.export.verify.require_passed": "leanvit.export.gate.check.require_passed",
+    "leanvit.inspection.page.render": "leanvit.inspection.labelled_page.render_images",
+}  # fmt: skip
+"""Names that went elsewhere than the rest of their module, or have another name now."""
+
+_PREDICT = "leanvit.Predictor, whose predict(source, score_threshold=..., boxes=...) serves every task"
+
+GONE = {
+    "leanvit.downstream.answers.METRICS": "leanvit.runtime.task.TASKS[task].metric",
+    "leanvit.downstream.answers.decode_map": _PREDICT,
+    "leanvit.downstream.answers.decode_objects": _PREDICT,
+    "leanvit.downstream.answers.decode_pose": _PREDICT,
+    "leanvit.downstream.answers.measure": "leanvit.runtime.task.measure_task(task, data, batches)",
+    "leanvit.downstream.export.export_network": "leanvit.export(model, output, ExportOptions(...), info=info, "
+    "images=scenes, float_metric=...)",
+    "leanvit.downstream.export.measure_bundle": "leanvit.evaluation.run.measure_model(ValConfig(model=BUNDLE, ...))",
+    "leanvit.downstream.golden.golden_values": "leanvit.runtime.task.kept_values(task, outputs)",
+    "leanvit.downstream.golden.worst_sqnr_db": "leanvit.runtime.task.compare_values(task, expected, found)",
+    "leanvit.downstream.predictor.SCORE_THRESHOLD": "leanvit.runtime.task.Options().score_threshold",
+    "leanvit.downstream.predictor.TaskPredictor": _PREDICT,
+    "leanvit.downstream.predictor.plain": "leanvit.runtime.tasks.objects.plain(found, labels)",
+    "leanvit.downstream.train.TaskResult": "leanvit.train.TrainResult",
+    "leanvit.downstream.train.TaskTrainer": "leanvit.train.Trainer",
+    "leanvit.downstream.verify.verify_task_bundle": "leanvit.export.gate.verify.verify_bundle(folder, evaluation)",
+    "leanvit.engines.runtime_of": "leanvit.export.onnx.profiles.find(profile).runtime",
+    "leanvit.export.verify.run_logits": "leanvit.Predictor(folder).logits(images)",
+    "leanvit.export.verify.top1_percent": "leanvit.runtime.tasks.classify.accuracy",
+    "leanvit.predict.classify": "leanvit.runtime.predict.find(predictor, paths, batch_size, options)",
+    "leanvit.quant.allocate.Greedy": "leanvit.quant.greedy_mp.allocate",
+    "leanvit.quant.allocate.plain_greedy": "leanvit.quant.greedy_mp.greedy_mp",
+}
+"""Names that have no successor of the same form, and what to use instead."""
+
 NAMES_OF_RUNTIME = {
     **dict.fromkeys(("Predictor", "run_prepared"), "leanvit.runtime.predictor"),
     **dict.fromkeys(
@@ -111,6 +163,12 @@ NAMES_OF_RUNTIME = {
 def warn(old: str, new: str, stacklevel: int) -> None:
     """Say where something is now."""
     warnings.warn(f"{old} is {new} now; the old path goes with leanvit 0.3", FutureWarning, stacklevel=stacklevel)
+
+
+def refuse(old: str) -> None:
+    """Raise ImportError that says what to use instead of a name that is gone."""
+    if old in GONE:
+        raise ImportError(f"{old} went with leanvit 0.1. Use {GONE[old]}.", name=old)
 
 
 class _OldPaths:
@@ -139,7 +197,12 @@ class _Forward:
         source = importlib.import_module(self.new)
 
         def get(name: str) -> Any:
-            return getattr(source, name)
+            old = f"{module.__name__}.{name}"
+            refuse(old)
+            if old not in NAMES:
+                return getattr(source, name)
+            place, _, now = NAMES[old].rpartition(".")
+            return getattr(importlib.import_module(place), now)
 
         module.__dict__["__getattr__"] = get
         module.__dict__["__doc__"] = source.__doc__
