@@ -198,3 +198,16 @@ def test_letterboxed_inputs_know_their_picture() -> None:
     made = letterboxed(pixels, Preprocess((64, 64), crop_mode="letterbox"), Options())
     assert (made.size, made.images.shape) == ((50, 100), (1, 64, 64, 3))
     assert made.places[0].placement == place((50, 100), (64, 64))
+
+
+def test_a_set_that_does_not_fit_memory_is_read_again_for_every_pass(
+    toys: ToyTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes, preprocess = toys.split("detect", "val"), Preprocess((64, 64), crop_mode="letterbox")
+    held = SceneReader(scenes, TASKS["detect"], preprocess, 4, skip=True)
+    monkeypatch.setattr("leanvit.evaluation.scenes.MEMORY_LIMIT_BYTES", 1)
+    read = SceneReader(scenes, TASKS["detect"], preprocess, 4, skip=True)
+    assert (held._kept is None, read._kept is None) == (False, True)
+    for (pixels, places), (other, others) in zip(held, read, strict=True):
+        assert np.array_equal(pixels, other)
+        assert places == others

@@ -65,20 +65,25 @@ class SceneReader:
         self._kept: list[Inputs] | None = None
         if not (fits or self.skip):
             return
-        found = list(self._decoded())
-        good = [number for number, inputs in enumerate(found) if inputs is not None]
+        good, kept, count = [], [], 0
+        for number, inputs in enumerate(self._decoded()):
+            if inputs is None:
+                continue
+            good.append(number)
+            count += len(inputs.images)
+            # All of a large set would not fit.
+            if fits:
+                kept.append(_numbered(inputs, len(kept)))
         if not good:
             raise DataError(
-                f"{self.scenes.name}: none of {len(found)} pictures can be read: {self.bad[0]}. Replace the files."
+                f"{self.scenes.name}: none of {len(self.bad)} pictures can be read: {self.bad[0]}. Replace the files."
             )
         if self.bad:
             more = f" and {len(self.bad) - 3} more" if len(self.bad) > 3 else ""
             note(f"{self.scenes.name}: {len(self.bad)} pictures can't be read: {', '.join(self.bad[:3])}{more}")
         self.scenes = replace(self.scenes, scenes=tuple(self.scenes.scenes[number] for number in good))
-        if fits:
-            kept = (found[number] for number in good)
-            self._kept = [_numbered(inputs, number) for number, inputs in enumerate(i for i in kept if i is not None)]
-            self.inputs = sum(len(inputs.images) for inputs in self._kept)
+        self.inputs = count
+        self._kept = kept if fits else None
 
     def __len__(self) -> int:
         """Batches of a pass."""
