@@ -66,4 +66,6 @@ def with_parts(network: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
 @torch.no_grad()
 def part_inputs(network: nn.Module, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """What every part reads when the network runs on x (B, 3, H, W) float32 normalised: batches for calibration."""
+    like = next(network.parameters(), None)
+    x = x if like is None else x.to(like.device)
     return network.part_inputs(x, seed) if isinstance(network, CutNetwork) else {WHOLE: x}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from leanvit.export.gate import verify
 from leanvit.export.gate.check import Check, run_steps, verdict
+from leanvit.export.gate.evaluation import Evaluation
 from leanvit.export.gate.given import Given
+from leanvit.export.gate.labels import check_labels
 from leanvit.export.gate.verify import Row, verify_bundle
 
 
@@ -45,3 +50,22 @@ def test_a_check_that_raises_failed_and_the_next_are_still_made() -> None:
         ("run", False, "no such tensor"), ("next", True, "made"),
     ]  # fmt: skip
     assert verdict([Check("open", None, "", "")])["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "passed"),
+    [
+        ("detect", ("cat", "dog"), True),
+        ("detect", ("cat", "dog", "cow"), False),
+        ("detect", ("car", "bus"), False),
+        ("classify", ("car", "bus"), None),
+    ],
+)
+def test_pictures_of_other_classes_are_rejected(
+    task: str, classes: tuple[str, ...], passed: bool | None, tmp_path: Path
+) -> None:
+    """Folders of labelled images may have names of their own, as ImageNet's do: there the predictions tell."""
+    np.savez(tmp_path / "golden.npz", labels=np.array(["cat", "dog"]))
+    bundle: Any = SimpleNamespace(folder=tmp_path, manifest=SimpleNamespace(task=task, labels=("cat", "dog")))
+    evaluation = Evaluation("set", np.zeros((1, 8, 8, 3), np.uint8), classes)
+    assert [check.passed for check in check_labels(Given(bundle, evaluation))] == [passed]
