@@ -65,7 +65,9 @@ class SceneReader:
         self._kept: list[Inputs] | None = None
         if not (fits or self.skip):
             return
-        good, kept, count = [], [], 0
+        good: list[int] = []
+        kept: list[Inputs] = []
+        count = 0
         for number, inputs in enumerate(self._decoded()):
             if inputs is None:
                 continue
