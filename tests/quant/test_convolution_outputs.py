@@ -22,6 +22,7 @@ from leanvit.quant.convolution_outputs import fit_output
 from leanvit.quant.store import load_quantized, save_quantized
 from leanvit.runtime.bundle import sqnr_db
 from leanvit.runtime.engines import open_engine
+from sessions import open_model
 
 SIDE = 32
 PREPROCESS = Preprocess(input_size=(SIDE, SIDE))
@@ -65,7 +66,7 @@ def optimized(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 4
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    open_model(model, options)
     return onnx.load(options.optimized_model_filepath)
 
 
@@ -232,7 +233,7 @@ def onnx_values(model: onnx.ModelProto, pixels: np.ndarray, folder: Path) -> dic
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_model(model, options)
     read, given = session.run([node.input[0], node.output[0]], {"images": pixels})
     if any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute):
         read, given = read.transpose(0, 3, 1, 2), given.transpose(0, 3, 1, 2)

@@ -137,10 +137,15 @@ def is_quantized_network(folder: str | Path) -> bool:
 
 
 def _part_folders(folder: Path) -> list[str]:
-    """Names of the parts that were saved in a folder; a run may hold whole quantized classifiers, which are none."""
+    """Names of the parts that were saved in a folder, in the order of the network where its report tells it.
+
+    A run may hold whole quantized classifiers, which are none.
+    """
     if not (folder / REPORT_NAME).is_file():
         return []
-    return sorted(file.parent.name for file in folder.glob(f"*/{QUANTIZED_NAME}"))
+    order = list(read_json(folder / REPORT_NAME).get("parts", {}))
+    found = sorted(file.parent.name for file in folder.glob(f"*/{QUANTIZED_NAME}"))
+    return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def load_quantized_network(folder: str | Path) -> tuple[QuantizedNetwork, CheckpointInfo]:

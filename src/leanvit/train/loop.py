@@ -80,7 +80,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     # A task of annotated pictures from outside names what differs from the others.
     fill_in(config, {**(PICTURES_DEFAULTS if task.samples else {}), **task.defaults})
     if config.data is None:
-        raise ConfigError(f"no data given for task {task.name}, expected annotated pictures. Give --data.")
+        raise ConfigError(f"no --data given, expected one. Run: leanvit train --task {task.name} --help")
     return replace(config)
 
 

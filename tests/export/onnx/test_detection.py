@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,6 +46,7 @@ from leanvit.runtime.engines import openvino_core
 from leanvit.tasks.build import raw_outputs
 from leanvit.tasks.detect import LEVELS, PART_OUTPUTS, Detector, DetectorConfig
 from leanvit.tasks.features import STRIDES, BackboneConfig
+from sessions import open_model
 
 SIZE = (96, 128)
 CHANNELS = 8
@@ -124,7 +124,7 @@ def parts_for(config: DetectorConfig) -> dict[str, onnx.ModelProto]:
 def runner(model: onnx.ModelProto, runtime: str = "onnxruntime") -> Callable[[Arrays], Arrays]:
     names = [each.name for each in model.graph.output]
     if runtime == "onnxruntime":
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = open_model(model)
         return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
     if not is_installed("openvino"):
         pytest.skip("openvino is not installed")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanvit.export.onnx.fused_matmul import fuse_products
+from sessions import open_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -85,7 +86,7 @@ def operations(proto: Any) -> list[str]:
 
 def run(proto: Any, given: dict[str, Any]) -> Any:
     onnx.checker.check_model(proto, full_check=True)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_model(proto)
     return session.run(None, given)[0]
 
 

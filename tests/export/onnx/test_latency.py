@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -21,6 +20,7 @@ from leanvit.config import Budget
 from leanvit.export.onnx.latency import measure_table, site_model
 from leanvit.quant.costs import TABLE_VERSION, read_latency_table, site_key
 from leanvit.quant.graph import QuantGraph, trace
+from sessions import open_model
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_timed_files_compute_the_site(graph: QuantGraph, kind: str) -> None:
         model = site_model(graph, site, shapes, quantized=quantized)
         onnx.checker.check_model(model, full_check=True)
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node) == quantized
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = open_model(model)
         (found,) = session.run(None, feed)
         constants = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
         weight = constants["weight_codes"].float() * 0.01 if "weight_codes" in constants else constants.get("weight")

@@ -25,6 +25,7 @@ from leanvit.quant import quantize
 from leanvit.quant.graph import trace
 from leanvit.tasks.detect import PART_OUTPUTS, Detector, DetectorConfig
 from leanvit.tasks.features import BackboneConfig
+from sessions import open_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -113,7 +114,7 @@ def test_the_smallest_file_computes_the_same_bits_without_names() -> None:
     assert [node.op_type for node in named.graph.node] == [node.op_type for node in smallest.graph.node]
     outputs = []
     for proto in (named, smallest):
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = open_model(proto)
         outputs.append(session.run(None, {"images": pixels_for("vit_micro")})[0])
     assert np.array_equal(*outputs)
 
@@ -123,7 +124,7 @@ def test_the_profile_of_onnxruntime_says_which_module_takes_time() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
         proto = written("vit_micro", "w8a8").SerializeToString()
-        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        session = open_model(proto, options)
         session.run(None, {"images": pixels_for("vit_micro")})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     timed = {event["name"].removesuffix("_kernel_time") for event in events if event.get("cat") == "Node"}

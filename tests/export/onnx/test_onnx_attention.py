@@ -21,6 +21,7 @@ from leanvit.export.onnx.attention import fuse_attention
 from leanvit.export.onnx.lower import lower
 from leanvit.quant.graph import trace
 from leanvit.runtime.bundle import read_manifest
+from sessions import open_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -126,7 +127,7 @@ def operations(proto: Any) -> list[str]:
 
 
 def outputs(proto: Any, given: dict[str, Any]) -> list[Any]:
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_model(proto)
     found: list[Any] = session.run(None, given)
     return found
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from leanvit.export.onnx.storage import half_constants, shortest_names, without_defaults
+from sessions import open_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -24,7 +25,7 @@ def model(nodes: list[Any], constants: dict[str, Any], shape: tuple[int, ...]) -
 
 
 def run(proto: Any, x: Any) -> Any:
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_model(proto)
     return session.run(None, {"x": x})[0]
 
 
