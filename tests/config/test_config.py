@@ -36,6 +36,7 @@ from leanvit.config import (
     save_yaml,
     to_dict,
 )
+from leanvit.config.tasks import DEFAULTS as TASK_DEFAULTS
 from leanvit.errors import ConfigError, EnvironmentProblem, LeanvitError
 
 OF_VERBS = [getattr(configs, name) for name, _ in VERBS.values()]
@@ -45,6 +46,7 @@ ALL = [*OF_VERBS, MPTQConfig, Preprocess]
 bits = st.integers(2, 8)
 share = st.floats(0, 1, exclude_max=True)
 positive = st.floats(1e-9, 1e9)
+multiples = st.integers(1, 40).map(lambda count: 32 * count)
 RANGES: dict[str, st.SearchStrategy[Any]] = {
     "version": st.just(1),
     "weight_bits": bits,
@@ -55,6 +57,8 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "score_threshold": st.floats(0, 1),
     "drop_path": share,
     "drop": share,
+    "color_jitter": share,
+    "img_size": st.none() | multiples | st.tuples(multiples, multiples),
     # An average and sharded weights exclude each other.
     "fsdp": st.just(False),
     "model_ema_decay": share,
@@ -114,6 +118,9 @@ def instances(cls: type) -> st.SearchStrategy[Any]:
     def of_field(name: str) -> st.SearchStrategy[Any]:
         if name == "smoothing" and hints[name] is float:
             return share
+        if name == "task" and hints[name] is str:
+            # One of the package takes its own options only; those of one from outside are checked where it starts.
+            return st.text().filter(lambda task: task not in TASK_DEFAULTS)
         if name == "passes":
             return st.lists(st.sampled_from(BEST_PASSES), unique=True).map(tuple)
         return RANGES[name] if name in RANGES else values_of(hints[name])

@@ -139,7 +139,8 @@ def _convert_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
             return _convert(value, arg, where)
         except ConfigError as error:
             problems.append(str(error))
-    raise ConfigError(problems[-1])
+    # Of a number or a list of numbers: what is no list was meant to be the number.
+    raise ConfigError(problems[-1 if isinstance(value, list | tuple | dict) else 0])
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -153,10 +153,7 @@ class TrainConfig:
             refuse_options(self, self.task)
             fill_in(self, DEFAULTS[self.task])
             if self.data is None:
-                raise ConfigError(
-                    f"no data given for task {self.task}, expected annotated pictures. Give --data; see: leanvit train "
-                    f"--task {self.task} --help"
-                )
+                raise ConfigError(f"no --data given, expected one. Run: leanvit train --task {self.task} --help")
         self._check_numbers()
         self._check_pairs()
         if self.fsdp and self.model_ema_decay:
