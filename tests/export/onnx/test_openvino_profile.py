@@ -28,6 +28,7 @@ from leanvit.quant.graph import quantizer_of
 from leanvit.quant.quantizers import ActivationQuantizer
 from leanvit.runtime.bundle import Manifest, sqnr_db
 from leanvit.runtime.engines import available, open_engine
+from sessions import exact_runtimes
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -119,7 +120,7 @@ def test_every_family_computes_what_is_simulated(name: str, tmp_path: Path) -> N
         expected = executed_form(result.graph, "openvino")(to_input(torch.from_numpy(pixels), preprocess)).numpy()
     path = tmp_path / "model.onnx"
     onnx.save(lower(result.graph, preprocess, "openvino"), str(path))
-    for runtime in available():
+    for runtime in exact_runtimes(available()):
         if runtime != "openvino-bf16":
             assert sqnr_db(expected, open_engine(path, runtime, 1)(pixels)) >= 35, runtime
 
