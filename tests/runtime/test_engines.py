@@ -26,6 +26,7 @@ from leanvit.runtime import engines
 from leanvit.runtime import predictor as runtime
 from leanvit.runtime.bundle import read_manifest, sqnr_db
 from leanvit.runtime.predictor import Predictor
+from sessions import SATURATES
 
 pytest.importorskip("openvino")
 
@@ -35,6 +36,8 @@ OPENVINO = ExportOptions(runtimes=("openvino",))
 @pytest.fixture(scope="module")
 def proved(demo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's W8A8 network, proved in ONNX Runtime and OpenVINO on labelled digits."""
+    if SATURATES:
+        pytest.skip("OpenVINO's int8 products saturate on this CPU, so that nothing is proved there: it has no VNNI")
     quantized, info = load_quantized(demo_run / "quantize-w8a8")
     images = load_split("digits", "val", val_fraction=info.val_fraction, seed=info.seed)
     folder = tmp_path_factory.mktemp("engines") / "bundle"
