@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     real = engines.open_engine
 
     def open_engine(model: Path, name: Any, threads: int = 0) -> Any:
-        run = real(model, name, threads)
-        return run if name == "onnxruntime" else lambda images: run(images) * np.linspace(0.5, 2, 10, dtype=np.float32)
+        engine = real(model, name, threads)
+        if name == "onnxruntime":
+            return engine
+        return replace(engine, run=lambda images: [engine(images) * np.linspace(0.5, 2, 10, dtype=np.float32)])
 
     monkeypatch.setattr(runtime, "open_engine", open_engine)
 
