@@ -68,8 +68,8 @@ def read_own_data(info: CheckpointInfo, data: str, split: Any) -> Data:
 def require_same_classes(task: str, labels: tuple[str, ...], data: Data, name: str) -> None:
     """Raise DataError where data has other classes than a network, or in another order."""
     from leanvit.annotations import SceneSet
+    from leanvit.annotations.load import require_classes
     from leanvit.data.loader import check_classes
-    from leanvit.tasks.measure import require_classes
 
     if isinstance(data, SceneSet):
         require_classes(labels, data)

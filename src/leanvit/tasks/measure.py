@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import Outputs, SceneSet
+from leanvit.annotations.load import require_classes
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.data.loader import to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.scene_samples import SampleKind
-from leanvit.errors import ConfigError, DataError
+from leanvit.errors import ConfigError
 from leanvit.progress import track
 from leanvit.runtime.task import Batch, measure_task
 from leanvit.runtime.task import task_named as served_task
@@ -54,12 +55,3 @@ def measure_network(
 
     batches = batches_of(task, scenes, info.preprocess.input_size, batch_size, run)
     return measure_task(served_task(task.name), scenes, batches)
-
-
-def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:
-    """Raise DataError where a split has other classes than a network, or in another order."""
-    if scenes.classes != labels:
-        raise DataError(
-            f"{scenes.name} has classes {', '.join(scenes.classes[:4])}... ({len(scenes.classes)}), the network has "
-            f"{', '.join(labels[:4])}... ({len(labels)}), expected the same in the same order."
-        )

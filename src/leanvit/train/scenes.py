@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import SceneSet
-from leanvit.annotations.load import SceneSplit
+from leanvit.annotations.load import SceneSplit, require_classes
 from leanvit.checkpoint import CheckpointInfo, load_model
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TrainConfig
 from leanvit.data.loader import to_input
@@ -24,7 +24,7 @@ from leanvit.runtime.task import task_named as served_task
 from leanvit.tasks import TrainingTask, task_named
 from leanvit.tasks.build import build_network, keypoints_of
 from leanvit.tasks.features import Features, check_strides, load_backbone
-from leanvit.tasks.measure import kind_of, measure_network, require_classes
+from leanvit.tasks.measure import kind_of, measure_network
 from leanvit.tasks.task import Targets
 from leanvit.train.augment import DROPPING, SAMPLING, seed_of
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
