@@ -32,7 +32,7 @@ def test_names_of_test_files_and_helpers_are_unique() -> None:
 
 def test_test_folders_have_the_names_of_rooms() -> None:
     rooms = {path.name for path in (ROOT / "src" / "leanvit").iterdir() if path.is_dir()}
-    others = {"benchmarks", "golden", "helpers", "__pycache__"}
+    others = {"benchmarks", "golden", "helpers", "outside", "__pycache__"}
     assert {path.name for path in TESTS.iterdir() if path.is_dir()} - others <= rooms
 
 

@@ -431,7 +431,7 @@ def test_a_missing_file_is_named(name: str, toys: ToyTasks, tmp_path: Path) -> N
     (folder / name).unlink()
     with pytest.raises(BundleError, match=name):
         Predictor(folder)
-    assert failed(folder) == ["load"]
+    assert failed(folder) == ["integrity"]
 
 
 def test_a_flipped_bit_anywhere_is_noticed(toys: ToyTasks, tmp_path: Path) -> None:

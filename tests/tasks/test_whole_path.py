@@ -28,7 +28,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pose(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = settings(scenes, tmp_path_factory.mktemp("runs") / "pose", task="pose")
+    config = settings(scenes, tmp_path_factory.mktemp("runs") / "pose", task="pose", decoder="upernet")
     run(config)
     return Path(config.output)
 

@@ -119,8 +119,12 @@ def _weight(nodes: list[Any], constants: dict[str, Any], site: Site, quantized: 
         return "weight"
     constants["weight_codes"] = codes
     constants["weight_scale"] = np.full(site.weight_shape[0], 0.01, np.float32)
+    # Without zero points ONNX Runtime makes one for all channels where it takes uint8 weights (x64quantprecision).
+    constants["weight_zero"] = np.zeros(site.weight_shape[0], np.int8)
     axis = 0 if site.kind == "conv2d" else 1
-    nodes.append(helper.make_node("DequantizeLinear", ["weight_codes", "weight_scale"], ["weight"], axis=axis))
+    nodes.append(
+        helper.make_node("DequantizeLinear", ["weight_codes", "weight_scale", "weight_zero"], ["weight"], axis=axis)
+    )
     return "weight"
 
 
