@@ -22,9 +22,9 @@ from typing import Any
 
 from leanvit.annotations.load import load_scenes
 from leanvit.bench import benchmark, describe
-from leanvit.commands.measured import calibration_inputs
 from leanvit.config import MPTQConfig, TrainConfig, from_dict, load_yaml
 from leanvit.export.api import export
+from leanvit.export.data import calibration_inputs
 from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.files import read_json, write_json
 from leanvit.progress import note

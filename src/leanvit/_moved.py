@@ -108,7 +108,7 @@ NAMES = {
     "leanvit.downstream.export.FLOAT_MAX_DROP": "leanvit.export.gate.limits.FLOAT_MAX_DROP",
     "leanvit.downstream.export.GOLDEN_PICTURES": "leanvit.export.gate.golden.GOLDEN_PICTURES",
     "leanvit.downstream.golden.VALUES_KEPT": "leanvit.runtime.task.VALUES_KEPT",
-    "leanvit.downstream.quantize.calibration_inputs": "leanvit.commands.measured.calibration_inputs",
+    "leanvit.downstream.quantize.calibration_inputs": "leanvit.export.data.calibration_inputs",
     "leanvit.downstream.quantize.quantize_and_measure": "leanvit.commands.measured.quantize_and_measure",
     "leanvit.downstream.train.SUMMARY_NAME": "leanvit.train.logs.SUMMARY_NAME",
     "leanvit.downstream.train.run": "leanvit.train.loop.run",

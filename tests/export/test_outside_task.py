@@ -105,9 +105,9 @@ def test_it_goes_the_whole_way_from_the_command_line(
 def test_more_error_is_a_drop_and_lifts_sites(checkpoint: Path, toys: ToyTasks, tmp_path: Path) -> None:
     """A metric of which less is better: no error at all before makes any error a drop."""
     from leanvit import MPTQConfig, export
-    from leanvit.commands.measured import calibration_inputs
     from leanvit.config import ExportOptions
     from leanvit.errors import VerificationError
+    from leanvit.export.data import calibration_inputs
     from leanvit.quant.parts import quantize_network
     from leanvit.tasks.build import load_network
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from leanvit.annotations import SceneSet
 from leanvit.annotations.load import load_scenes
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.commands.measured import calibration_inputs
 from leanvit.config import DataComposeConfig, TrainConfig
 from leanvit.data.compose import compose
 from leanvit.export.api import export
+from leanvit.export.data import calibration_inputs
 from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
 from leanvit.tasks.build import load_network
 from leanvit.train import run

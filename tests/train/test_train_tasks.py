@@ -17,9 +17,9 @@ from torch import nn
 
 from leanvit.annotations import SceneSet
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, load_model, save_checkpoint
-from leanvit.commands.measured import calibration_inputs
 from leanvit.config import Preprocess, TrainConfig, from_dict, load_yaml
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataError, NumericalError, RunLockedError
+from leanvit.export.data import calibration_inputs
 from leanvit.files import only_writer
 from leanvit.quant.parts import is_quantized_network, load_quantized_network, quantize_network, save_network
 from leanvit.quant.store import load_quantized, save_quantized

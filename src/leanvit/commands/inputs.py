@@ -41,40 +41,13 @@ def open_exportable(spec: str) -> tuple[Any, CheckpointInfo]:
     return load_quantized_network(spec) if is_quantized_network(spec) else open_network(spec)
 
 
-def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
-    """Labelled images or annotated pictures of one split; what is left out of the latter is named.
-
-    how: val_fraction and seed of a split that images are cut into. Raises DataError.
-    """
-    from leanvit.data.sets import load_split
-    from leanvit.runtime.task import task_named
-    from leanvit.tasks import task_named as training_task
-    from leanvit.train.scenes import report_problems
-
-    if task_named(task).data == "images":
-        return load_split(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})
-    scenes = training_task(task).load(data, split)
-    report_problems(scenes)
-    return scenes
-
-
 def read_own_data(info: CheckpointInfo, data: str, split: Any) -> Data:
-    """The same for a network, as it was trained. Raises DataError where the data has other classes."""
+    """One split of a network's own data, as it was cut in training. Raises DataError where it has other classes."""
+    from leanvit.export.data import read_data, require_same_classes
+
     found = read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed)
     require_same_classes(info.task, info.labels, found, data)
     return found
-
-
-def require_same_classes(task: str, labels: tuple[str, ...], data: Data, name: str) -> None:
-    """Raise DataError where data has other classes than a network, or in another order."""
-    from leanvit.annotations import SceneSet
-    from leanvit.annotations.load import require_classes
-    from leanvit.data.loader import check_classes
-
-    if isinstance(data, SceneSet):
-        require_classes(labels, data)
-    else:
-        check_classes(data.classes, labels, name)
 
 
 def measured_before(model: Any, info: CheckpointInfo, data: str) -> float | None:

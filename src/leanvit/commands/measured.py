@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanvit.annotations import SceneSet
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.commands.inputs import measured_before, read_own_data
 from leanvit.config import MPTQConfig, QuantizeConfig
-from leanvit.data.loader import Loader, to_input
-from leanvit.data.scene_loader import SceneLoader
-from leanvit.data.sets import ImageSet
-from leanvit.errors import ConfigError
-from leanvit.export.data import Data
+from leanvit.data.loader import Loader
+from leanvit.export.data import Data, calibration_inputs
 from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.progress import note
-from leanvit.quant import QuantizedModel, quantize
-from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
+from leanvit.quant import QuantizedModel
+from leanvit.quant.parts import QuantizedNetwork, quantize_any, save_network
 from leanvit.quant.plan import load_plan
 from leanvit.quant.store import save_quantized
 from leanvit.runtime.task import task_named
-from leanvit.tasks.build import task_of_network
-from leanvit.tasks.measure import kind_of, measure_network
+from leanvit.tasks.measure import measure_network
 from leanvit.train import evaluate
 
 Quantized = QuantizedModel | QuantizedNetwork
-
-
-def calibration_inputs(info: CheckpointInfo, data: Data, count: int, seed: int, batch_size: int = 16) -> Tensor:
-    """Prepared training images (or crops of objects) without augmentation: (count, 3, H, W) float32 normalised."""
-    if count < 1:
-        raise ConfigError(f"calibration_images is {count}, expected at least 1")
-    generator = np.random.default_rng(seed)
-    if isinstance(data, ImageSet):
-        chosen = data.subset(generator.permutation(len(data))[:count])
-        loader = Loader(chosen, info.preprocess, batch_size)
-        return torch.cat([to_input(pixels, info.preprocess) for pixels, _ in loader])
-    picks = np.sort(generator.permutation(len(data.scenes))[:count])
-    scenes = replace(data, scenes=tuple(data.scenes[i] for i in picks))
-    kind, size = kind_of(task_of_network(info)), info.preprocess.input_size
-    batches = SceneLoader(scenes, kind, size, batch_size, train=False, on_bad="skip")
-    return torch.cat([to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in batches])[:count]
 
 
 def measure_in_torch(network: nn.Module, info: CheckpointInfo, data: Data, batch_size: int) -> dict[str, Any]:
@@ -70,12 +48,7 @@ def quantize_and_measure(
     x = calibration_inputs(info, train, config.calibration_images, config.seed, min(config.batch_size, 64))
     plan = load_plan(config.plan) if config.plan else None
     task = task_named(info.task)
-    quantized: Quantized
-    if task.data == "images":
-        journal = Path(config.output) / "search.jsonl" if scheme.budget else None
-        quantized = replace(quantize(network, x, scheme, plan=plan, journal=journal), preprocess=info.preprocess)
-    else:
-        quantized = quantize_network(network, info, x, scheme, plan=plan, folder=config.output)
+    quantized = quantize_any(network, info, x, scheme, plan=plan, folder=config.output)
     before = measure_in_torch(network, info, val, config.batch_size)
     form, profile = measured_form(quantized, config.profile)
     after = measure_in_torch(form, info, val, config.batch_size)

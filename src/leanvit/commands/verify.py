@@ -31,8 +31,7 @@ def _evaluation(config: configs.VerifyConfig) -> Evaluation | None:
 
     if not config.data and not config.model:
         return None
-    from leanvit.commands.inputs import read_data, require_same_classes
-    from leanvit.export.data import evaluation_of, synthetic_evaluation
+    from leanvit.export.data import evaluation_of, read_data, require_same_classes, synthetic_evaluation
 
     manifest = read_manifest(config.bundle)
     evaluation = None

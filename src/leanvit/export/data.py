@@ -1,4 +1,4 @@
-"""Labelled data of any task as what the gate measures a bundle on."""
+"""Data of any task: read, prepared to calibrate on, and as what the gate measures a bundle on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from leanvit.annotations import Outputs, SceneSet
+from leanvit.annotations.load import note_problems, require_classes
+from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import Preprocess
-from leanvit.data.loader import Loader
-from leanvit.data.sets import ImageSet
+from leanvit.data.loader import Loader, check_classes, to_input
+from leanvit.data.scene_loader import SceneLoader
+from leanvit.data.sets import ImageSet, load_split
+from leanvit.errors import ConfigError
 from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
 from leanvit.export.gate.golden import synthetic_images
 from leanvit.export.gate.limits import COMPARED_PICTURES
@@ -21,12 +26,49 @@ from leanvit.imaging import Pixels
 from leanvit.runtime.inputs import Place
 from leanvit.runtime.task import Batch, Task, measure_task, task_named
 from leanvit.tasks import task_named as training_task
-from leanvit.tasks.measure import batches_of
+from leanvit.tasks.build import task_of_network
+from leanvit.tasks.measure import batches_of, kind_of
 
 Data = ImageSet | SceneSet
 
 SYNTHETIC_IMAGES = 32
 """Images without data on which a bundle is compared with a network: twice as many as it has golden ones."""
+
+
+def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
+    """Labelled images or annotated pictures of one split; what is left out of the latter is named.
+
+    how: val_fraction and seed of a split that images are cut into. Raises DataError.
+    """
+    if task_named(task).data == "images":
+        return load_split(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})
+    scenes = training_task(task).load(data, split)
+    note_problems(scenes)
+    return scenes
+
+
+def require_same_classes(task: str, labels: tuple[str, ...], data: Data, name: str) -> None:
+    """Raise DataError where data has other classes than a network, or in another order."""
+    if isinstance(data, SceneSet):
+        require_classes(labels, data)
+    else:
+        check_classes(data.classes, labels, name)
+
+
+def calibration_inputs(info: CheckpointInfo, data: Data, count: int, seed: int, batch_size: int = 16) -> Tensor:
+    """Prepared training images (or crops of objects) without augmentation: (count, 3, H, W) float32 normalised."""
+    if count < 1:
+        raise ConfigError(f"calibration_images is {count}, expected at least 1")
+    generator = np.random.default_rng(seed)
+    if isinstance(data, ImageSet):
+        chosen = data.subset(generator.permutation(len(data))[:count])
+        loader = Loader(chosen, info.preprocess, batch_size)
+        return torch.cat([to_input(pixels, info.preprocess) for pixels, _ in loader])
+    picks = np.sort(generator.permutation(len(data.scenes))[:count])
+    scenes = replace(data, scenes=tuple(data.scenes[i] for i in picks))
+    kind, size = kind_of(task_of_network(info)), info.preprocess.input_size
+    batches = SceneLoader(scenes, kind, size, batch_size, train=False, on_bad="skip")
+    return torch.cat([to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in batches])[:count]
 
 
 def evaluation_of(

@@ -17,6 +17,7 @@ from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
+from leanvit.runtime.task import task_named
 from leanvit.tasks.build import build_network
 from leanvit.tasks.parts import WHOLE, example_of, part_inputs, parts_of, with_parts
 
@@ -96,6 +97,22 @@ def quantize_network(
         quantized[name] = quantize(part, inputs[name], own_config, plan=own, journal=journal)
         quantized[name] = replace(quantized[name], preprocess=info.preprocess)
     return QuantizedNetwork(network, quantized, _sizes(quantized, config))
+
+
+def quantize_any(
+    network: nn.Module,
+    info: CheckpointInfo,
+    x: Tensor,
+    config: MPTQConfig | None = None,
+    *,
+    plan: dict[str, Any] | None = None,
+    folder: str | Path | None = None,
+) -> QuantizedModel | QuantizedNetwork:
+    """Quantize a network of any task: a classifier is one graph, all others have parts (`quantize_network`)."""
+    if task_named(info.task).data != "images":
+        return quantize_network(network, info, x, config, plan=plan, folder=folder)
+    journal = Path(folder) / "search.jsonl" if folder and config and config.budget else None
+    return replace(quantize(network, x, config, plan=plan, journal=journal), preprocess=info.preprocess)
 
 
 def _budgets(parts: dict[str, nn.Module], budget: Budget | None) -> dict[str, Budget | None]:
