@@ -15,9 +15,9 @@ from leanvit import _moved
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
-    from leanvit.checkpoint import load_model as load
-    from leanvit.config import Budget, ExportOptions, MPTQConfig
+    from leanvit.config import Budget, ExportOptions, LoadOptions, MPTQConfig
     from leanvit.export.api import export
+    from leanvit.load.api import load
     from leanvit.quant import QuantizedModel, quantize
     from leanvit.runtime.predictor import Predictor
 
@@ -28,16 +28,17 @@ for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 _LAZY = {
     "Budget": ("leanvit.config", "Budget"),
     "ExportOptions": ("leanvit.config", "ExportOptions"),
+    "LoadOptions": ("leanvit.config", "LoadOptions"),
     "MPTQConfig": ("leanvit.config", "MPTQConfig"),
     "Predictor": ("leanvit.runtime.predictor", "Predictor"),
     "QuantizedModel": ("leanvit.quant", "QuantizedModel"),
-    "load": ("leanvit.checkpoint", "load_model"),
     "quantize": ("leanvit.quant", "quantize"),
 }
 
 __all__ = [
     "Budget",
     "ExportOptions",
+    "LoadOptions",
     "MPTQConfig",
     "Predictor",
     "QuantizedModel",
@@ -62,6 +63,15 @@ class _Package(ModuleType):
     @export.setter
     def export(self, room: ModuleType) -> None:
         """Python's import system stores the room here; sys.modules keeps it."""
+
+    @property
+    def load(self) -> Any:
+        importlib.import_module("leanvit.tasks")  # checkpoints of every task can be built then
+        return importlib.import_module("leanvit.load.api").load
+
+    @load.setter
+    def load(self, room: ModuleType) -> None:
+        """As for export."""
 
 
 def __getattr__(name: str) -> Any:

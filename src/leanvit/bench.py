@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from leanvit import imaging
-from leanvit.config import Runtime
+from leanvit.config import LoadOptions, Runtime
 from leanvit.errors import ConfigError, LeanvitError, NumericalError
 from leanvit.progress import Bar
 from leanvit.runtime.bundle import MANIFEST_NAME, MODEL_NAME, load_golden, read_manifest, versions
@@ -36,28 +36,34 @@ from leanvit.runtime.task_of import CLASSIFY, task_of
 MIN_TURN_SECONDS = 0.05
 START_TIMEOUT_SECONDS = 300.0
 MODEL_FILES = (".onnx", ".xml")
+CHECKPOINT_NAME = "model.safetensors"
 RUNTIME_LABELS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to time. name: what the table calls it. path: bundle or checkpoint. bytes: of its model file."""
+    """One thing to time. name: what the table calls it. path: bundle or checkpoint. bytes: of its model file.
+
+    spec: what leanvit.load takes, of a network that is timed in PyTorch, and with which options.
+    """
 
     name: str
     path: Path
     runtime: str
     precision: str
     bytes: int
+    spec: str = ""
+    options: LoadOptions = LoadOptions()  # noqa: RUF009 - it is frozen
 
 
-def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
-    """Find out what a path is: a bundle or a model file (run in `runtime`), or a checkpoint (PyTorch eager).
+def describe(path: str | Path, runtime: str = "onnxruntime", options: LoadOptions | None = None) -> Target:
+    """Find out what a path is: a bundle or a model file (run in `runtime`), or a network (PyTorch eager).
 
     A model file is .onnx, or for OpenVINO .xml, with the input of a bundle: uint8 (batch, H, W, 3).
 
-    Raises BundleError or CheckpointError where it is neither.
+    options: of leanvit.load, for a network. Raises BundleError or CheckpointError where it is neither.
     """
-    path = Path(path)
+    spec, path = str(path), Path(path)
     label = RUNTIME_LABELS.get(runtime, runtime)
     if path.suffix in MODEL_FILES:
         weights = path.with_suffix(".bin")
@@ -67,10 +73,15 @@ def describe(path: str | Path, runtime: str = "onnxruntime") -> Target:
         manifest = read_manifest(path)
         size = (path / MODEL_NAME).stat().st_size
         return Target(f"{label}, {manifest.profile}", path, runtime, manifest.profile, size)
-    from leanvit.checkpoint import find_checkpoint
+    from leanvit.load.api import load_classifier
 
-    file = find_checkpoint(path)
-    return Target("PyTorch eager, float32", file, "torch", "float32", file.stat().st_size)
+    if path.is_file():
+        size = path.stat().st_size
+    elif (path / CHECKPOINT_NAME).is_file():
+        size = (path / CHECKPOINT_NAME).stat().st_size
+    else:
+        size = sum(4 * tensor.numel() for tensor in load_classifier(spec, options)[0].state_dict().values())
+    return Target("PyTorch eager, float32", path, "torch", "float32", size, spec, options or LoadOptions())
 
 
 def machine() -> dict[str, Any]:
@@ -361,13 +372,13 @@ def _take(images: Any, batch_size: int) -> Any:
 def _load_torch(target: Target, threads: int) -> Callable[[int], Any]:
     import torch
 
-    from leanvit.checkpoint import load_checkpoint
     from leanvit.data.loader import to_input
+    from leanvit.load.api import load_classifier
 
     torch.set_num_threads(threads)
-    model, info = load_checkpoint(target.path)
-    height, width = info.preprocess.input_size
-    images = torch.randint(0, 256, (256, height, width, 3), dtype=torch.uint8)
+    model, info = load_classifier(target.spec, target.options)
+    size = info.preprocess.input_size
+    images = torch.randint(0, 256, (256, *size, info.preprocess.channels), dtype=torch.uint8)
 
     def run(batch_size: int) -> None:
         # Normalisation is inside the exported graph, so it is timed here as well.

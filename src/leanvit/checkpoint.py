@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class CheckpointInfo:
     labels: class names in the order of the logits. metrics: what was measured, e.g. {"top1": 98.6}.
     task: "classify", or what a network with another head does (leanvit.tasks). head: arguments of that head.
     keypoints: of a pose network: names, swapped, sigmas and skeleton (leanvit.annotations.KeypointScheme).
+    source: how leanvit.load builds a network that timm does not: {"kind": "transformers", ...}; empty for timm's.
     """
 
     architecture: str
@@ -42,7 +44,13 @@ class CheckpointInfo:
     task: str = "classify"
     head: dict[str, Any] = field(default_factory=dict)
     keypoints: dict[str, Any] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
     version: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as files keep them; `source` is among them where there is one."""
+        values = to_dict(self)
+        return values if self.source else {key: value for key, value in values.items() if key != "source"}
 
 
 def build(architecture: str, num_classes: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -94,7 +102,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, info: CheckpointInfo, *,
     tensors = {name: whole(t) for name, t in model.state_dict().items()}
     if not writes:
         return
-    metadata = {"leanvit": json.dumps(to_dict(info)), "sha256": digest(tensors)}
+    metadata = {"leanvit": json.dumps(info.as_dict()), "sha256": digest(tensors)}
     write_atomic(path, save(tensors, metadata))
 
 
@@ -212,40 +220,30 @@ def with_metrics(info: CheckpointInfo, **metrics: Any) -> CheckpointInfo:
 
 
 def preprocess_for(model: Any, img_size: int | None = None) -> Preprocess:
-    """The preprocessing that a timm model's pretrained_cfg asks for."""
+    """The preprocessing that a timm model asks for: its pretrained_cfg, with the size and channels that it has.
+
+    Of a network of other than three channels the mean and the deviation are only known where its pretrained_cfg has
+    as many; else they are those of three channels, averaged.
+    """
     from timm.data import resolve_model_data_config
+    from timm.models import get_model_input_config
 
     wanted = resolve_model_data_config(model)
-    size = (img_size, img_size) if img_size else wanted["input_size"][-2:]
+    channels, *size = get_model_input_config(model)["input_size"]
     return Preprocess(
-        input_size=size,
-        mean=_three(wanted["mean"]),
-        std=_three(wanted["std"]),
+        input_size=(img_size, img_size) if img_size else (size[0], size[1]),
+        mean=for_channels(wanted["mean"], channels),
+        std=for_channels(wanted["std"], channels),
         interpolation=wanted["interpolation"],
         crop_pct=wanted["crop_pct"],
         crop_mode="squash" if wanted.get("crop_mode") == "squash" else "center",
     )
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    values = tuple(float(v) for v in values) * (3 if len(values) == 1 else 1)
-    return (values[0], values[1], values[2])
-
-
-def load_model(spec: str) -> tuple[nn.Module, CheckpointInfo]:
-    """Model (eval mode, CPU) and info of a checkpoint, a run folder, or an architecture with a tag: 'vit_micro.fmnist'.
-
-    Raises CheckpointError where it is none of them, or where the weights name no classes.
-    """
-    import timm
-
-    import leanvit.models  # noqa: F401 - registers our architectures
-
-    name, _, tag = spec.partition(".")
-    if Path(spec).exists() or not tag or not timm.is_model(name):
-        return load_checkpoint(spec)
-    labels = tuple(getattr(timm.get_pretrained_cfg(spec), "label_names", None) or ())
-    if not labels:
-        raise CheckpointError(f"the weights of '{spec}' name no classes, expected label_names. Give a checkpoint file.")
-    model = build(spec, len(labels), pretrained=True).eval()
-    return model, CheckpointInfo(name, labels, preprocess_for(model))
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Mean or deviation of so many channels: as they are, or of grey the average, which further bands get as well."""
+    known = tuple(float(value) for value in values)
+    if len(known) == channels:
+        return known
+    average = sum(known) / len(known)
+    return (*known, *[average] * (channels - len(known))) if 3 <= len(known) < channels else (average,) * channels

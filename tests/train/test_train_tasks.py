@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from leanvit.annotations import SceneSet
-from leanvit.checkpoint import CheckpointInfo, load_checkpoint, load_model, save_checkpoint
+from leanvit.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from leanvit.config import Preprocess, TrainConfig, from_dict, load_yaml
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError, DataError, NumericalError, RunLockedError
 from leanvit.export.data import calibration_inputs
 from leanvit.files import only_writer
+from leanvit.load.api import load_classifier
 from leanvit.quant.parts import is_quantized_network, load_quantized_network, quantize_network, save_network
 from leanvit.quant.store import load_quantized, save_quantized
 from leanvit.runtime.task import TASKS as SERVED
@@ -242,7 +243,7 @@ def test_checkpoints_come_back_to_the_bit(task: Any, toys: ToyTasks, tmp_path: P
 
 
 def test_readers_of_classifiers_and_of_tasks_refuse_each_others_files(toys: ToyTasks, tmp_path: Path) -> None:
-    for reader in (load_checkpoint, load_model):
+    for reader in (load_checkpoint, load_classifier):
         with pytest.raises(CheckpointError, match="task 'detect', expected a classifier"):
             reader(str(toys.run("detect")))
     with pytest.raises(CheckpointError, match="expected a classifier"):

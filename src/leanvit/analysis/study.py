@@ -31,7 +31,8 @@ from leanvit.analysis.shortcut import require_scales, shortcut_ablation
 from leanvit.bench import machine
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import AnalyzeConfig, command_line
-from leanvit.data.loader import Loader, check_classes, to_input
+from leanvit.data.classes import agreed
+from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import DataError, ImageError, LeanvitError, ModelError, PartialError
 from leanvit.files import write_atomic, write_json
@@ -211,9 +212,9 @@ def _diversity(subject: Subject) -> Json:
 def _shortcut(subject: Subject) -> Json:
     info, config = subject.info, subject.config
     require_scales(subject.model)
-    check_classes(subject.images.classes, info.labels, config.data)
+    _, images = agreed(info.labels, subject.images, config.data)
     count = min(config.accuracy_images or len(subject.images), len(subject.images))
-    loader = Loader(subject.images.subset(np.arange(count)), info.preprocess, 64, "skip")
+    loader = Loader(images.subset(np.arange(count)), info.preprocess, 64, "skip")
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, labels in loader:

@@ -23,7 +23,7 @@ def run(config: configs.AnalyzeConfig) -> int:
     if not config.models:
         raise errors.ConfigError("no model given, expected one or two. Run: leanvit analyze --help")
     device = pick_device(config.device)
-    models = [(spec, *load_model(spec)) for spec in config.models]
+    models = [(spec, *load_model(spec, config.load_options())) for spec in config.models]
     with only_writer(config.output):
         save_yaml(config, Path(config.output) / "config.yaml")
         result, arrays = study(models, config, device)

@@ -22,8 +22,8 @@ def _latency_table(config: configs.BenchmarkConfig, path: str) -> int:
 
     if len(config.targets) != 1:
         raise errors.ConfigError(f"--table with {len(config.targets)} targets, expected one checkpoint or NAME.TAG")
-    model, info = load_model(config.targets[0])
-    example = torch.zeros(1, 3, *info.preprocess.input_size)
+    model, info = load_model(config.targets[0], config.load_options())
+    example = torch.zeros(1, info.preprocess.channels, *info.preprocess.input_size)
     table = measure_table(model, example, threads=config.threads, rounds=config.rounds)
     write_json(path, table)
     rows = [
@@ -44,7 +44,9 @@ def run(config: configs.BenchmarkConfig) -> int:
     from leanvit.bench import describe
     from leanvit.files import write_json
 
-    described = [describe(path, runtime) for path in config.targets for runtime in config.runtimes]
+    described = [
+        describe(path, runtime, config.load_options()) for path in config.targets for runtime in config.runtimes
+    ]
     targets = list(dict.fromkeys(described))
     result = run_it(targets, batch_sizes=config.batch_sizes, threads=config.threads, rounds=config.rounds)
     rows = [

@@ -20,10 +20,10 @@ def run(config: configs.ExportConfig) -> int:
     from leanvit.runtime.bundle import read_manifest
 
     require_known(config.profile)
-    model, info = open_exportable(config.model)
-    data = read_own_data(info, config.data, "val") if config.data else None
-    before = None
-    if data is not None:
+    model, info = open_exportable(config.model, config.load_options())
+    data, before = None, None
+    if config.data:
+        info, data = read_own_data(info, config.data, "val")
         before = float_metric(model, info, data, str(config.data), config.batch_size)
     bundle = run_it(
         model, config.output, config.options(), info=info, images=data, float_metric=before,

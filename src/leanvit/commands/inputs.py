@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
     from leanvit.checkpoint import CheckpointInfo
+    from leanvit.config import LoadOptions
     from leanvit.export.data import Data
 
 
-def load_model(spec: str) -> Any:
-    """Model and info of a classifier's checkpoint, a run folder or NAME.TAG."""
-    from leanvit.checkpoint import load_model
+def load_model(spec: str, options: LoadOptions | None = None) -> tuple[nn.Module, CheckpointInfo]:
+    """Network and info of whatever leanvit.load takes, where its only head is its own classifier."""
+    import leanvit.tasks  # noqa: F401 - registers how the networks of tasks are built
+    from leanvit.load.api import load_classifier
 
-    return load_model(spec)
+    return load_classifier(spec, options)
 
 
-def open_network(spec: str) -> tuple[nn.Module, CheckpointInfo]:
-    """Float network (eval mode, CPU) and info of a checkpoint or run folder of any task, or of NAME.TAG.
+def open_network(spec: str, options: LoadOptions | None = None) -> tuple[nn.Module, CheckpointInfo]:
+    """Float network (eval mode, CPU) and info of whatever leanvit.load takes, of any task.
 
-    Raises CheckpointError where it is none of them or damaged.
+    Raises CheckpointError where it is nothing of it or damaged.
     """
-    from leanvit.runtime.task_of import description_of
-    from leanvit.tasks.build import load_network
+    import leanvit.tasks  # noqa: F401 - registers how the networks of tasks are built
+    from leanvit.load.api import load
 
-    told = Path(spec).exists() and description_of(spec).get("task")
-    return load_network(spec) if told else load_model(spec)
+    return load(spec, options)
 
 
-def open_exportable(spec: str) -> tuple[Any, CheckpointInfo]:
-    """Float or quantized network of any task, and its info. Raises CheckpointError."""
+def open_exportable(spec: str, options: LoadOptions | None = None) -> tuple[Any, CheckpointInfo]:
+    """Float or quantized network of any task, and its info.
+
+    Raises CheckpointError, ConfigError for options of which a quantized network can't take any but its labels.
+    """
+    from leanvit.load.describe import of_quantized
     from leanvit.quant.parts import is_quantized_network, load_quantized_network
     from leanvit.quant.store import is_quantized, load_quantized
 
-    if is_quantized(spec):
-        return load_quantized(spec)
-    return load_quantized_network(spec) if is_quantized_network(spec) else open_network(spec)
+    if not is_quantized(spec) and not is_quantized_network(spec):
+        return open_network(spec, options)
+    model, info = load_quantized(spec) if is_quantized(spec) else load_quantized_network(spec)
+    return model, of_quantized(info, options, spec)
 
 
-def read_own_data(info: CheckpointInfo, data: str, split: Any) -> Data:
-    """One split of a network's own data, as it was cut in training. Raises DataError where it has other classes."""
-    from leanvit.export.data import read_data, require_same_classes
+def read_own_data(info: CheckpointInfo, data: str, split: Any) -> tuple[CheckpointInfo, Data]:
+    """One split of a network's own data, as it was cut in training; and the info, whose classes have names then.
+
+    Raises DataError where the data has other classes.
+    """
+    from leanvit.export.data import agreed_classes, read_data
 
     found = read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed)
-    require_same_classes(info.task, info.labels, found, data)
-    return found
+    labels, found = agreed_classes(info.labels, found, data)
+    return replace(info, labels=labels), found
+
+
+def named_by_data(info: CheckpointInfo, data: str) -> CheckpointInfo:
+    """The info, whose classes have the names of the data where they only had numbers and are as many."""
+    from leanvit.load.labels import are_numbered
+
+    return read_own_data(info, data, "val")[0] if info.labels and are_numbered(info.labels) else info
 
 
 def measured_before(model: Any, info: CheckpointInfo, data: str) -> float | None:

@@ -38,13 +38,12 @@ def quantize_and_measure(
     network: nn.Module, info: CheckpointInfo, config: QuantizeConfig, scheme: MPTQConfig | None = None
 ) -> Quantized:
     """Quantize on training data; measure the float network and what the profile runs on validation data.
-
     A search of bits keeps its journals in `config.output`, so that a killed one goes on where it was.
     The report holds both measurements, under float_metrics and metrics (and for a classifier under float_accuracy and
     accuracy, as 0.1 had them). Raises DataError, ConfigError, CalibrationError.
     """
     scheme = scheme or config.scheme()
-    train, val = (read_own_data(info, config.data, split) for split in ("train", "val"))
+    train, val = (read_own_data(info, config.data, split)[1] for split in ("train", "val"))
     x = calibration_inputs(info, train, config.calibration_images, config.seed, min(config.batch_size, 64))
     plan = load_plan(config.plan) if config.plan else None
     task = task_named(info.task)

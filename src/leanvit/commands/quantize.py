@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
-from leanvit.commands.inputs import open_network
+from leanvit.commands.inputs import named_by_data, open_network
 
 if TYPE_CHECKING:
     from leanvit import config as configs
@@ -20,7 +20,8 @@ def run(config: configs.QuantizeConfig) -> int:
     from leanvit.files import only_writer
 
     require_known(config.profile)
-    network, info = open_network(config.model)
+    network, info = open_network(config.model, config.load_options())
+    info = named_by_data(info, config.data)
     with only_writer(config.output):
         quantized = quantize_and_measure(network, info, config)
         save_yaml(config, Path(config.output) / "config.yaml")

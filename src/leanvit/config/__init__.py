@@ -25,6 +25,7 @@ from leanvit.config.compose import DataComposeConfig
 from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
+from leanvit.config.load import LoadOptions
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
@@ -46,6 +47,7 @@ __all__ = [
     "ExportConfig",
     "ExportOptions",
     "Interpolation",
+    "LoadOptions",
     "MPTQConfig",
     "ModelsConfig",
     "Opset",

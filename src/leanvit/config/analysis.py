@@ -7,16 +7,17 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
+from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
 Part = Literal["attention", "rollout", "distance", "diversity", "alpha", "shortcut", "field", "cost"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig:
+class AnalyzeConfig(LoadOptions):
     """Look into one model, or into two side by side: attention, tokens, receptive field, cost."""
 
-    models: list[str] = option([], "One or two checkpoints, folders of runs, or NAME.TAG.", positional=True)
+    models: list[str] = option([], f"One or two networks, each {NETWORK_KINDS}.", positional=True)
     data: str = option("digits", f"Images, of which the validation split is used: {DATA_KINDS}.")
     images: int = option(8, "Images to look at, drawn by the seed.")
     output: str = option("runs/analyze", "Folder for analysis.json, analysis.npz and the page.")
@@ -32,6 +33,7 @@ class AnalyzeConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "images", "batch_size")
         require_at_least(self, 0, "accuracy_images", "seed")
         if len(self.models) > 2:

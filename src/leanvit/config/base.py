@@ -12,7 +12,7 @@ import re
 import shlex
 import types
 import typing
-from dataclasses import MISSING, asdict, field, fields
+from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,13 +23,21 @@ Config = TypeVar("Config")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its help text; `positional=True` makes it a positional argument."""
+    """A dataclass field with its help text; `positional=True` makes it a positional argument.
+
+    flag: what the command line calls it, where that is not the field's name.
+    """
     metadata["help"] = help
     if default is MISSING:
         return field(metadata=metadata)
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def flag_of(item: Field[Any]) -> str:
+    """The flag of a configuration's field."""
+    return str(item.metadata.get("flag") or "--" + item.name.replace("_", "-"))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -196,5 +204,9 @@ def command_line(verb: str, config: Any) -> str:
         if item.metadata.get("positional"):
             words += texts
         elif value != (item.default if item.default_factory is MISSING else item.default_factory()):
-            flags += [f"--{item.name.replace('_', '-')}", *([] if value is True else texts)]
+            flags += _switch(item, value) if isinstance(value, bool) else [flag_of(item), *texts]
     return shlex.join([*words, *flags])
+
+
+def _switch(item: Field[Any], on: bool) -> list[str]:
+    return [flag_of(item) if on else flag_of(item).replace("--", "--no-", 1)]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
 Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
@@ -54,10 +55,10 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(ExportOptions):
+class ExportConfig(ExportOptions, LoadOptions):
     """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
 
-    model: str = option(MISSING, "Checkpoint or quantized model.", positional=True)
+    model: str = option(MISSING, f"Quantized model, or the network: {NETWORK_KINDS}.", positional=True)
     output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
     data: str | None = option(
         None,
@@ -70,6 +71,7 @@ class ExportConfig(ExportOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        LoadOptions.__post_init__(self)
         require_at_least(self, 1, "batch_size")
 
     def options(self) -> ExportOptions:
@@ -119,11 +121,13 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(LoadOptions):
     """Time bundles and checkpoints against each other, alternated in one run."""
 
     targets: list[str] = option(
-        [], "Bundles and checkpoints; the first is the one that ratios refer to.", positional=True
+        [],
+        f"Bundles and networks, of which the first is the one that ratios refer to; a network is {NETWORK_KINDS}.",
+        positional=True,
     )
     runtimes: list[Runtime] = option(["onnxruntime"], "Runtimes in which every bundle is timed.")
     batch_sizes: tuple[int, ...] = option((1, 32), "Batch sizes to time.")
@@ -134,6 +138,7 @@ class BenchmarkConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 0, "threads")
         if self.rounds < 3:
             raise ConfigError(f"rounds is {self.rounds}, expected at least 3 for a median and a spread")
@@ -151,12 +156,18 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """Turn a checkpoint of the papers' authors into a leanvit checkpoint."""
+class ConvertConfig(LoadOptions):
+    """Turn any network, or a checkpoint of the papers' authors, into a leanvit checkpoint."""
 
-    checkpoint: str = option(MISSING, "Checkpoint of the authors: .pth, .pt or .safetensors.", positional=True)
+    checkpoint: str = option(
+        MISSING,
+        f"Checkpoint of the authors (.pth, .pt, .safetensors), or the network: {NETWORK_KINDS}.",
+        positional=True,
+    )
     output: str = option(MISSING, "File to write, e.g. model.safetensors.", positional=True)
-    family: str | None = option(None, "revit, reswin, mobilevit, exmobilevit_928, vitae, ... Default: found.")
+    family: str | None = option(
+        None, "Of the authors' checkpoint: revit, reswin, mobilevit, exmobilevit_928, vitae, ... Default: found."
+    )
     version: int = option(1, "Version of this configuration's format.")
 
 

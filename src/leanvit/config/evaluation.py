@@ -8,6 +8,7 @@ from typing import Literal
 from leanvit.config.base import option, require_at_least
 from leanvit.config.commands import RuntimeChoice
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
 Corruption = Literal[
@@ -19,12 +20,10 @@ Padding = Literal["edge", "reflect", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValConfig:
+class ValConfig(LoadOptions):
     """Measure a checkpoint, a quantized model or a bundle of any task; on request everything of docs/evaluate.md."""
 
-    model: str = option(
-        MISSING, "Checkpoint, folder of a training run or quantized model, NAME.TAG, or bundle.", positional=True
-    )
+    model: str = option(MISSING, f"Bundle, quantized model, or the network: {NETWORK_KINDS}.", positional=True)
     data: str = option("digits", f"Labelled images: {DATA_KINDS}; {OR_ANNOTATED}.")
     split: Literal["val", "train", "test"] = option("val", "Which part of the data.")
     limit: int | None = option(None, "Only so many images, drawn by the seed.")
@@ -47,6 +46,7 @@ class ValConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "batch_size", "limit")
         require_at_least(self, 0, "threads", "shifts", "seed")
         if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:

@@ -26,7 +26,8 @@ class Preprocess:
     """From a decoded image to the network's input: the one description that every stage shares.
 
     input_size: (height, width) in pixels of the network's input.
-    mean, std: per channel R, G, B, in units where 255 is 1.0; applied inside an exported graph.
+    mean, std: per channel, R, G, B of a network for colour pictures, in units where 255 is 1.0; applied inside an
+        exported graph. Their number is that of the channels: 1 is grey, 4 is what files of four bands hold.
     interpolation: resampling filter of the resize.
     crop_pct: share of the resized image that a centre crop keeps, in (0, 1].
     crop_mode: "center" keeps the aspect ratio (resize the shorter side, crop the middle);
@@ -35,8 +36,8 @@ class Preprocess:
     """
 
     input_size: tuple[int, int]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
     crop_mode: Literal["center", "squash", "letterbox"] = "center"
@@ -47,5 +48,14 @@ class Preprocess:
             raise ConfigError(f"input_size is {self.input_size}, expected two positive numbers of pixels")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct is {self.crop_pct}, expected a share in (0, 1]")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}, expected one of each for every channel"
+            )
         if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}, expected three positive numbers")
+            raise ConfigError(f"std is {self.std}, expected a positive number for each channel")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input."""
+        return len(self.mean)

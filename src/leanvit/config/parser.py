@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from leanvit.config.base import convert, from_dict, load_yaml
+from leanvit.config.base import convert, flag_of, from_dict, load_yaml
 from leanvit.errors import ConfigError, did_you_mean
 
 Config = TypeVar("Config")
@@ -63,11 +63,7 @@ def _default(item: Field[Any]) -> Any:
 
 
 def _shown_name(item: Field[Any]) -> str:
-    return item.name if item.metadata.get("positional") else _flag(item)
-
-
-def _flag(item: Field[Any]) -> str:
-    return "--" + item.name.replace("_", "-")
+    return item.name if item.metadata.get("positional") else flag_of(item)
 
 
 def _typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
@@ -92,9 +88,9 @@ def _values_taken(cls: type) -> dict[str, int]:
     takes = {"--config": 1, "--help": 0, "-h": 0}
     for item, hint in _typed_fields(cls):
         if not item.metadata.get("positional"):
-            takes[_flag(item)] = _count(hint)
+            takes[flag_of(item)] = _count(hint)
             if hint is bool:
-                takes[_flag(item).replace("--", "--no-", 1)] = 0
+                takes[flag_of(item).replace("--", "--no-", 1)] = 0
     return takes
 
 
@@ -185,15 +181,21 @@ def _add(group: Any, item: Field[Any], hint: Any) -> None:
     if item.metadata.get("positional"):
         group.add_argument(item.name, nargs="*" if count == MANY else "?", help=help)
     elif hint is bool and _default(item) is True:
-        group.add_argument(_flag(item), action=argparse.BooleanOptionalAction, help=help)
+        group.add_argument(flag_of(item), dest=item.name, action=argparse.BooleanOptionalAction, help=help)
     elif hint is bool:
-        group.add_argument(_flag(item), action="store_true", default=argparse.SUPPRESS, help=help)
+        group.add_argument(flag_of(item), dest=item.name, action="store_true", default=argparse.SUPPRESS, help=help)
         # What a file switched on can be switched off; seldom needed, so not shown.
         off = {"dest": item.name, "action": "store_false", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        group.add_argument(_flag(item).replace("--", "--no-", 1), **off)
+        group.add_argument(flag_of(item).replace("--", "--no-", 1), **off)
     else:
         nargs = {MANY: "*", 1: None}.get(count, count)
-        group.add_argument(_flag(item), nargs=nargs, metavar=_choices(hint), help=help)
+        group.add_argument(
+            flag_of(item), dest=item.name, nargs=nargs, metavar=_choices(hint) or _metavar(item), help=help
+        )
+
+
+def _metavar(item: Field[Any]) -> str:
+    return flag_of(item).removeprefix("--").replace("-", "_").upper()
 
 
 def _help(item: Field[Any]) -> str:

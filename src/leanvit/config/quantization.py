@@ -7,6 +7,7 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError, did_you_mean
 
 BEST_PASSES = ("balance", "per-head", "forms", "sequential", "correct")
@@ -109,10 +110,10 @@ class MPTQConfig(Scheme):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(Scheme):
+class QuantizeConfig(Scheme, LoadOptions):
     """Quantize a checkpoint after training (MPTQ-ViT) and measure what it costs."""
 
-    model: str = option(MISSING, "Checkpoint, folder of a training run, or NAME.TAG with weights.", positional=True)
+    model: str = option(MISSING, f"The network: {NETWORK_KINDS}.", positional=True)
     average_bits: float | None = option(None, "Greedy MP: mean bits of weights and activations.")
     model_bytes: int | None = option(None, "Greedy MP: largest size of the weights, in bytes.")
     bitops: int | None = option(None, "Greedy MP: most multiply-adds times bits of both sides.")
@@ -130,6 +131,7 @@ class QuantizeConfig(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        LoadOptions.__post_init__(self)
         require_at_least(self, 1, "batch_size", "calibration_images")
         if self.plan and self.has_budget:
             raise ConfigError("a plan and a budget are both given, expected one: the plan fixes the bits")

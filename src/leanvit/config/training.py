@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
+from leanvit.config.load import NETWORK_KINDS
 from leanvit.config.tasks import CLASSIFY, DEFAULTS, IMAGES_DEFAULTS, OBJECTS, PICTURES, PICTURES_DEFAULTS, STRIDE
 from leanvit.errors import ConfigError
 from leanvit.progress import note
@@ -88,7 +89,7 @@ class TrainConfig:
     cutmix: float = option(0.0, "Parameter of CutMix' beta distribution; 0 turns it off.", tasks=_IMAGES)
     mixup_prob: float = option(1.0, "Share of steps that are mixed, where mixup or cutmix is on.", tasks=_IMAGES)
     mixup_switch_prob: float = option(0.5, "Share of mixed steps that use CutMix, where both are on.", tasks=_IMAGES)
-    teacher: str | None = option(None, "Checkpoint, run folder or NAME.TAG to learn from.", tasks=_IMAGES)
+    teacher: str | None = option(None, f"Network to learn from: {NETWORK_KINDS}.", tasks=_IMAGES)
     distillation: Literal["soft", "hard", "token"] = option(
         "soft", "Learn the teacher's probabilities, its top label, or its top label on DeiT's token.", tasks=_IMAGES
     )
@@ -116,7 +117,10 @@ class TrainConfig:
     save_interval: int = option(0, "Steps between saves inside an epoch; 0: only after each epoch.")
     pretrained: bool = option(False, "Start the model or the backbone from weights that come with the architecture.")
     initial_checkpoint: str | None = option(
-        None, "Start the model or the backbone from this leanvit checkpoint or safetensors file."
+        None, f"Start the model or the backbone from the weights of this network: {NETWORK_KINDS}."
+    )
+    ema: bool = option(
+        True, "Of a training checkpoint to start from, take the averaged weights (EMA) where it has them."
     )
     val_fraction: float = option(
         0.2, "Share held out where the data has no validation split of its own.", tasks=_IMAGES

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import ValConfig, save_yaml
-from leanvit.data.loader import Loader, check_classes
+from leanvit.data.classes import agreed
+from leanvit.data.loader import Loader
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.evaluation.corruptions import parameter_set
 from leanvit.evaluation.measure import (
@@ -74,17 +75,26 @@ def measure_model(config: ValConfig) -> Json:
 
 def measure_accuracy(config: ValConfig, subject: Subject) -> Json:
     """top1, top5, loss, images and correct of a model on labelled images; raises as `measure_images` does."""
-    _, _, loader = _read(config, subject)
+    _, _, _, loader = _read(config, subject)
     with Bar("evaluating", len(loader)) as bar:
         found = plain_accuracy(subject.predict, loader, lambda what: bar.advance(detail=what))
     return found | ({"left_out": list(loader.bad)} if loader.bad else {})
 
 
-def _read(config: ValConfig, subject: Subject) -> tuple[ImageSet, NDArray[np.int64], Loader]:
-    """The images of a configuration, their places (N,) in the split, readable or not, and batches of the readable."""
+def _read(config: ValConfig, subject: Subject) -> tuple[Subject, ImageSet, NDArray[np.int64], Loader]:
+    """The images of a configuration, their places (N,) in the split, readable or not, and batches of the readable.
+
+    The subject's classes have the names of the data where they only had numbers.
+    """
     images, indices = read_images(config, subject.split)
-    check_classes(images.classes, subject.labels, config.data)
-    return images, indices, Loader(images, subject.preprocess, batch_size_of(config, subject), config.bad_images)
+    labels, images = agreed(subject.labels, images, config.data)
+    subject = replace(subject, labels=labels)
+    return (
+        subject,
+        images,
+        indices,
+        Loader(images, subject.preprocess, batch_size_of(config, subject), config.bad_images),
+    )
 
 
 def measure_images(config: ValConfig, subject: Subject) -> Json:
@@ -97,7 +107,7 @@ def measure_images(config: ValConfig, subject: Subject) -> Json:
     """
     check_shifts(config, subject)
     with only_writer(config.output) if config.output else contextlib.nullcontext():
-        images, indices, loader = _read(config, subject)
+        subject, images, indices, loader = _read(config, subject)
         with Bar("evaluating", len(loader) * passes(config)) as bar:
             work = _Work(config, subject, images, indices, loader, bar)
             _measure_clean(work)

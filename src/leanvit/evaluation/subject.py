@@ -18,7 +18,6 @@ from leanvit.evaluation.measure import Predict
 from leanvit.runtime.bundle import is_bundle
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.task import Task, task_named
-from leanvit.runtime.task_of import task_of
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +59,8 @@ def open_subject(config: ValConfig) -> Subject:
     """
     if is_bundle(Path(config.model)):
         return _open_bundle(config)
-    task = task_named(task_of(config.model))
-    network, info, device, quantized = _open_any_network(config, task)
+    network, info, device, quantized = _open_network(config)
+    task = task_named(info.task)
     return Subject(
         outputs=_network_outputs(network, info, device, task),
         task=task,
@@ -77,6 +76,10 @@ def open_subject(config: ValConfig) -> Subject:
 
 
 def _open_bundle(config: ValConfig) -> Subject:
+    if given := config.load_options().given():
+        raise ConfigError(
+            f"{', '.join(given)}: of networks, but {config.model} is a bundle, which says it itself. Leave it out."
+        )
     threads = config.threads or int(machine()["cores"])
     predictor = Predictor(config.model, threads=threads, runtime=config.runtime or "onnxruntime")
     manifest = predictor.manifest
@@ -94,15 +97,40 @@ def _open_bundle(config: ValConfig) -> Subject:
     )
 
 
-def _open_any_network(config: ValConfig, task: Task) -> tuple[torch.nn.Module, CheckpointInfo, torch.device, bool]:
-    """Network, info and device as `open_network` returns them, of any task, and whether it is quantized."""
-    if task.data == "images":
-        from leanvit.quant.store import is_quantized
+def _open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device, bool]:
+    """Network of any task, info, device, and whether it is quantized; sets torch's threads.
 
-        return *open_network(config), is_quantized(config.model)
-    from leanvit.quant.parts import is_quantized_network
+    Raises CheckpointError, or ConfigError where a runtime or an absent device is asked for.
+    """
+    import torch
 
-    return *open_task_network(config), is_quantized_network(config.model)
+    import leanvit.tasks  # noqa: F401 - registers how the networks of tasks are built
+    from leanvit.export.simulated import measured_form
+    from leanvit.load.api import load
+    from leanvit.load.describe import of_quantized
+    from leanvit.quant.parts import is_quantized_network, load_quantized_network
+    from leanvit.quant.store import is_quantized, load_quantized
+    from leanvit.train.setup import pick_device
+
+    _refuse_runtime(config)
+    options = config.load_options()
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if is_quantized(config.model):
+        quantized, info = load_quantized(config.model)
+        return (
+            measured_form(quantized, config.profile)[0].to(device),
+            of_quantized(info, options, config.model),
+            device,
+            True,
+        )
+    if is_quantized_network(config.model):
+        parts, info = load_quantized_network(config.model)
+        info = of_quantized(info, options, config.model)
+        return measured_form(parts, config.profile)[0], info, torch.device("cpu"), True
+    network, info = load(config.model, options)
+    return network.to(device), info, device, False
 
 
 def _network_outputs(
@@ -126,52 +154,9 @@ def _network_outputs(
     return outputs
 
 
-def open_task_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device]:
-    """As `open_network`, for a network of annotated pictures."""
-    import torch
-
-    from leanvit.export.simulated import measured_form
-    from leanvit.quant.parts import is_quantized_network, load_quantized_network
-    from leanvit.tasks.build import load_network
-    from leanvit.train.setup import pick_device
-
-    _refuse_runtime(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if is_quantized_network(config.model):
-        quantized, info = load_quantized_network(config.model)
-        return measured_form(quantized, config.profile)[0], info, torch.device("cpu")
-    network, info = load_network(config.model)
-    device = pick_device(config.device)
-    return network.to(device), info, device
-
-
 def _refuse_runtime(config: ValConfig) -> None:
     if config.runtime:
         raise ConfigError(f"runtime is {config.runtime}, but {config.model} is no bundle. Make one: leanvit export")
-
-
-def open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device]:
-    """Network, info and device of a checkpoint, a run folder, NAME.TAG or a quantized model; sets torch's threads.
-
-    Raises CheckpointError, or ConfigError where a runtime or an absent device is asked for.
-    """
-    import torch
-
-    from leanvit.checkpoint import load_model
-    from leanvit.export.simulated import measured_form
-    from leanvit.quant.store import is_quantized, load_quantized
-    from leanvit.train import pick_device
-
-    _refuse_runtime(config)
-    device = pick_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if is_quantized(config.model):
-        quantized, info = load_quantized(config.model)
-        return measured_form(quantized, config.profile)[0].to(device), info, device
-    network, info = load_model(config.model)
-    return network.to(device), info, device
 
 
 def _torch_threads() -> int:

@@ -15,7 +15,8 @@ from leanvit.annotations import Outputs, SceneSet
 from leanvit.annotations.load import note_problems, require_classes
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import Preprocess
-from leanvit.data.loader import Loader, check_classes, to_input
+from leanvit.data.classes import agreed
+from leanvit.data.loader import Loader, to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import ConfigError
@@ -47,12 +48,12 @@ def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
     return scenes
 
 
-def require_same_classes(task: str, labels: tuple[str, ...], data: Data, name: str) -> None:
-    """Raise DataError where data has other classes than a network, or in another order."""
-    if isinstance(data, SceneSet):
-        require_classes(labels, data)
-    else:
-        check_classes(data.classes, labels, name)
+def agreed_classes(labels: tuple[str, ...], data: Data, name: str) -> tuple[tuple[str, ...], Data]:
+    """A network's labels and data that speak of the same classes; see leanvit.data.classes. Raises DataError."""
+    if not isinstance(data, SceneSet):
+        return agreed(labels, data, name)
+    require_classes(labels, data)
+    return labels, data
 
 
 def calibration_inputs(info: CheckpointInfo, data: Data, count: int, seed: int, batch_size: int = 16) -> Tensor:

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from leanvit.checkpoint import CheckpointInfo, build, info_from_metadata, read_tensors
+from leanvit.checkpoint import CheckpointInfo, info_from_metadata, read_tensors
 from leanvit.config import MPTQConfig, from_dict, to_dict
 from leanvit.errors import CheckpointError
 from leanvit.files import write_atomic, write_json
+from leanvit.load.api import build_classifier as build_network
+from leanvit.load.own import PLAIN_TASKS
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.graph import trace
 from leanvit.quant.mptq import QuantizedModel
@@ -30,7 +32,7 @@ def save_quantized(folder: str | Path, quantized: QuantizedModel, info: Checkpoi
     folder = Path(folder)
     tensors = {name: t.detach().cpu().contiguous() for name, t in quantized.module.state_dict().items()}
     metadata = {
-        "leanvit": json.dumps(to_dict(info)),
+        "leanvit": json.dumps(info.as_dict()),
         "config": json.dumps(to_dict(quantized.config)),
         "plan": json.dumps(quantized.plan),
         "forms": json.dumps(quantized.forms),
@@ -55,9 +57,9 @@ Build = Callable[[CheckpointInfo], tuple[nn.Module, Tensor]]
 
 def build_classifier(info: CheckpointInfo) -> tuple[nn.Module, Tensor]:
     """The float classifier that a quantized model is of, with random weights, and an example of its input."""
-    if info.task != "classify":
+    if info.task not in PLAIN_TASKS:
         raise CheckpointError(f"the quantized model is a network for the task '{info.task}', expected a classifier.")
-    return build(info.architecture, len(info.labels), **info.kwargs), torch.zeros(2, 3, *info.preprocess.input_size)
+    return build_network(info), torch.zeros(2, info.preprocess.channels, *info.preprocess.input_size)
 
 
 def load_quantized(path: str | Path, make: Build = build_classifier) -> tuple[QuantizedModel, CheckpointInfo]:

@@ -9,8 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.annotations import KeypointScheme, Outputs
-from leanvit.checkpoint import CheckpointInfo, find_checkpoint, info_from_metadata, load_weights, read_tensors
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import LoadOptions
 from leanvit.errors import CheckpointError
+from leanvit.load.api import build
+from leanvit.load.own import open_checkpoint
 from leanvit.tasks import TASKS, TrainingTask, task_named
 
 
@@ -29,7 +32,7 @@ def build_network(info: CheckpointInfo) -> nn.Module:
 
     Raises CheckpointError for a task that is not registered, UnknownModelError, ConfigError.
     """
-    return task_of_network(info).build(info)
+    return build(info)
 
 
 def keypoints_of(scheme: KeypointScheme | None) -> dict[str, Any] | None:
@@ -42,14 +45,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
 
     Raises CheckpointError where it is missing, damaged, or of a task that is not registered.
     """
-    path = find_checkpoint(path)
-    tensors, metadata = read_tensors(path)
-    if "leanvit" not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file without leanvit's metadata, expected one of leanvit train.")
-    info = info_from_metadata(metadata["leanvit"], path)
-    network = build_network(info)
-    load_weights(network, tensors, path)
-    return network.eval(), info
+    return open_checkpoint(str(path), LoadOptions())
 
 
 def raw_outputs(network: nn.Module, task: str, x: Tensor) -> Outputs:

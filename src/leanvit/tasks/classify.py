@@ -6,13 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanvit.checkpoint import CheckpointInfo, build
 from leanvit.config.tasks import IMAGES_DEFAULTS
+from leanvit.load.api import build_classifier
 from leanvit.tasks.task import Targets, TrainingTask, register, single_output
-
-
-def _build(info: CheckpointInfo) -> nn.Module:
-    return build(info.architecture, len(info.labels), **info.kwargs)
 
 
 def _losses(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
@@ -23,7 +19,7 @@ def _losses(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -
 CLASSIFY = register(
     TrainingTask(
         name="classify",
-        build=_build,
+        build=build_classifier,
         output_names=("logits",),
         outputs=single_output("logits"),
         losses=_losses,

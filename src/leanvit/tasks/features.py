@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
 from leanvit.errors import ConfigError, UnknownModelError, did_you_mean
+from leanvit.load.state_dicts import grid_of, resampled_positions
 
 STRIDES = (4, 8, 16, 32)
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def load_backbone(features: Features, classifier: nn.Module) -> list[str]:
         source = renamed[key]
         value = given[source] if source else None
         if source and value is not None and value.shape != tensor.shape:
-            value = _resampled(key, value, tensor, _grid_of(classifier, source), _grid_of(backbone, key))
+            value = resampled_positions(key, value, tensor, grid_of(classifier, source), grid_of(backbone, key))
         if value is None:
             missing.append(key)
         else:
@@ -184,36 +183,6 @@ def _unflattened(key: str) -> str:
     first, _, rest = key.partition(".")
     name, _, index = first.rpartition("_")
     return f"{name}.{index}.{rest}" if name and index.isdigit() else key
-
-
-def _grid_of(network: nn.Module, key: str) -> Grid | None:
-    """(rows, columns) of the patches or the window that a tensor of positions is for; None where no module says."""
-    owner = network.get_submodule(key.rpartition(".")[0])
-    grid = getattr(owner, "window_size", None) or getattr(getattr(owner, "patch_embed", None), "grid_size", None)
-    return to_2tuple(grid) if grid else None
-
-
-def _resampled(key: str, value: Tensor, wanted: Tensor, old: Grid | None, new: Grid | None) -> Tensor | None:
-    """Positions at another size, by name: embeddings (1, N, C) or (1, C, H, W), relative tables (offsets, C).
-
-    Tables over both axes (Swin) go by timm's rule, those over one (MViTv2) by linear interpolation. None for anything
-    else: another width or depth is no matter of size.
-    """
-    name = key.rpartition(".")[2]
-    if name == "pos_embed" and value.dim() == wanted.dim() == 3 and value.shape[-1] == wanted.shape[-1] and old and new:
-        prefix = wanted.shape[1] - new[0] * new[1]
-        embedding: Tensor = resample_abs_pos_embed(value, list(new), list(old), num_prefix_tokens=prefix)
-        return embedding if embedding.shape == wanted.shape else None
-    if name == "pos_embed" and value.dim() == 4 and value.shape[:2] == wanted.shape[:2] and value.shape[0] == 1:
-        return F.interpolate(value.float(), wanted.shape[-2:], mode="bicubic", align_corners=False)
-    if value.dim() != 2 or wanted.dim() != 2 or value.shape[1] != wanted.shape[1]:
-        return None
-    if name == "relative_position_bias_table" and old and new:
-        table: Tensor = resize_rel_pos_bias_table(value, new, tuple(wanted.shape), old)
-        return table
-    if name.startswith("rel_pos"):
-        return F.interpolate(value.T[None].float(), wanted.shape[0], mode="linear", align_corners=False)[0].T
-    return None
 
 
 @torch.no_grad()

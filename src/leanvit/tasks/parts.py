@@ -51,7 +51,11 @@ def output_names(network: nn.Module, info: CheckpointInfo) -> dict[str, tuple[st
 def example_of(network: nn.Module, part: str, info: CheckpointInfo) -> Tensor:
     """An input of a part of a network: a batch of 2."""
     size = info.preprocess.input_size
-    return network.part_example(part, size) if isinstance(network, CutNetwork) else torch.zeros(2, 3, *size)
+    return (
+        network.part_example(part, size)
+        if isinstance(network, CutNetwork)
+        else torch.zeros(2, info.preprocess.channels, *size)
+    )
 
 
 def with_parts(network: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:

@@ -20,6 +20,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import TrainConfig
 from leanvit.data.scene_samples import SampleKind
 from leanvit.errors import ConfigError, did_you_mean
+from leanvit.load.own import BUILDERS
 
 Targets = list[dict[str, Tensor]]
 
@@ -88,6 +89,7 @@ def register(task: TrainingTask) -> TrainingTask:
     known = TASKS.setdefault(task.name, task)
     if known is not task:
         raise ConfigError(f"task '{task.name}' is registered already, expected a new name. Call it something else.")
+    BUILDERS[task.name] = task.build
     return task
 
 

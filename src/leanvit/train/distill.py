@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanvit.checkpoint import load_model
 from leanvit.config import Preprocess, TrainConfig
 from leanvit.data.loader import check_classes
 from leanvit.errors import ConfigError
+from leanvit.load.api import load_classifier
+from leanvit.load.labels import are_numbered
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,9 @@ def _as_for(x: Tensor, ours: Preprocess, theirs: Preprocess) -> Tensor:
 
 def load_teacher(config: TrainConfig, labels: tuple[str, ...], device: torch.device) -> Teacher:
     """The teacher of `config` in eval mode. Raises CheckpointError, DataError where its classes are others."""
-    model, info = load_model(str(config.teacher))
-    check_classes(labels, info.labels, f"--data for teacher {config.teacher}")
+    model, info = load_classifier(str(config.teacher))
+    if not are_numbered(info.labels) or len(labels) != len(info.labels):
+        check_classes(labels, info.labels, f"--data for teacher {config.teacher}")
     size = info.preprocess.input_size
     channels = _channels(model, size) if config.hint_weight else None
     return Teacher(model.to(device).eval().requires_grad_(False), info.preprocess, channels)

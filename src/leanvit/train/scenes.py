@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from leanvit.annotations import SceneSet
 from leanvit.annotations.load import SceneSplit, require_classes
-from leanvit.checkpoint import CheckpointInfo, load_model
-from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TrainConfig
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, LoadOptions, Preprocess, TrainConfig
 from leanvit.data.loader import to_input
 from leanvit.data.scene_augment import Augmentation
 from leanvit.data.scene_kinds import BOXES
 from leanvit.data.scene_loader import SceneDataset, SceneLoader
 from leanvit.errors import ConfigError, DataError
+from leanvit.load.api import load_classifier
 from leanvit.progress import note
 from leanvit.runtime.task import task_named as served_task
 from leanvit.tasks import TrainingTask, task_named
@@ -107,7 +108,9 @@ class SceneLearning:
     def _start_backbone(self, features: Features) -> None:
         config = self.config
         if config.initial_checkpoint:
-            classifier, _ = load_model(config.initial_checkpoint)
+            classifier, _ = load_classifier(
+                config.initial_checkpoint, LoadOptions(model_name=config.model, ema=config.ema)
+            )
         else:
             from leanvit.checkpoint import build
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors
-from leanvit.config import Preprocess, TrainConfig
+from leanvit.checkpoint import CheckpointInfo, build, preprocess_for
+from leanvit.config import LoadOptions, Preprocess, TrainConfig
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
+from leanvit.load.files import start_from
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -94,8 +95,7 @@ def build_model(
             size = {}
             model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs)
     if config.initial_checkpoint:
-        tensors, _ = read_tensors(config.initial_checkpoint)
-        load_weights(model, tensors, config.initial_checkpoint, head=False)
+        start_from(model, config.initial_checkpoint, LoadOptions(model_name=config.model, ema=config.ema))
     info = CheckpointInfo(
         architecture=config.model.split(".")[0],
         labels=classes,

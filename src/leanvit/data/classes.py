@@ -1,0 +1,35 @@
+"""Classes of a network and of a data set: the same, or the same under other names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from leanvit.data.loader import check_classes
+from leanvit.data.sets import ImageSet
+from leanvit.load.labels import are_numbered, imagenet_synsets
+from leanvit.progress import note
+
+
+def agreed(labels: tuple[str, ...], images: ImageSet, name: str) -> tuple[tuple[str, ...], ImageSet]:
+    """A network's labels and labelled images that speak of the same classes in the same order.
+
+    Folders that are called by ImageNet's WordNet ids (n01440764) are found in a network that knows ImageNet's classes,
+    also where they are only some of these. Of a network whose classes have no names but numbers, the data set's names
+    and their order are taken, where it has as many. Both are said.
+    Raises DataError where the classes are others.
+    """
+    if images.classes == labels:
+        return labels, images
+    synsets = imagenet_synsets(labels)
+    if synsets and set(images.classes) <= set(synsets):
+        note(f"{name}: its {len(images.classes)} classes are WordNet ids, found among the network's {len(labels)}")
+        places = np.asarray([synsets.index(found) for found in images.classes], np.int64)
+        return labels, replace(images, classes=labels, labels=places[images.labels])
+    if are_numbered(labels) and len(labels) == len(images.classes):
+        first = ", ".join(images.classes[:3])
+        note(f"{name}: the network's classes have no names, so they are taken in the order of the data: {first}, ...")
+        return images.classes, images
+    check_classes(images.classes, labels, name)
+    return labels, images
