@@ -91,8 +91,8 @@ def _unknown(spec: str) -> str:
     if "/" in spec or Path(spec).suffix in files.SUFFIXES or Path(spec).exists():
         what = "no checkpoint, and none in it" if Path(spec).exists() else "no such checkpoint"
     else:
-        what = "no such checkpoint and no architecture of timm" + did_you_mean(
-            spec.partition(".")[0], timm.list_models()
-        )
-    forms = "; ".join(source.form for source in TABLE)
-    return f"{spec}: {what}, expected one of: {forms}. Train one: leanvit train --data FOLDER"
+        near = did_you_mean(spec.partition(".")[0], timm.list_models())
+        what = f"no such checkpoint and no architecture of timm.{near}" if near else "no such checkpoint"
+    *others, last = [source.form for source in TABLE]
+    forms = f"{', '.join(others)} or {last}"
+    return f"{spec}: {what}, expected {forms}. Train one: leanvit train --data FOLDER"

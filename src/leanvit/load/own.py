@@ -78,5 +78,5 @@ def _takes_size(info: CheckpointInfo) -> bool:
 
 
 SOURCE = Source(
-    name="leanvit", form="leanvit's model.safetensors or the folder of a run", claims=claims, open=open_checkpoint
+    name="leanvit", form="a safetensors file of leanvit or the folder of a run", claims=claims, open=open_checkpoint
 )
