@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TABLE: tuple[Source, ...] = (
-    own.SOURCE,
+    own.source(lambda info: build(info)),
     timm_names.HUB,
     timm_names.FOLDER,
     files.SOURCE,
@@ -38,6 +38,11 @@ def load(spec: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modul
     source = source_of(spec)
     network, info = source.open(spec, options)
     return network, adjusted(network, info, options, spec)
+
+
+def load_checkpoint(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
+    """The same for a checkpoint of leanvit only, of any task, as it was written. Raises CheckpointError."""
+    return own.open_checkpoint(str(path), LoadOptions(), build)
 
 
 def load_classifier(spec: str | Path, options: LoadOptions | None = None) -> tuple[nn.Module, CheckpointInfo]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors
 from leanvit.config import Interpolation, LoadOptions, Preprocess
 from leanvit.errors import CheckpointError, did_you_mean
-from leanvit.load import own
 from leanvit.load.describe import for_network
 from leanvit.load.labels import labels_for, task_for
 from leanvit.load.pickles import read_pickle
@@ -195,24 +193,6 @@ def _preprocess(network: nn.Module, weights: Weights, size: tuple[int, int] | No
     if weights.value(float, "crop_pct"):
         changed["crop_pct"] = weights.value(float, "crop_pct")
     return replace(preprocess, **changed)
-
-
-@torch.no_grad()
-def start_from(network: nn.Module, spec: str, options: LoadOptions) -> None:
-    """Copy the weights of a spec into a network of the same architecture that has its own classes and size.
-
-    The classifier keeps its random weights where the number of classes differs.
-    Raises CheckpointError where the spec is none or its weights don't fit.
-    """
-    from leanvit.load.api import load
-
-    source: nn.Module | None = None
-    if claims(spec) and not own.claims(spec):
-        tensors = without_prefixes(read_weights(spec, ema=options.ema).tensors, set(network.state_dict()))
-    else:
-        source = load(spec, options)[0]
-        tensors = source.state_dict()
-    load_weights(network, fitted(tensors, network, source), spec, head=False)
 
 
 def claims(spec: str) -> bool:

@@ -25,7 +25,10 @@ from leanvit.runtime.task_of import description_of
 if TYPE_CHECKING:
     from torch import nn
 
-BUILDERS: dict[str, Callable[[CheckpointInfo], nn.Module]] = {}
+Build = Callable[[CheckpointInfo], "nn.Module"]
+"""From a description to its network with random weights (leanvit.load.api.build)."""
+
+BUILDERS: dict[str, Build] = {}
 """How the network of each task is built; leanvit.tasks.register adds them, with their heads."""
 
 PLAIN_TASKS = ("classify", "embed")
@@ -40,10 +43,11 @@ def claims(spec: str) -> bool:
     return path.is_file() and bool(description_of(path))
 
 
-def open_checkpoint(spec: str, options: LoadOptions) -> tuple[nn.Module, CheckpointInfo]:
-    """The network of a checkpoint; with another --img-size its position embeddings are resampled."""
-    from leanvit.load.api import build
+def open_checkpoint(spec: str, options: LoadOptions, build: Build) -> tuple[nn.Module, CheckpointInfo]:
+    """The network of a checkpoint; with another --img-size its position embeddings are resampled.
 
+    build: leanvit.load.api.build, whose table has this source as a row.
+    """
     path = find_checkpoint(spec)
     tensors, metadata = read_tensors(path)
     if "leanvit" not in metadata:
@@ -77,6 +81,11 @@ def _takes_size(info: CheckpointInfo) -> bool:
     return not info.source and takes_size(info.architecture)
 
 
-SOURCE = Source(
-    name="leanvit", form="a safetensors file of leanvit or the folder of a run", claims=claims, open=open_checkpoint
-)
+def source(build: Build) -> Source:
+    """The row of the table; `build` is that of the table."""
+    return Source(
+        name="leanvit",
+        form="a safetensors file of leanvit or the folder of a run",
+        claims=claims,
+        open=lambda spec, options: open_checkpoint(spec, options, build),
+    )

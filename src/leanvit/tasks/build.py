@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from leanvit.annotations import KeypointScheme, Outputs
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import LoadOptions
 from leanvit.errors import CheckpointError
-from leanvit.load.api import build
-from leanvit.load.own import open_checkpoint
+from leanvit.load.api import build, load_checkpoint
 from leanvit.tasks import TASKS, TrainingTask, task_named
 
 
@@ -45,7 +43,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
 
     Raises CheckpointError where it is missing, damaged, or of a task that is not registered.
     """
-    return open_checkpoint(str(path), LoadOptions())
+    return load_checkpoint(path)
 
 
 def raw_outputs(network: nn.Module, task: str, x: Tensor) -> Outputs:

@@ -13,7 +13,7 @@ from leanvit.checkpoint import CheckpointInfo, build, preprocess_for
 from leanvit.config import LoadOptions, Preprocess, TrainConfig
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
-from leanvit.load.files import start_from
+from leanvit.load.start import start_from
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
