@@ -15,9 +15,10 @@ from leanvit import _moved
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
-    from leanvit.config import Budget, ExportOptions, LoadOptions, MPTQConfig
+    from leanvit.config import Budget, ExportOptions, LoadOptions, MPTQConfig, OptimizeOptions
     from leanvit.export.api import export
     from leanvit.load.api import load
+    from leanvit.optimize.api import optimize
     from leanvit.quant import QuantizedModel, quantize
     from leanvit.runtime.predictor import Predictor
 
@@ -30,6 +31,7 @@ _LAZY = {
     "ExportOptions": ("leanvit.config", "ExportOptions"),
     "LoadOptions": ("leanvit.config", "LoadOptions"),
     "MPTQConfig": ("leanvit.config", "MPTQConfig"),
+    "OptimizeOptions": ("leanvit.config", "OptimizeOptions"),
     "Predictor": ("leanvit.runtime.predictor", "Predictor"),
     "QuantizedModel": ("leanvit.quant", "QuantizedModel"),
     "quantize": ("leanvit.quant", "quantize"),
@@ -40,11 +42,13 @@ __all__ = [
     "ExportOptions",
     "LoadOptions",
     "MPTQConfig",
+    "OptimizeOptions",
     "Predictor",
     "QuantizedModel",
     "__version__",
     "export",
     "load",
+    "optimize",
     "quantize",
 ]
 
@@ -72,6 +76,14 @@ class _Package(ModuleType):
     @load.setter
     def load(self, room: ModuleType) -> None:
         """As for export."""
+
+    @property
+    def optimize(self) -> Any:
+        return importlib.import_module("leanvit.optimize.api").optimize
+
+    @optimize.setter
+    def optimize(self, room: ModuleType) -> None:
+        """As with `export`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 VERBS = {
+    "optimize": ("OptimizeConfig", "network and images in, the fastest proven file that holds the accuracy out"),
     "demo": ("DemoConfig", "digits in, a proven 8-bit bundle and a report out, in minutes"),
     "models": ("ModelsConfig", "list the architectures"),
     "train": ("TrainConfig", "train or fine-tune on images or annotated pictures"),
@@ -116,6 +117,7 @@ def _discard_stdout() -> None:
 def _resume_hint(verb: str) -> str:
     hints = {
         "train": ". Go on with: leanvit train ... --resume",
+        "optimize": ". Give the same command again: it goes on from its journal",
         "quantize": ". Give the same command again: a search of bits goes on from its journal",
     }
     return hints.get(verb, "")

@@ -26,6 +26,7 @@ from leanvit.config.datasets import DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.load import LoadOptions
+from leanvit.config.optimize import OptimizeConfig, OptimizeOptions
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
@@ -51,6 +52,8 @@ __all__ = [
     "MPTQConfig",
     "ModelsConfig",
     "Opset",
+    "OptimizeConfig",
+    "OptimizeOptions",
     "Padding",
     "PredictConfig",
     "Preprocess",

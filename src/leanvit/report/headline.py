@@ -11,6 +11,7 @@ from leanvit.report import html
 from leanvit.report.gate import count_checks
 from leanvit.report.html import Card
 from leanvit.report.metrics import change_in_points, counts_of, is_task, metric_of
+from leanvit.report.optimize import optimize_cards, optimize_lead
 from leanvit.report.run import Run
 from leanvit.report.training import best_row
 from leanvit.report.words import Json, accuracy_text, finite, fixed, megabytes, ratio, significant
@@ -24,6 +25,8 @@ def pick(rows: Sequence[Json]) -> int:
 
 def lead(run: Run) -> Markup | None:
     """The row that the page is about against the reference, in one sentence."""
+    if optimized := run.get("optimize"):
+        return optimize_lead(optimized)
     rows = run.get("demo").get("table") or []
     if not rows or not pick(rows):
         return None
@@ -41,7 +44,8 @@ def lead(run: Run) -> Markup | None:
 def cards(run: Run) -> Markup | None:
     """Headline numbers."""
     rows = run.get("demo").get("table") or []
-    found = _result_cards(rows) if rows else _part_cards(run)
+    optimized = run.get("optimize")
+    found = optimize_cards(optimized) if optimized else _result_cards(rows) if rows else _part_cards(run)
     if checks := run.get("verify").get("checks"):
         state = "passed" if run.get("verify").get("passed") else "failed"
         found.append(Card("Verification gate", state, "", count_checks(checks)))

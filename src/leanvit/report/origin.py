@@ -11,7 +11,8 @@ from leanvit.report.words import duration, finite, versions
 
 def origin_section(run: Run) -> Markup:
     """Command, machine, versions and files that the page is made from."""
-    made, bench = run.get("demo") or run.get("analysis") or run.get("val"), run.get("benchmark")
+    made = run.get("optimize") or run.get("demo") or run.get("analysis") or run.get("val")
+    bench = run.get("benchmark")
     machine = made.get("machine") or bench.get("machine") or {}
     cores = finite(machine.get("cores"))
     computer = [machine.get("cpu"), f"{cores:.0f} cores" if cores else "", ", ".join(machine.get("features") or [])]

@@ -11,6 +11,7 @@ from leanvit.report.gate import gate_section
 from leanvit.report.headline import cards, lead
 from leanvit.report.html import Section, document
 from leanvit.report.metrics import is_task, title_of
+from leanvit.report.optimize import optimize_sections
 from leanvit.report.origin import origin_section
 from leanvit.report.pictures import Pictures, pictures_section
 from leanvit.report.quantization import quantization_section
@@ -22,6 +23,7 @@ from leanvit.report.training import training_section
 def render(run: Run, pictures: Pictures | None = None) -> str:
     """The whole page as text. pictures: what a task's bundle finds."""
     sections = [
+        *optimize_sections(run),
         Section("result", "Result", result_section(run)),
         Section("training", "Training", training_section(run)),
         *evaluation_sections(run),
@@ -38,6 +40,8 @@ def render(run: Run, pictures: Pictures | None = None) -> str:
 
 
 def _title(run: Run) -> str:
+    if optimized := run.get("optimize"):
+        return f"{optimized['architecture']} on {optimized['data']}"
     train, manifest, analysis = run.get("train"), run.get("bundle"), run.get("analysis")
     if analysis and not train and not manifest:
         return f"{' and '.join(str(model['name']) for model in analysis['models'])} on {analysis.get('data')}"

@@ -11,6 +11,7 @@ from leanvit.report.words import Json, finite
 
 # Part of the report: where its file may lie in a run folder; the first that exists is read.
 _PLACES = {
+    "optimize": ("optimize.json",),
     "demo": ("demo.json",),
     "train": ("train/train.json", "train.json"),
     "attention": ("attention.json",),
@@ -57,7 +58,7 @@ def read_run(run: str | Path) -> Run:
         known = ", ".join((*(paths[-1] for paths in _PLACES.values()), _QUANTIZED[-1]))
         raise DataError(
             f"{folder}: none of the known files found, expected one or more of {known}. "
-            "Give the folder of leanvit demo, train, val, quantize, analyze or export."
+            "Give the folder of leanvit optimize, demo, train, val, quantize, analyze or export."
         )
     parts = {part: _read_object(path) for part, path in places.items() if path is not None}
     quantized: dict[str, Json] = {}

@@ -161,6 +161,47 @@ def line_chart(
 
 
 @dataclass(frozen=True)
+class Dot:
+    """One point of a scatter chart. css: class of its colour. said: what is shown over it."""
+
+    x: float
+    y: float
+    name: str
+    css: str = "s1"
+    said: str = ""
+
+
+def scatter_chart(
+    key: str, title: str, dots: Sequence[Dot], *, x_label: str, y_label: str, limits: tuple[float, float],
+) -> Markup:  # fmt: skip
+    """Named points from x = 0. limits: (x, y) of dashed lines, within which (to the left and above) a point must be."""
+    height, left, right, top, bottom = 256.0, 52.0, WIDTH - 16.0, 30.0, 206.0
+    x_ticks = ticks(0.0, max([limits[0], *(dot.x for dot in dots)]), 6)
+    y_ticks = ticks(min([limits[1], *(dot.y for dot in dots)]), max([limits[1], *(dot.y for dot in dots)]))
+    x, y = Scale(0.0, x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    parts = [text_at(0, 12, y_label, "label"), text_at((left + right) / 2, height - 6, x_label, "label", "middle")]
+    for value, label in zip(y_ticks, tick_texts(y_ticks), strict=True):
+        parts.append(line_at(left, y(value), right, y(value), "axis" if value == y_ticks[0] else "grid"))
+        parts.append(text_at(left - 7, y(value) + 4, label, "tick", "end"))
+    parts += _vertical_grid(x, x_ticks, top, bottom)
+    parts.append(line_at(x(limits[0]), top, x(limits[0]), bottom, "marker"))
+    parts.append(line_at(left, y(limits[1]), right, y(limits[1]), "marker"))
+    taken: list[tuple[float, float]] = []
+    for dot in sorted(dots, key=lambda dot: -dot.y):
+        at_x, at_y = x(dot.x), y(dot.y)
+        anchor, shift = ("end", -8.0) if at_x > (left + right) / 2 else ("start", 8.0)
+        text_y = at_y + 4
+        while any(abs(text_y - other) < 12 and abs(at_x - near) < 90 for near, other in taken):
+            text_y += 12
+        taken.append((at_x, text_y))
+        tip = element("title", f"{dot.name}: {dot.said}")
+        parts.append(element("circle", tip, cx=at_x, cy=at_y, r=5.0, class_=dot.css))
+        parts.append(text_at(at_x + shift, text_y, dot.name, "strong halo", anchor))
+    said = "; ".join(f"{dot.name}: {dot.said}" for dot in dots)
+    return drawing(key, title, f"{y_label} over {x_label}. {said}.", height, parts)
+
+
+@dataclass(frozen=True)
 class Row:
     """One horizontal bar. value None: not measured. text: printed at its end. low, high: ends of a whisker."""
 

@@ -1,0 +1,197 @@
+"""What optimize calibrates and measures on: labelled data, or photographs that are labelled by the float network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from leanvit.annotations import SceneSet
+from leanvit.checkpoint import CheckpointInfo
+from leanvit.config import OptimizeOptions
+from leanvit.data.loader import Loader
+from leanvit.data.sets import ImageSet
+from leanvit.data.sets.local import SPLIT_NAMES
+from leanvit.errors import DataError
+from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data
+from leanvit.export.gate.evaluation import Evaluation
+from leanvit.export.network import network_outputs
+from leanvit.files import fingerprint
+from leanvit.image_paths import images_below
+from leanvit.imaging import Pixels
+from leanvit.load.labels import are_numbered, imagenet_synsets
+from leanvit.progress import note
+from leanvit.runtime.task import task_named
+
+OWN_LABELS = "labelled by the float network"
+"""What the name of a data set says whose labels are the float network's: accuracy on it is agreement."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Data of one run.
+
+    x: (N, 3, H, W) float32, normalised calibration images. val: what every file is measured on; calibration has seen
+    none of it. labelled: whether its labels are of people. info: with the names of the network's outputs.
+    """
+
+    x: Tensor
+    val: Data
+    labelled: bool
+    info: CheckpointInfo
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Prepared validation images, all of them or those annotated ones that are compared one by one."""
+        return evaluation_of(self.info.task, self.val, self.info.preprocess)
+
+    @property
+    def count(self) -> int:
+        """Validation images."""
+        return len(self.val.scenes) if isinstance(self.val, SceneSet) else len(self.val)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells calibration and validation data from others: pixels, and what is known of them."""
+        known: Any = self.val.scenes if isinstance(self.val, SceneSet) else self.val.labels.tolist()
+        parts = (self.x.numpy().tobytes(), self.evaluation.pixels.tobytes(), repr(known).encode())
+        return "".join(fingerprint(part) for part in parts)
+
+
+def read_images(network: nn.Module, info: CheckpointInfo, data: str, options: OptimizeOptions) -> Images:
+    """Calibration and validation images of a network.
+
+    data: labelled or annotated, as for training, its classes those of the network or some of them; or, of a classifier,
+    a folder of photographs without classes.
+    Raises DataError where classes are others, ImageError for a damaged image.
+    """
+    if task_named(info.task).data != "images":
+        train, val = (read_data(info.task, data, split) for split in ("train", "val"))
+        for part in (train, val):
+            agreed_classes(info.labels, part, data)
+        return Images(_calibration(info, train, options), _some(val, options), True, info)
+    folders = _without_classes(Path(data))
+    if folders is None:
+        return _labelled(network, info, data, options)
+    train_set, val_set = _photographs(data, folders, info, options.seed)
+    return _with_own_labels(network, info, train_set, val_set, options)
+
+
+def _calibration(info: CheckpointInfo, train: Data, options: OptimizeOptions) -> Tensor:
+    return calibration_inputs(info, train, options.calibration_images, options.seed)
+
+
+def _some(val: Data, options: OptimizeOptions) -> Data:
+    """At most `val_images` of a split, drawn by the seed; what that leaves out is said."""
+    count = len(val.scenes) if isinstance(val, SceneSet) else len(val)
+    if not options.val_images or count <= options.val_images:
+        return val
+    note(f"measured on {options.val_images} of {count} validation images; all of them: --val-images 0")
+    picks = np.sort(np.random.default_rng(options.seed).permutation(count)[: options.val_images])
+    if isinstance(val, SceneSet):
+        return replace(val, scenes=tuple(val.scenes[i] for i in picks))
+    return val.subset(picks)
+
+
+# --- labels ---
+
+
+def _labelled(network: nn.Module, info: CheckpointInfo, data: str, options: OptimizeOptions) -> Images:
+    train, val = (cast(ImageSet, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed))
+                  for split in ("train", "val"))  # fmt: skip
+    labels = info.labels or _numbered(network, info)
+    if not _speak_of_same(labels, train.classes):
+        note(
+            f"{data}: none of its {len(train.classes)} classes ({', '.join(train.classes[:3])}, ...) is one of the "
+            f"network's ({', '.join(labels[:3])}, ...): taken as photographs without labels"
+        )
+        return _with_own_labels(network, replace(info, labels=labels), train, val, options)
+    parts = []
+    for part in (train, val):
+        if set(part.classes) <= set(labels):
+            parts.append(_in_order(part, labels))
+        else:
+            parts.append(cast(ImageSet, agreed_classes(labels, part, data)[1]))
+    info = replace(info, labels=parts[0].classes)
+    return Images(_calibration(info, parts[0], options), _some(parts[1], options), True, info)
+
+
+def _speak_of_same(labels: tuple[str, ...], classes: tuple[str, ...]) -> bool:
+    """Whether any class of a data set may be one of a network's: by name, by WordNet id, or by order."""
+    if are_numbered(labels):
+        return len(labels) == len(classes)
+    return bool(set(classes) & {*labels, *(imagenet_synsets(labels) or ())})
+
+
+def _in_order(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
+    """Images whose labels count the network's outputs, of which the set may have some only."""
+    if images.classes == labels:
+        return images
+    places = np.array([labels.index(name) for name in images.classes], np.int64)
+    return replace(images, labels=places[images.labels], classes=labels)
+
+
+@torch.inference_mode()
+def _numbered(network: nn.Module, info: CheckpointInfo) -> tuple[str, ...]:
+    """Names for the outputs of a network that has none: their numbers."""
+    pixels = np.zeros((1, *info.preprocess.input_size, info.preprocess.channels), np.uint8)
+    return tuple(str(i) for i in range(network_outputs(network.eval(), info, pixels)["logits"].shape[1]))
+
+
+# --- photographs without labels ---
+
+
+def _without_classes(folder: Path) -> tuple[Path, ...] | None:
+    """(all,) or (train, val) of a folder whose images lie in no folders of classes; None where they do.
+
+    Images that lie in the folder itself have no class, and one folder alone is none either.
+    """
+    if not folder.is_dir():
+        return None
+    below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    splits = {SPLIT_NAMES[path.name]: path for path in below if path.name in SPLIT_NAMES}
+    held_out = splits.get("val") or splits.get("test")
+    if "train" in splits and held_out:
+        parts = splits["train"], held_out
+        return parts if all(_without_classes(part) for part in parts) else None
+    loose = any(path.parent == folder for path in images_below(folder))
+    return (folder,) if loose or len(below) < 2 else None
+
+
+def _photographs(data: str, folders: tuple[Path, ...], info: CheckpointInfo, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images: as the folders are, or the network's validation share of one folder."""
+    sets = []
+    for folder in folders:
+        paths = list(images_below(folder))
+        if len(paths) < 2:
+            raise DataError(f"{folder}: {len(paths)} images found, expected some to calibrate on and some to measure.")
+        sets.append(ImageSet(data, paths, np.zeros(len(paths), np.int64), info.labels))
+    if len(sets) == 2:
+        return sets[0], sets[1]
+    whole = sets[0]
+    order = np.random.default_rng(seed).permutation(len(whole))
+    held_out = min(max(1, round(info.val_fraction * len(whole))), len(whole) - 1)
+    return whole.subset(np.sort(order[held_out:])), whole.subset(np.sort(order[:held_out]))
+
+
+def _with_own_labels(
+    network: nn.Module, info: CheckpointInfo, train: ImageSet, val: ImageSet, options: OptimizeOptions
+) -> Images:
+    """Images whose labels are what the float network says of them, so that accuracy is agreement with it."""
+    named = replace(info, labels=info.labels or _numbered(network, info))
+    chosen = cast(ImageSet, _some(val, options))
+    logits = network_outputs(network.eval(), named, _pixels(chosen, named))["logits"]
+    note(f"{val.name} has no labels: what is held is agreement with the float network, on {len(chosen)} images")
+    labels: NDArray[np.int64] = logits.argmax(1).astype(np.int64)
+    own = replace(chosen, name=f"{val.name} ({OWN_LABELS})", labels=labels, classes=named.labels)
+    return Images(_calibration(named, train, options), own, False, named)
+
+
+def _pixels(images: ImageSet, info: CheckpointInfo) -> Pixels:
+    return np.concatenate([x.numpy() for x, _ in Loader(images, info.preprocess, 64)])
