@@ -80,8 +80,8 @@ def test_new_paths_warn_of_nothing() -> None:
 
 def test_the_public_names_are_pinned() -> None:
     assert leanvit.__all__ == [
-        "Budget", "ExportOptions", "MPTQConfig", "OptimizeOptions", "Predictor", "QuantizedModel", "__version__",
-        "export", "load", "optimize", "quantize",
+        "Budget", "ExportOptions", "LoadOptions", "MPTQConfig", "OptimizeOptions", "Predictor", "QuantizedModel",
+        "__version__", "export", "load", "optimize", "quantize",
     ]  # fmt: skip
     assert dir(leanvit) == leanvit.__all__
     for name in leanvit.__all__:
