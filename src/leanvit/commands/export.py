@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
 from leanvit.commands.inputs import open_exportable, read_own_data
 
 if TYPE_CHECKING:
     from leanvit import config as configs
+    from leanvit.runtime.bundle import Manifest
 
 
 def run(config: configs.ExportConfig) -> int:
@@ -33,5 +34,27 @@ def run(config: configs.ExportConfig) -> int:
     manifest = read_manifest(bundle)
     print(f"runs in {', '.join(manifest.runtimes)}")
     print(f"bundle {bundle}: every check passed" + ("" if config.data else "; accuracy NOT verified (give --data)"))
+    if config.explain:
+        _explain(model, manifest)
     print(f"next: leanvit predict {bundle} IMAGE")
     return errors.EXIT_OK
+
+
+def _explain(model: Any, manifest: Manifest) -> None:
+    """What of a bundle runs on integer kernels, and which sites cost most, as quantize found it."""
+    from torch import nn
+
+    from leanvit.export.explain import integer_share
+    from leanvit.export.explained import lines
+    from leanvit.export.onnx.profiles import find
+
+    if isinstance(model, nn.Module):
+        print("- all of a float network runs in float; for integer kernels: leanvit quantize, or leanvit optimize")
+        return
+    found = integer_share(model, find(manifest.profile), manifest.quantization.get("lifted", []))
+    known = model.report.get("explain") or {}
+    costs = known.get("costs", []) if known.get("profile") == manifest.profile else []
+    for line in lines(found | {"costs": costs}):
+        print(f"- {line}")
+    if not costs:
+        print(f"- what each site costs was not measured in profile {manifest.profile}: quantize with --profile of it")

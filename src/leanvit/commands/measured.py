@@ -14,9 +14,12 @@ from leanvit.commands.inputs import measured_before, read_own_data
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader
 from leanvit.export.data import Data, calibration_inputs
+from leanvit.export.explain import explain
+from leanvit.export.onnx.profiles import find
 from leanvit.export.simulated import PROFILE_KEY, measured_form
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
+from leanvit.quant.costs import read_latency_table
 from leanvit.quant.parts import QuantizedNetwork, quantize_any, save_network
 from leanvit.quant.plan import load_plan
 from leanvit.quant.store import save_quantized
@@ -51,6 +54,9 @@ def quantize_and_measure(
     before = measure_in_torch(network, info, val, config.batch_size)
     form, profile = measured_form(quantized, config.profile)
     after = measure_in_torch(form, info, val, config.batch_size)
+    if profile:
+        table = read_latency_table(config.latency_table) if config.latency_table else None
+        quantized.report["explain"] = explain(quantized, network, x, find(profile), table=table, seed=config.seed)
     told: dict[str, Any] = {"task": info.task, "data": config.data, "metric": task.metric, PROFILE_KEY: profile}
     quantized.report |= told | {"float_metrics": before, "metrics": after}
     if task.data == "images":

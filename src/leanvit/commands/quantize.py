@@ -31,6 +31,7 @@ def run(config: configs.QuantizeConfig) -> int:
 
 
 def _print(config: configs.QuantizeConfig, report: dict[str, Any], folder: Path) -> None:
+    from leanvit.export.explained import lines
     from leanvit.runtime.task import task_named
 
     task = task_named(report["task"])
@@ -40,6 +41,8 @@ def _print(config: configs.QuantizeConfig, report: dict[str, Any], folder: Path)
     print(f"weights {report['quantized_bytes'] / 1e6:.2f} MB, float {report['float_bytes'] / 1e6:.2f} MB: {folder}")
     if report.get("search"):
         print(f"plan {folder / 'plan.json'}: {report['search']['evaluations']} evaluations; edit it, then --plan")
+    for line in lines(report["explain"]) if report.get("explain") else []:
+        print(f"- {line}")
     print(f"next: leanvit export {config.output} --data {config.data}")
 
 

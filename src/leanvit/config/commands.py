@@ -67,6 +67,7 @@ class ExportConfig(ExportOptions, LoadOptions):
     batch_size: int | None = option(
         None, "Images a step when accuracy is measured; default: 128 (classify), 8 (other tasks)."
     )
+    explain: bool = option(False, "Say what runs on integer kernels and what does not, and which sites cost most.")
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:

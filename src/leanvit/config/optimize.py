@@ -55,6 +55,10 @@ class OptimizeConfig(OptimizeOptions, LoadOptions):
     output: str = option("runs/optimize", "Folder for the bundle, the report, and what was tried.")
     version: int = option(1, "Version of this configuration's format.")
 
+    def __post_init__(self) -> None:
+        OptimizeOptions.__post_init__(self)
+        LoadOptions.__post_init__(self)
+
     def options(self) -> OptimizeOptions:
         """The part that the API's optimize() takes."""
         return OptimizeOptions(**{f.name: getattr(self, f.name) for f in fields(OptimizeOptions)})

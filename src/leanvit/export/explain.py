@@ -1,13 +1,15 @@
 """Why, in a line: how much of a network runs on integer kernels and what does not, and which sites cost the accuracy.
 
-    explanation = explain(quantized, profile, lifted)             what runs on integers: known from the graph alone
-    explanation |= site_costs(quantized, network, inputs, ...)    what each site costs: every one is lifted in turn
+    integer_share(quantized, profile, lifted)     what runs on integers and what does not: known from the graph alone
+    site_costs(quantized, network, inputs, ...)   what each site costs the outputs: every one is lifted in turn
+    explain(quantized, network, x, profile, ...)  both, as JSON values that reports keep
 
-Both are JSON values, kept in reports; export/explained.py says them in words.
+export/explained.py says them in words.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,13 +26,13 @@ from leanvit.quant.graph import OPERANDS, Site, node_argument, quantizer_of
 from leanvit.quant.losses import divergence, outputs_from
 from leanvit.quant.parts import QuantizedNetwork, models_of, own_sites, site_name
 from leanvit.quant.quantizers import ActivationQuantizer
-from leanvit.tasks.parts import parts_of
+from leanvit.tasks.parts import part_inputs, parts_of
 
 COST_IMAGES = 4
 """Calibration images on which sites are lifted in turn: each site is a run of the whole network on them."""
 
-COST_MACS = 2e11
-"""Multiply-adds that lifting sites in turn may take, some ten seconds on two cores; beyond it only the sites whose
+COST_MACS = 1e11
+"""Multiply-adds that lifting sites in turn may take, some five seconds on two cores; beyond it only the sites whose
 SQNR is lowest are lifted, FEWEST_SITES at least."""
 
 FEWEST_SITES = 8
@@ -38,7 +40,22 @@ FEWEST_SITES = 8
 Values = dict[str, Any]
 
 
-def explain(model: QuantizedModel | QuantizedNetwork, profile: Profile, lifted: Collection[str] = ()) -> Values:
+def explain(
+    model: QuantizedModel | QuantizedNetwork, network: nn.Module, x: Tensor, profile: Profile,
+    lifted: Collection[str] = (), table: Mapping[str, Mapping[str, float]] | None = None, seed: int = 0,
+) -> Values:  # fmt: skip
+    """What `integer_share` returns, and under "costs" what `site_costs` does.
+
+    network: float. x: (N, 3, H, W) float32 calibration images. seed: of the choice of boxes, for networks in parts.
+    """
+    found = integer_share(model, profile, lifted)
+    if not found["integer_macs"]:
+        return found | {"costs": []}
+    inputs = part_inputs(network.eval(), x[:COST_IMAGES], seed)
+    return found | {"costs": site_costs(model, network, inputs, profile, lifted, table)}
+
+
+def integer_share(model: QuantizedModel | QuantizedNetwork, profile: Profile, lifted: Collection[str] = ()) -> Values:
     """What share of the multiply-adds of one image a profile runs on integer kernels, and why others run in float.
 
     lifted: sites that run in float to hold the accuracy. Of a network in parts each part counts once.
@@ -120,16 +137,18 @@ def _costs_of(
     own = own_sites(model, part, lifted)
     graph, x = quantized.graph, x[:COST_IMAGES]
     macs = sum(site.macs for site in graph.sites.values())
-    outside = {name for entry in explain(quantized, profile, own)["float"] for name in entry["sites"]}
+    outside = {name for entry in integer_share(quantized, profile, own)["float"] for name in entry["sites"]}
     sites = [name for name in quantized.plan if graph.sites[name].macs and name not in outside]
     truth = outputs_from(network(x))
     now = divergence(truth, outputs_from(executed_form(graph, profile, own)(x)))
-    if not now or not sites:
+    if not now or not math.isfinite(now):
         return []
     found = []
     for name in _suspects(quantized, sites, macs * len(x)):
         form = executed_form(graph, profile, [*own, name])
         share = (now - divergence(truth, outputs_from(form(x)))) / now
+        if not math.isfinite(share):
+            continue
         site = graph.sites[name]
         row = (table or {}).get(site_key(site))
         lifting = None if row is None else row["float_ms"] - row["int8_ms"]

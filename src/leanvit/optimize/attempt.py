@@ -16,7 +16,7 @@ from torch import nn
 from leanvit.config import ExportOptions, MPTQConfig, OptimizeOptions, Runtime
 from leanvit.errors import CalibrationError, ConfigError, ExportError, NumericalError, VerificationError
 from leanvit.export.api import export
-from leanvit.export.explain import explain, site_costs
+from leanvit.export.explain import explain
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import images_at_a_time
 from leanvit.export.network import Model
@@ -30,7 +30,6 @@ from leanvit.quant.parts import QuantizedNetwork, models_of, quantize_any
 from leanvit.runtime.bundle import MODEL_NAME, read_manifest
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.task import compare_values, kept_values, task_named
-from leanvit.tasks.parts import part_inputs
 
 Quantized = QuantizedModel | QuantizedNetwork
 
@@ -159,7 +158,7 @@ def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
         return row
     return row | {
         "weight_bytes": sum(part.report["quantized_bytes"] for part in models_of(model).values()),
-        "explain": _explained(shop, model, setting, lifted),
+        "explain": explain(model, shop.network, images.x, find(setting.profile), lifted, shop.table, shop.options.seed),
     }
 
 
@@ -167,13 +166,3 @@ def _required(shop: Workshop, setting: Setting) -> tuple[Runtime, ...]:
     """Runtimes that a file must pass in; with several at hand those that it fails in are left out instead."""
     own = tuple(runtime for runtime in shop.runtimes if runtime in setting.for_runtimes)
     return own if len(own) == 1 else ()
-
-
-def _explained(shop: Workshop, model: Quantized, setting: Setting, lifted: list[str]) -> dict[str, Any]:
-    """Why the file is as fast and as exact as it is."""
-    profile = find(setting.profile)
-    found = explain(model, profile, lifted)
-    if profile.linears == "float":
-        return found | {"costs": []}
-    inputs = part_inputs(shop.network, shop.images.x, shop.options.seed)
-    return found | {"costs": site_costs(model, shop.network, inputs, profile, lifted, shop.table)}

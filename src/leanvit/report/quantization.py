@@ -17,6 +17,7 @@ from leanvit.report.metrics import change_in_points, meaning_of, numbers_of
 from leanvit.report.quantization_search import histograms, search_parts
 from leanvit.report.quantization_sites import bits_figure, lowest_site, part_sites, site_figure
 from leanvit.report.run import Run
+from leanvit.report.why import why_part
 from leanvit.report.words import Json, finite, fixed, megabytes, ratio, short, significant
 
 Reports = Mapping[str, Json]
@@ -40,6 +41,7 @@ def _of_graphs(reports: Reports) -> list[Markup | None]:
         bits_figure(reports),
         *(part for number, (name, report) in enumerate(reports.items()) for part in search_parts(number, name, report)),
         histograms(reports),
+        *_why(reports),
         *_left_out(reports),
         *_calibration(reports),
     ]
@@ -53,8 +55,14 @@ def _of_networks(reports: Reports) -> list[Markup | None]:
         _all_metrics(reports),
         _parts_table(reports),
         part_sites(reports),
+        *_why(reports),
         _left_out_of_parts(reports),
     ]
+
+
+def _why(reports: Reports) -> list[Markup | None]:
+    """What runs on integers and what costs the accuracy, of each plan that says it."""
+    return [why_part(report["explain"], name) for name, report in reports.items() if report.get("explain")]
 
 
 def _size(report: Json) -> list[str]:
