@@ -3,7 +3,7 @@
     python benchmarks/optimize_cases.py --output benchmarks/results/optimize_cases.json
 
 Small vision transformers with random weights (the seed is the case), of five kinds: plain; with channels after norms
-that are up to 300 times as large as others, which the next layers undo; narrow and shallow; on labels that are noise; and
+that are up to 300 times as large as others, which the next layers undo; narrow and shallow; on labels that are noise;
 without labels. Aims turn over latency, throughput and size. Of every file that is left, this script counts the drop
 by itself, from what the bundle predicts, on the validation images that the data set has, and times the file against the
 float file once more, in turns. `ok` says that neither promise was broken: the drop is at most max_drop, and the time at
