@@ -34,12 +34,12 @@ def test_checkpoints_runs_quantized_parts_and_bundles_tell_their_task(tmp_path: 
     file = tensors_file(tmp_path / "run" / "model.safetensors", task="pose", labels=["a"])
     assert task_of(file) == task_of(file.parent) == task_of(str(file)) == "pose"
     assert description_of(file) == {"task": "pose", "labels": ["a"]}
-    assert task_of(tensors_file(tmp_path / "q" / "network" / "quantized.safetensors", task="semantic").parents[1]) == (
-        "semantic"
-    )
-    assert task_of(tensors_file(tmp_path / "d" / "pyramid" / "quantized.safetensors", task="segment").parents[1]) == (
-        "segment"
-    )
+    for task, part in (("semantic", "network"), ("segment", "pyramid")):
+        quantized = tensors_file(tmp_path / task / part / "quantized.safetensors", task=task).parents[1]
+        # A demo's run, which holds whole quantized classifiers, has no report beside them.
+        assert task_of(quantized) == "classify"
+        (quantized / "quantize.json").write_text("{}")
+        assert task_of(quantized) == task
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps({"task": "detect"}))
     assert task_of(tmp_path / "bundle") == "detect"

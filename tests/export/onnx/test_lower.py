@@ -22,7 +22,7 @@ from leanvit.export.onnx.quantizers import BLOCK_SIZE, BlockLinear, FloatGrid, b
 from leanvit.export.onnx.simulation import executed_form
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.graph import trace
-from leanvit.quant.quantizers import ActivationQuantizer, Log2Quantizer, TwoRegionQuantizer
+from leanvit.quant.quantizers import Log2Quantizer, TwoRegionQuantizer, UniformQuantizer
 from leanvit.runtime.bundle import sqnr_db
 from leanvit.runtime.engines import available, open_engine
 from sessions import exact_runtimes
@@ -251,7 +251,7 @@ def test_summands_are_the_simulated_value(
     bits: int, ratio: int, below: int, heads: int | None, two_region: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    quantizer = (TwoRegionQuantizer if two_region else ActivationQuantizer)(bits, heads)
+    quantizer = (TwoRegionQuantizer if two_region else UniformQuantizer)(bits, heads)
     shape = () if heads is None else (heads, 1, 1)
     levels = 2 ** (bits - 1) if two_region else 2**bits
     zero_point = torch.full(shape, float(min(below, levels - 1)))
