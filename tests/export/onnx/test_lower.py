@@ -116,6 +116,22 @@ def test_weights_of_four_bits_take_half_a_byte(model: torch.nn.Module, pixels: n
             assert {piece.t().contiguous().numpy().tobytes() for piece in pieces} <= stored
 
 
+def test_weights_of_eight_bits_have_zero_points_that_are_zero(model: torch.nn.Module, pixels: np.ndarray) -> None:
+    # Without them ONNX Runtime refuses its own rewrite of the weights on CPUs without VNNI.
+    proto = lower(quantized(model, pixels).graph, PREPROCESS, "accelerator")
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    weights = [
+        node for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and getattr(stored.get(node.input[0]), "dtype", None) == np.int8
+    ]  # fmt: skip
+    assert len(weights) > 4
+    for node in weights:
+        zeros, scale = stored[node.input[2]], stored[node.input[1]]
+        assert zeros.dtype == np.int8
+        assert zeros.shape == scale.shape
+        assert not zeros.any()
+
+
 def test_scales_of_weights_take_two_bytes_and_are_those_of_the_simulation(
     model: torch.nn.Module, pixels: np.ndarray
 ) -> None:

@@ -44,6 +44,7 @@ from leanvit.export.onnx.storage import (
     without_defaults,
     without_metadata,
 )
+from leanvit.export.onnx.zero_points import add_zero_points
 from leanvit.quant.convolution_outputs import is_patch_embedding, only_quantizers_read
 from leanvit.quant.graph import (
     QuantGraph,
@@ -168,6 +169,7 @@ def lower(
         fuse_products(proto, transpose_codes=row.attention == "integer around zero")
     proto = without_metadata(proto)
     proto = pack_four_bits(compute_at_load(short_names(proto) if smallest else proto), cast=not row.four_bit_types)
+    proto = add_zero_points(proto)
     if row.compact:
         proto = without_defaults(half_constants(proto))
     if not smallest:

@@ -34,9 +34,8 @@ def onnx_operation(name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, sh
     return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=version)
 
 
-def _dequantize(codes: Tensor, scale: Tensor, axis: int, zero_point: Tensor | None = None) -> Tensor:
-    inputs = (codes, scale) if zero_point is None else (codes, scale, zero_point)
-    return onnx_operation("DequantizeLinear", inputs, torch.float32, codes.shape, axis=axis)
+def _dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
+    return onnx_operation("DequantizeLinear", (codes, scale), torch.float32, codes.shape, axis=axis)
 
 
 class CodePair(nn.Module):
@@ -298,11 +297,7 @@ class OnnxWeight(nn.Module):
         self.scale_name = "load_scale" if folded else "scale"
         self.register_buffer(self.name, codes.clone())
         self.register_buffer(self.scale_name, scale.clone().view(-1))
-        # ONNX Runtime takes int8 weights as uint8 where a CPU has no VNNI (x64quantprecision); where a file has no
-        # zero points it then makes one for all channels, which its own kernel refuses.
-        zeros = None if four_bit or folded else torch.zeros(scale.numel(), dtype=torch.int8)
-        self.register_buffer("zero_point", zeros)
 
     def forward(self) -> Tensor:
         """The dequantized weight."""
-        return _dequantize(self.get_buffer(self.name), self.get_buffer(self.scale_name), 0, self.zero_point)
+        return _dequantize(self.get_buffer(self.name), self.get_buffer(self.scale_name), 0)
