@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.errors import ExportError
+from leanvit.quant.constants import depends_on_input, fold_constants
+from leanvit.quant.einsum import write_einsum_out
 from leanvit.quant.ops import (
     ADD,
     CARRIES,
@@ -157,10 +159,12 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
         raise ExportError(f"torch.export returned {type(module).__name__}, expected a GraphModule.")
     _remove_identities(module)
     without_in_place(module)
+    fold_constants(module)
     fold_batch_norm(module)
     for node in list(module.graph.nodes):
         if node.target is aten.scaled_dot_product_attention.default:
             _write_attention_out(module, node)
+    write_einsum_out(module)
     module.graph.eliminate_dead_code()
     # A plain GraphModule: the exported one forbids eval() and drags the tracer's guards along.
     module = GraphModule(module, module.graph).eval()
@@ -235,7 +239,7 @@ def module_path(node: Node) -> str:
 def _find_sites(module: GraphModule, scope: Scope) -> tuple[dict[str, Site], list[str]]:
     sites: dict[str, Site] = {}
     unquantized = []
-    computed = _depends_on_input(module)
+    computed = depends_on_input(module)
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
@@ -287,15 +291,6 @@ def _elementwise_kind(node: Node, computed: set[Node]) -> SiteKind | None:
     if node.target in ADD and all(isinstance(a, Node) and a in computed for a in node.args[:2]):
         return "add"
     return None
-
-
-def _depends_on_input(module: GraphModule) -> set[Node]:
-    """Nodes whose value changes with the image."""
-    found: set[Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def end_sites(graph: QuantGraph) -> set[str]:
@@ -352,8 +347,8 @@ def _numel_per_image(node: Node) -> int:
     total = value.numel()
     if isinstance(total, int):
         return total
-    symbol = next(iter(total.node.expr.free_symbols))
-    return int(total.node.expr.subs({symbol: 1}))
+    expression = total.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def _unique(name: str, taken: dict[str, Site]) -> str:

@@ -400,6 +400,9 @@ class _Lowering:
 
     def _parts(self, node: Node) -> list[Node]:
         """reshape, permute and unbind after a packed product of q, k and v, as timm and leanvit write it."""
+        if any(isinstance(a, Node) and a.op == "call_function" for a in node.args[1:3]):
+            # A weight or a bias that is computed of the image can't be cut at export.
+            return []
         chain: list[Node] = []
         for target in (aten.reshape.default, aten.permute.default, aten.unbind.int):
             user = only_user(chain[-1] if chain else node)
