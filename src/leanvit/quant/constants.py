@@ -1,8 +1,8 @@
 """What a network makes of its parameters alone is computed once: each such operand becomes a parameter of its own.
 
 BEiT, EVA-02 and Swin V2 put the bias of q, k and v together in every forward; weight standardisation scales a kernel;
-Swin V2 makes its relative positions by a small network. Folded, the operation that reads them is a site like others, and
-a product of constants is none.
+Swin V2 makes its relative positions by a small network. Folded, the operation that reads them is a site like others,
+and a product of constants is none.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def _value(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
         if node.op == "get_attr":
             values[node] = _attribute(module, str(node.target))
         else:
-            arguments, options = (
-                map_arg(given, lambda source: _value(module, source, values)) for given in (node.args, node.kwargs)
-            )
+            arguments = map_arg(node.args, lambda source: _value(module, source, values))
+            options = map_arg(node.kwargs, lambda source: _value(module, source, values))
             values[node] = node.target(*arguments, **options)  # type: ignore[operator]
     return values[node]
 

@@ -63,8 +63,8 @@ def write_einsum_out(module: GraphModule) -> None:
 
 
 def _write(module: GraphModule, node: Node, product: Product) -> None:
-    first, second = node.args[1]  # type: ignore[misc]
-    left, right = (second, first) if product.swapped else (first, second)
+    operands: Any = node.args[1]
+    left, right = reversed(operands) if product.swapped else operands
 
     def call(target: Callable[..., Any], source: Node, *arguments: Any) -> Node:
         created = module.graph.call_function(target, (source, *arguments))

@@ -156,8 +156,8 @@ def _some_images(value: Tensor) -> Tensor:
 
 
 def _some_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The same leading indices of both operands."""
-    if a.shape[:-3] != b.shape[:-3]:
+    """The same leading indices of both operands; all of them where one is repeated for the other, as a matrix is."""
+    if a.dim() != b.dim() or len(a) != len(b) or a.shape[:-3] != b.shape[:-3]:
         return a.float(), b.float()
     each = max(math.prod(a.shape[1:]), math.prod(b.shape[1:]), a[0].numel() // a.shape[-1] * b.shape[-1])
     picks = _picks(len(a), max(2, ELEMENTS // each)).to(a.device)
