@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from leanvit.errors import ExportError
 from leanvit.quant.graph import trace
 from leanvit.quant.interpret import observe_nodes
+
+
+class Regions(nn.Module):
+    """Parts without gradients and without autocast, one inside of another, as in EfficientViT's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(1)
+        with torch.no_grad():
+            x = x * 2
+        with torch.autocast("cpu", enabled=False):
+            q = self.tokens(x.float())
+            scores = q @ q.transpose(-1, -2)
+            with torch.autocast("cpu", enabled=False):
+                q = scores.relu() @ self.tokens(x)
+        return self.head(q)
+
+
+class Autocast(nn.Module):
+    """A part that asks for another precision than the network has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.head(x.mean((1, 2)))
+
+
+def test_parts_without_autocast_are_in_the_graph_with_their_sites() -> None:
+    torch.manual_seed(0)
+    model = Regions().eval()
+    graph = trace(model, torch.randn(2, 3, 4, 4))
+    assert [site.kind for site in graph.sites.values()] == ["linear", "matmul", "linear", "matmul", "linear"]
+    assert {node.op for node in graph.module.graph.nodes} == {"placeholder", "get_attr", "call_function", "output"}
+    x = torch.randn(3, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(x), model(x))
+
+
+def test_a_forward_that_turns_autocast_on_is_refused_by_its_name() -> None:
+    with pytest.raises(ExportError, match=r"turns autocast on inside of its forward .*bfloat16"):
+        trace(Autocast(), torch.randn(2, 3, 4, 4))
 
 
 class Convolutions(nn.Module):

@@ -37,7 +37,7 @@ from leanvit.quant.ops import (
     SUMS,
     aten,
 )
-from leanvit.quant.simplify import fold_batch_norm, without_in_place
+from leanvit.quant.simplify import fold_batch_norm, inline_regions, without_in_place
 
 Pair = tuple[int, int]
 SiteKind = Literal["linear", "conv2d", "matmul", "norm", "softmax", "activation", "add"]
@@ -157,6 +157,7 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
     module = program.module()
     if not isinstance(module, GraphModule):
         raise ExportError(f"torch.export returned {type(module).__name__}, expected a GraphModule.")
+    inline_regions(module)
     _remove_identities(module)
     without_in_place(module)
     fold_constants(module)

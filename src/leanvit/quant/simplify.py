@@ -1,4 +1,4 @@
-"""What a traced graph becomes before its sites are found: nothing in place, and BatchNorm inside its convolution."""
+"""What a graph becomes before its sites are found: one graph, nothing in place, BatchNorm inside its convolution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,59 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, map_arg
 
+from leanvit.errors import ExportError
 from leanvit.quant.ops import CONVOLUTIONS, VIEWS, aten
+
+REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Operations that run a graph of their own under some setting, by the operand that is the graph."""
+
+
+def inline_regions(module: GraphModule) -> None:
+    """Put what runs without autocast or without gradients (EfficientViT's attention) into the graph itself, in place.
+
+    Raises ExportError for autocast that is on: a float32 network of other dtypes inside is not what was trained.
+    """
+    for node in list(module.graph.nodes):
+        if _region_name(node) in REGIONS:
+            _inline(module, node)
+    module.recompile()
+
+
+def _region_name(node: Node) -> str:
+    target: Any = node.target
+    return str(target.__name__) if isinstance(target, torch._ops.HigherOrderOperator) else ""
+
+
+def _inline(module: GraphModule, node: Node) -> None:
+    name = _region_name(node)
+    if name == "wrap_with_autocast" and node.args[2]:
+        raise ExportError(
+            f"the network turns autocast on inside of its forward ({node.args[1]}), expected float32 throughout. "
+            "Take torch.autocast out of the forward; quantize and export choose the precision."
+        )
+    place: Any = REGIONS[name]
+    source: Any = node.args[place]
+    inner: Any = operator.attrgetter(str(source.target))(module)
+    inline_regions(inner)
+    given = iter(node.args[place + 1 :])
+    copies: dict[Node, Any] = {}
+    with module.graph.inserting_before(node):
+        for own in inner.graph.nodes:
+            if own.op == "placeholder":
+                copies[own] = next(given)
+            elif own.op == "output":
+                outputs = map_arg(own.args[0], copies.__getitem__)
+            elif own.target is not aten._assert_tensor_metadata.default:
+                copies[own] = module.graph.node_copy(own, copies.__getitem__)
+                if own.op == "get_attr":
+                    copies[own].target = f"{source.target}.{own.target}"
+    for user in list(node.users):
+        user.replace_all_uses_with(outputs[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+    module.graph.erase_node(source)
 
 
 def without_in_place(module: GraphModule) -> None:
