@@ -140,7 +140,7 @@ def test_a_bad_image_is_left_out_of_training_and_listed_where_asked(
     victim = tmp_path / "animals" / "dog" / "1.png"
     damage(victim, kind)
     done = leanvit(*short_training, "--bad-images", "skip")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     left_out = json.loads((tmp_path / "run" / "train.json").read_text())["left_out"]
     assert [*left_out["train"], *left_out["val"]] == [str(victim)]
     assert str(victim) in done.err

@@ -141,3 +141,71 @@ def test_a_path_that_leads_nowhere_is_named(tree: Path) -> None:
         list(find_images([tree / "empty"]))
     with pytest.raises(ConfigError, match="not a glob pattern"):
         list(find_images([f"{tree}/a**.png"]))
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_linked_folders_are_followed_once_and_never_in_a_circle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, store = tmp_path / "photos", tmp_path / "store"
+    touch(root / "0.png", root / "own" / "1.png", store / "s.png", store / "deep" / "t.png")
+    links = {"b": store, "c": store, "d": store / "deep", "loop": root, "own2": root / "own", "up": tmp_path}
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (store / "back").symlink_to(root)
+    assert names(root, root) == ["0.png", "b/deep/t.png", "b/s.png", "own/1.png"]
+    err = capsys.readouterr().err
+    assert "6 links to folders that are read already, not followed" in err
+    assert str(root / "b" / "back") in err
+
+
+def test_a_link_to_nothing_is_given_for_decode_to_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path / "0.png")
+    (tmp_path / "gone.jpg").symlink_to("nothing")
+    (tmp_path / "batch2").symlink_to("not mounted")
+    assert names(tmp_path, tmp_path) == ["0.png", "gone.jpg"]
+    assert f"links that lead to nothing: {tmp_path / 'batch2'}" in capsys.readouterr().err
+
+
+def test_pipes_are_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path / "0.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert names(tmp_path, tmp_path) == ["0.png"]
+    assert "pipe.png" in capsys.readouterr().err
+
+
+def test_files_without_an_ending_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n"
+    contents = {
+        "a": png,
+        "b": b"text",
+        "c": b"GIF89a",
+        "d.jpg_original": b"\xff\xd8\xff\xe0",
+        "e.txt": png,
+        "f.heic": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found = list(find_images([tmp_path]))
+    assert [path.name for path in found] == ["a", "c", "d.jpg_original", "f.heic"]
+    assert [image_paths.is_foreign(path) for path in found] == [False, True, True, True]
+
+
+def test_lists_of_windows_hold_backslashes_and_may_be_utf_16(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "x\\y.png").write_bytes(b"")
+    lines = ["b\\2.JPG", "a\\deep\\y.TIFF", "gone\\z.png", "x\\y.png"]
+    (tree / "list").write_bytes("\r\n".join(lines).encode("utf-16"))
+    expected = [Path("b/2.JPG"), Path("a/deep/y.TIFF"), Path("gone\\z.png"), Path("x\\y.png")]
+    assert list(find_images(["@list"])) == expected
+
+
+def test_a_folder_with_brackets_stands_for_itself_in_a_pattern(tmp_path: Path) -> None:
+    touch(tmp_path / "trip [2024]" / "a.png", tmp_path / "trip 2" / "b.png")
+    assert names(tmp_path, f"{tmp_path}/trip [2024]/*.png") == ["trip [2024]/a.png"]
+    assert names(tmp_path, f"{tmp_path}/trip [0-9]/*.png") == ["trip 2/b.png"]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from leanvit import errors
+from leanvit import errors, passed_over
 from leanvit._version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        code = _dispatch(arguments)
+        with passed_over.gathering() as gathered:
+            code = _dispatch(arguments)
+            gathered.require_none()
         # Now, because at shutdown nobody would say in one line that a disk is full or a pipe is closed.
         sys.stdout.flush()
         return code

@@ -16,14 +16,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from leanvit.config import Preprocess
 from leanvit.errors import ImageError
+from leanvit.image_metadata import without_metadata
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+"""Formats whose decoder Pillow's own wheels have and other builds may lack."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(f for f, codec in _OPTIONAL.items() if features.check(codec)))
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
+    | ({".avif"} if "AVIF" in FORMATS else set())
+    | ({".jp2", ".j2k", ".jpf", ".jpx"} if "JPEG2000" in FORMATS else set())
+)
+ENDINGS = ".bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp (also .avif, .jfif, .jp2 and .mpo)"
+"""SUFFIXES in messages."""
 MAX_PIXELS = 100_000_000
 """What the largest cameras take; 300 MB decoded. Pillow itself stops at about 180 million."""
 MIN_SIDE = 2
@@ -37,6 +46,13 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What turns a picture upright, by its EXIF orientation (EXIF 2.32, tag 0x0112)."""
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -74,15 +90,10 @@ def _decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name)
-            if prepare:
-                prepare(image)
-            image.load()
-            return _to_rgb(image)
+            return _open_and_load(data, name, prepare)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not an image that can be read, expected JPEG, PNG, WebP, BMP or TIFF. Remove or convert the file."
+            f"{name}: {_kind_of(data)}, expected JPEG, PNG, WebP, BMP or TIFF. Remove or convert the file."
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -99,20 +110,78 @@ def _decode_image(
         ) from error
 
 
+def _open_and_load(
+    data: bytes, name: str, prepare: Callable[[Image.Image], None] | None, *, again: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """The pixels; where Pillow stops at metadata, those of the file without it."""
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(opened, name)
+        if prepare:
+            prepare(opened)
+        opened.load()
+    except (ImageError, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        plain = None if again else without_metadata(data)
+        if plain is None or len(plain) == len(data):
+            raise
+        try:
+            image, notes = _open_and_load(plain, name, prepare, again=True)
+        except Exception:
+            plain = None
+        if plain is None:
+            raise  # what was wrong with the file as it is
+        return image, ("metadata that can't be read was ignored", *notes)
+    return _to_rgb(opened)
+
+
+_FOREIGN = {
+    b"GIF8": "GIF", b"8BPS": "Photoshop", b"%PDF": "PDF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\x01\0": "icon", b"\0\x05\x16\x07": "companion file of a Mac",
+}  # fmt: skip
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def foreign_format(head: bytes) -> str | None:
+    """The name of a format that is not read, from the first 16 bytes of a file; None where it is not known."""
+    if head[4:8] == b"ftyp":
+        return "HEIC" if head[8:12] in _HEIF_BRANDS else None if head[8:12] == b"avif" else "video"
+    return next((name for start, name in _FOREIGN.items() if head.startswith(start)), None)
+
+
+def is_readable_format(head: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a format that is read."""
+    webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    avif = "AVIF" in FORMATS and head[4:12] in (b"ftypavif", b"ftypavis")
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
+    return head.startswith(starts) or webp or avif
+
+
+def _kind_of(data: bytes) -> str:
+    """What a file that can't be opened is, as far as its first bytes tell."""
+    found = foreign_format(data[:16]) if data else "an empty file"
+    return "not an image that can be read" + (f" ({found})" if found else "")
+
+
 def read_file(path: Path, name: str | None = None) -> bytes:
     """Bytes of an image file. Raises ImageError."""
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{name or path}: {error.strerror}, expected an image file. Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{name or path}: {reason}, expected an image file. Check the path.") from error
 
 
 def read_header(data: bytes) -> tuple[str, str]:
     """Format and mode, by Pillow's names, of an encoded image that `decode` takes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return str(image.format), image.mode
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception:  # at metadata, as `decode` took it
+            image = Image.open(io.BytesIO(without_metadata(data) or data), formats=FORMATS)
+        return str(image.format), image.mode
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -130,10 +199,13 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     notes = []
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    turned = orientation(image)
+    if turned is None:
+        notes.append("orientation tag that can't be understood, taken as upright")
+    elif turned != 1:
+        image = image.transpose(_UPRIGHT[turned])
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image, ()
+        return image, tuple(notes)
     if image.mode.startswith("I") or image.mode == "F":
         notes.append(f"{_depth(image.mode)} image scaled to 8 bits")
         return Image.fromarray(_scale_to_8_bits(image)), tuple(notes)
@@ -149,9 +221,22 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return image.convert("RGB"), tuple(notes)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The tag of a camera that was turned: 1 upright, 5 to 8 lying on a side."""
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+def orientation(image: Image.Image) -> int | None:
+    """The tag of a camera that was turned: 1 upright or no tag, 5 to 8 lying on a side; None where it is broken.
+
+    Metadata is not the picture: whatever its bytes hold, the pixels are whole.
+    """
+    # Pillow decodes a whole PNG to look for a tag that nearly none has.
+    if image.format == "PNG" and not {"exif", "XML:com.adobe.xmp", "Raw profile type exif"} & image.info.keys():
+        return 1
+    try:
+        tags = image.getexif()
+        tag = tags.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises a dozen types for broken EXIF
+        return None
+    if not tags and image.info.get("exif", b"").removeprefix(b"Exif\0\0"):
+        return None  # Pillow stopped at it when the file was opened
+    return tag if isinstance(tag, int) and (tag == 1 or tag in _UPRIGHT) else None
 
 
 def _depth(mode: str) -> str:
@@ -274,7 +359,7 @@ class _ReducedJpeg:
         """Choose the box in the opened image, and how libjpeg decodes it; other formats are left alone."""
         if not isinstance(image, JpegImageFile):
             return
-        self.shown = image.size[::-1] if _orientation(image) >= 5 else image.size
+        self.shown = image.size[::-1] if (orientation(image) or 1) >= 5 else image.size
         self.box = self.choose(self.shown)
         left, top, right, bottom = self.box
         most = min((right - left) / self.size[1], (bottom - top) / self.size[0])

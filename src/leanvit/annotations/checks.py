@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from leanvit import imaging
 from leanvit.errors import DataError, ImageError
@@ -16,6 +16,9 @@ Box = tuple[float, float, float, float]
 LARGEST = 1e9
 ROUNDING = 0.1
 """Pixels that a box may lie outside without a word: files are written with two to six decimals."""
+
+CLIPPED = "; clipped"
+"""How the remark on a box ends that lies partly outside its picture: it is kept."""
 
 
 class BrokenAnnotation(DataError):
@@ -29,6 +32,11 @@ def settle(problems: list[str], on_problem: OnProblem) -> tuple[str, ...]:
             f"{problems[0]} ({len(problems)} such problems in all). Correct the annotations, or skip the broken ones."
         )
     return tuple(problems)
+
+
+def is_remark(problem: str) -> bool:
+    """Whether a problem is one by which nothing is lost."""
+    return problem.endswith(CLIPPED)
 
 
 def shorten(value: Any) -> str:
@@ -71,7 +79,7 @@ def check_box(box: Box, size: tuple[int, int]) -> tuple[Box, str | None]:
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         raise BrokenAnnotation(f"box {_corners(box)} lies wholly outside {picture}, expected it inside")
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > ROUNDING:
-        return inside, f"box {_corners(box)} lies partly outside {picture}, expected it inside; clipped"
+        return inside, f"box {_corners(box)} lies partly outside {picture}, expected it inside{CLIPPED}"
     return inside, None
 
 
@@ -89,7 +97,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=imaging.FORMATS) as image:
                 width, height = image.size
-                turned = _is_turned(image)
+                turned = (imaging.orientation(image) or 1) >= 5
     except FileNotFoundError as error:
         raise ImageError("no such image file, expected it there") from error
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged data
@@ -102,10 +110,3 @@ def picture_size(path: Path) -> tuple[int, int]:
             f"{imaging.MAX_PIXELS:,} in all"
         )
     return (width, height) if turned else (height, width)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    # Pillow decodes a whole PNG to look for a tag that nearly none has.
-    if image.format == "PNG" and "exif" not in image.info:
-        return False
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) in (5, 6, 7, 8)

@@ -29,6 +29,8 @@ from leanvit.annotations.masks import check_segmentation, encode_mask
 from leanvit.annotations.types import Found, Instance, KeypointScheme, Scene, SceneSet
 from leanvit.errors import DataError
 from leanvit.files import write_atomic
+from leanvit.image_paths import real_path
+from leanvit.passed_over import note_once
 from leanvit.progress import Bar
 
 
@@ -48,7 +50,7 @@ def read_coco(
 def read_document(json_path: str | Path) -> dict[str, Any]:
     """The JSON of a COCO file. Raises DataError where it is missing, damaged, or lacks one of COCO's three lists."""
     try:
-        document = json.loads(Path(json_path).read_text(encoding="utf-8"))
+        document = json.loads(Path(json_path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{json_path}: {error.strerror}, expected a COCO annotation file. Check the path.") from error
     except json.JSONDecodeError as error:
@@ -74,6 +76,7 @@ def scenes_of_document(
     check_files: bool = True,
 ) -> SceneSet:
     """What `read_coco` makes of JSON that `read_document` has read."""
+    _number_ids(document, str(json_path))
     reader = _Reader(str(json_path), Path(images_folder), check_files)
     reader.read_categories(document["categories"])
     with Bar(f"checking {json_path}", len(document["images"]) + len(document["annotations"])) as bar:
@@ -167,7 +170,7 @@ class _Reader:
         else:
             self.pictures[number] = None
             try:
-                path = self.folder / name
+                path = real_path(self.folder, name)
                 self.pictures[number] = _Picture(name, path, _picture_size(entry, path, self.check_files))
             except DataError as error:
                 self.problems.append(f"{where}: {error}; left out with its annotations")
@@ -203,7 +206,8 @@ class _Reader:
         box, remark = check_box((x, y, x + width, y + height), size)
         segmentation = entry.get("segmentation") or None
         area = check_segmentation(segmentation, size) if segmentation else (box[2] - box[0]) * (box[3] - box[1])
-        if entry.get("area") is not None:
+        # Converters of boxes write area 0 where they know no mask.
+        if entry.get("area") is not None and (segmentation or entry["area"] != 0):
             area = check_number(entry["area"], "area")
         if area <= 0:
             raise BrokenAnnotation(f"area is {area:g}, expected more than 0")
@@ -215,6 +219,28 @@ class _Reader:
         if self.scheme is None or category not in self.posed or entry.get("keypoints") is None:
             return None
         return check_keypoints(entry["keypoints"], len(self.scheme.names), size)
+
+
+def _number_ids(document: dict[str, Any], path: str) -> None:
+    """Make whole numbers of ids that a program wrote as text throughout: their value, else their place in the file."""
+    for name, uses in _IDS.items():
+        entries = [entry for entry in document[name] if isinstance(entry, dict)]
+        ids = [entry.get("id") for entry in entries]
+        if not ids or not all(isinstance(one, str) and one for one in ids):
+            continue  # a single one is a slip, which the reader names
+        numeric = all(str(one).isdecimal() for one in ids)
+        numbers = {one: int(one) if numeric else place for place, one in enumerate(dict.fromkeys(map(str, ids)), 1)}
+        if not numeric and uses:
+            note_once(f"{path}: ids of {name} are names, e.g. {shorten(ids[0])}: they are numbered from 1")
+        for entry in entries:
+            entry["id"] = numbers[entry["id"]]
+        for entry in document["annotations"] if uses else ():
+            if isinstance(entry, dict) and isinstance(entry.get(uses), str | int):
+                entry[uses] = numbers.get(str(entry[uses]), entry[uses])
+
+
+_IDS = {"images": "image_id", "annotations": ""}
+"""The lists with ids, and what annotations call those."""
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leanvit.annotations.checks import OnProblem, settle
+from leanvit.annotations.checks import OnProblem, is_remark, settle
 from leanvit.annotations.coco import read_document, scenes_of_document
 from leanvit.annotations.maps import read_class_names, read_maps
 from leanvit.annotations.types import Scene, SceneSet
 from leanvit.annotations.yolo import read_yolo
 from leanvit.errors import DataError
-from leanvit.progress import note
+from leanvit.image_paths import real_path
+from leanvit.passed_over import left_out, note_once
 
 Task = Literal["detect", "segment", "semantic", "pose"]
 SceneSplit = Literal["train", "val"]
@@ -98,7 +99,7 @@ def _pictures_folder(document: dict[str, Any], path: Path, folders: Sequence[Pat
     entries = [entry for entry in document["images"][:100] if isinstance(entry, dict)]
     names = [str(entry["file_name"]) for entry in entries if entry.get("file_name")]
     for folder in folders:
-        if any((folder / name).is_file() for name in names):
+        if any(real_path(folder, name).is_file() for name in names):
             return folder
     looked = ", ".join(str(folder) for folder in folders)
     raise DataError(
@@ -150,11 +151,19 @@ def _with_masks(scene_set: SceneSet, on_problem: OnProblem) -> SceneSet:
 
 
 def note_problems(scenes: SceneSet, shown: int = 20) -> None:
-    """Name the annotations that were left out, the first ones each."""
+    """Name the annotations and pictures that were left out, the first ones each, and count them."""
     for problem in scenes.problems[:shown]:
-        note(f"left out: {problem}")
+        note_once(f"{'' if is_remark(problem) else 'left out: '}{problem}")
     if len(scenes.problems) > shown:
-        note(f"left out: {len(scenes.problems) - shown} more; leanvit data inspect names them all")
+        note_once(
+            f"left out: {len(scenes.problems) - shown} more of {scenes.name}; leanvit data inspect names them all"
+        )
+    count_problems(scenes.problems)
+
+
+def count_problems(problems: Sequence[str]) -> None:
+    """Count those by which something is lost in the exit code; they are said elsewhere."""
+    left_out([problem for problem in problems if not is_remark(problem)], "annotations", said=True)
 
 
 def require_classes(labels: tuple[str, ...], scenes: SceneSet) -> None:

@@ -16,6 +16,8 @@ from leanvit import imaging
 from leanvit.annotations.checks import OnProblem, picture_size, settle
 from leanvit.annotations.types import IGNORED, ClassMap, Scene, SceneSet
 from leanvit.errors import DataError, ImageError
+from leanvit.image_paths import images_below, leave_out_foreign
+from leanvit.passed_over import few, note_once
 from leanvit.progress import note, track
 
 MapLayout = Literal["auto", "ade20k", "cityscapes", "plain"]
@@ -215,9 +217,12 @@ def _by_stem(folder: Path, end: str, suffixes: frozenset[str], problems: list[st
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected the files of this split. Check the folder and the split.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"*{end}.*")):
+    found = images_below(folder)
+    for path in leave_out_foreign(found) if suffixes is imaging.SUFFIXES else found:
+        if path.is_dir():
+            problems.append(f"{path}: a folder that can't be read, expected the right to; left out")
         stem = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not stem.endswith(end):
+        if path.suffix.lower() not in suffixes or not stem.endswith(end):
             continue
         key = stem[: len(stem) - len(end)]
         if key in files:
@@ -257,25 +262,41 @@ def _with_readable_maps(scenes: list[Scene], values_checked: int, place: _Layout
     if len(chosen) < len(scenes):
         note(f"{place.maps}: values checked in {len(chosen)} of {len(scenes)} class maps")
     damaged = set()
+    present: set[int] = set()
     for scene in track(chosen, f"checking values in {place.maps}", len(chosen)):
         try:
-            strange = _strange_values(_read_values(scene.class_map), place)
+            values = _values_in(_read_values(scene.class_map))
         except DataError as error:
             problems.append(f"{error} Left out.")
             damaged.add(scene.image_id)
             continue
-        if strange:
+        present |= values
+        if strange := sorted(values.difference(place.map_values, place.ignored)):
             problems.append(
                 f"{scene.class_map}: {', '.join(map(str, strange[:5]))} in the map of {scene.path.name} is no class, "
                 f"expected values of {len(place.classes)} classes or {max(place.ignored)}; these pixels are ignored"
             )
+    if len(chosen) > len(damaged):
+        _note_empty_classes(present, place, len(chosen) - len(damaged))
     return [scene for scene in scenes if scene.image_id not in damaged]
 
 
-def _strange_values(values: NDArray[Any], place: _Layout) -> list[int]:
+def _note_empty_classes(present: set[int], place: _Layout, maps: int) -> None:
+    """Name classes without a pixel: nothing can be learned of them, whatever the metric says."""
+    empty = [place.classes[label] for value, label in place.map_values.items() if value not in present]
+    if not empty:
+        return
+    of = f"{len(empty)} of {len(place.classes)} classes"
+    line = f"{place.maps}: {of} have no pixel in the {maps} class maps looked at: {few(empty)}"
+    if IGNORED in present and IGNORED in place.ignored:
+        line += f"; {IGNORED} means that no class is known, a class is written as its number"
+    note_once(line)
+
+
+def _values_in(values: NDArray[Any]) -> set[int]:
     # Counting bytes takes a tenth of the time of sorting them.
     present = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
-    return sorted(set(present.tolist()).difference(place.map_values, place.ignored))
+    return set(present.tolist())
 
 
 def _read_values(path: Path | None) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from leanvit.annotations.keypoints import COCO_NAMES, check_keypoints, is_mirror
 from leanvit.annotations.masks import check_segmentation
 from leanvit.annotations.types import Instance, KeypointScheme, Scene, SceneSet
 from leanvit.errors import DataError, ImageError
+from leanvit.image_paths import images_below, is_hidden, leave_out_foreign, read_lines, real_path
 from leanvit.progress import track
 
 
@@ -43,7 +44,7 @@ def read_yolo(data_yaml: str | Path, split: str, on_problem: OnProblem = "skip")
             f"{path}: no label files for '{split}', expected e.g. {label_path(pictures[0])}. "
             "Put a text file for each picture below 'labels' where the pictures are below 'images'."
         )
-    problems: list[str] = []
+    problems = _labels_alone(pictures)
     found = (reader.scene(picture, problems) for picture in track(pictures, f"checking {path}", len(pictures)))
     scenes = tuple(Scene(p, i, size, rows) for i, (p, size, rows) in enumerate(filter(None, found), 1))
     return SceneSet(
@@ -61,12 +62,26 @@ def label_path(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _labels_alone(pictures: list[Path]) -> list[str]:
+    """Problems of label files whose picture is not there, in the folders that hold the labels of `pictures`."""
+    folders = {label_path(picture).parent: picture.parent for picture in pictures}
+    problems = []
+    for labels, images in sorted(folders.items()):
+        if labels == images or not labels.is_dir():
+            continue
+        # All files of the folder: a list may name a part of them, and pictures of other formats are named elsewhere.
+        there = {path.stem for path in images.iterdir()} | {"classes"}
+        alone = sorted(path for path in labels.glob("*.txt") if path.stem not in there and not is_hidden(path.name))
+        problems += [f"{path}: no picture of these labels in {images}; left out" for path in alone]
+    return problems
+
+
 # --- data.yaml ---
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}, expected YOLO's data.yaml. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -125,6 +140,7 @@ def _pictures(settings: dict[str, Any], split: str, path: Path) -> Iterator[Path
 
 def _find(source: str, root: str, path: Path) -> Path:
     # Roboflow writes ../train/images for what stands beside data.yaml.
+    root, source = root.replace("\\", "/"), source.replace("\\", "/")
     places = [path.parent / root / source, path.parent / source, path.parent / source.removeprefix("../")]
     place = next((place for place in places if place.exists()), None)
     if place is None:
@@ -133,16 +149,16 @@ def _find(source: str, root: str, path: Path) -> Path:
 
 
 def _listed(path: Path) -> Iterator[Path]:
-    lines = [line.strip() for line in path.read_text("utf-8", "surrogateescape").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines:
         raise DataError(f"{path}: an empty list, expected the path of a picture in each line.")
-    return (path.parent / line for line in lines)
+    return (real_path(path.parent, line) for line in lines)
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    pictures = [p for p in folder.rglob("*") if p.suffix.lower() in imaging.SUFFIXES and not p.name.startswith(".")]
+    pictures = leave_out_foreign(images_below(folder))
     if not pictures:
-        raise DataError(f"{folder}: no pictures found, expected files ending in {', '.join(sorted(imaging.SUFFIXES))}.")
+        raise DataError(f"{folder}: no pictures found, expected files ending in {imaging.ENDINGS}.")
     return iter(pictures)
 
 
@@ -162,7 +178,7 @@ class _Rows:
         labels = label_path(picture)
         try:
             size = picture_size(picture)
-            text = labels.read_text(encoding="utf-8") if labels.exists() else ""
+            text = labels.read_text(encoding="utf-8-sig") if labels.exists() else ""
         except ImageError as error:
             problems.append(f"{picture}: {error}; left out with its labels")
             return None

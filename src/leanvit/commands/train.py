@@ -18,10 +18,13 @@ def run(config: configs.TrainConfig) -> int:
         raise errors.ConfigError(
             f"task is '{config.task}'.{errors.did_you_mean(config.task, TASKS)} Expected one of: {', '.join(TASKS)}."
         )
+    from leanvit.passed_over import forget
     from leanvit.train import run as run_it
     from leanvit.train.processes import from_environment
 
     result = run_it(config)
+    if from_environment().world > 1:
+        forget()  # torchrun takes exit code 6 for a crash, and may start again
     if not from_environment().first:
         return errors.EXIT_OK
     percent = "%" if TASKS[config.task].points == 1.0 else ""

@@ -23,6 +23,7 @@ from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES, Preprocess
 from leanvit.data.sets import FASHION_MNIST_FOLDER, ImageSet, Split, load_split
 from leanvit.errors import DataError, ImageError
+from leanvit.passed_over import few, left_out
 from leanvit.progress import note, track
 
 __all__ = [
@@ -83,8 +84,8 @@ class Loader:
                 memory[len(good)] = pixels
                 good.append(index)
         if len(good) < len(self.images):
-            first = ", ".join(self.bad[:3])
-            note(f"{self.images.name}: {len(self.bad)} of {len(self.images)} images left out: {first}")
+            note(f"{self.images.name}: {len(self.bad)} of {len(self.images)} images left out: {few(self.bad)}")
+            left_out(self.bad, "images", said=True)
             kept = np.asarray(good, np.int64)
             self._require_all_classes(kept)
             self.images = self.images.subset(kept)
@@ -133,9 +134,11 @@ class Loader:
     def _collect(self, indices: NDArray[np.int64], decoded: Iterable[imaging.Decoded | None]) -> tuple[Tensor, Tensor]:
         batch = self._empty(len(indices))
         good: list[int] = []
+        before = len(self.bad)
         for index, pixels in self._readable(indices.tolist(), decoded):
             batch[len(good)] = pixels
             good.append(index)
+        left_out(self.bad[before:], f"images of {self.images.name} that can't be read")
         labels = self.images.labels[np.asarray(good, np.int64)]
         return torch.from_numpy(batch[: len(good)]), torch.from_numpy(labels)
 

@@ -19,7 +19,8 @@ from leanvit.data.loader import epoch_order
 from leanvit.data.scene_augment import Augmentation
 from leanvit.data.scene_samples import Pictures, Sample, SampleKind, Size, read_sample
 from leanvit.errors import ConfigError, DataError, ImageError, LeanvitError
-from leanvit.progress import note, track
+from leanvit.passed_over import left_out
+from leanvit.progress import track
 from leanvit.runtime.inputs import Place
 
 MEMORY_LIMIT_BYTES = 2 * 2**30
@@ -213,9 +214,7 @@ class SceneLoader:
         names = [str(self.dataset.scene_set.scenes[scene].path) for scene in sorted(scenes)]
         news = [name for name in names if name not in self.bad]
         self.bad += news
-        if news:
-            more = f" and {len(news) - 3} more" if len(news) > 3 else ""
-            note(f"{self.dataset.scene_set.name}: {len(news)} pictures can't be read: {', '.join(news[:3])}{more}")
+        left_out(news, f"pictures of {self.dataset.scene_set.name} that can't be read")
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next: its order and its augmentation. It stays until it is set again."""

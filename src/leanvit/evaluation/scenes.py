@@ -26,7 +26,8 @@ from leanvit.evaluation.measure import shifts_at, translate
 from leanvit.evaluation.plan import RESULT_NAME, Json, batch_size_of, check_shifts, conditions, origin, passes
 from leanvit.evaluation.subject import Subject
 from leanvit.files import only_writer, write_json
-from leanvit.progress import Bar, note, print_table
+from leanvit.passed_over import left_out
+from leanvit.progress import Bar, print_table
 from leanvit.runtime.inputs import Inputs, Options, Place, moved
 from leanvit.runtime.predict import DECODERS, in_order
 from leanvit.runtime.task import Batch, Task, measure_task
@@ -80,9 +81,7 @@ class SceneReader:
             raise DataError(
                 f"{self.scenes.name}: none of {len(self.bad)} pictures can be read: {self.bad[0]}. Replace the files."
             )
-        if self.bad:
-            more = f" and {len(self.bad) - 3} more" if len(self.bad) > 3 else ""
-            note(f"{self.scenes.name}: {len(self.bad)} pictures can't be read: {', '.join(self.bad[:3])}{more}")
+        left_out(self.bad, f"pictures of {self.scenes.name} that can't be read")
         self.scenes = replace(self.scenes, scenes=tuple(self.scenes.scenes[number] for number in good))
         self.inputs = count
         self._kept = kept if fits else None

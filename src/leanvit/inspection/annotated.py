@@ -11,7 +11,7 @@ import numpy as np
 
 from leanvit import imaging
 from leanvit.annotations import IGNORED, Instance, SceneSet
-from leanvit.annotations.load import SceneSplit, load_scenes
+from leanvit.annotations.load import SceneSplit, count_problems, load_scenes
 from leanvit.annotations.maps import load_map
 from leanvit.config import DataInspectConfig, Task
 from leanvit.errors import DataError, require
@@ -49,6 +49,8 @@ def inspect_scenes(config: DataInspectConfig, result: dict[str, Any]) -> str:
     }
     if parts["val"].classes != first.classes:
         result["parts"]["val"]["problems"].insert(0, _other_classes(parts["val"], first))
+    for part in result["parts"].values():
+        count_problems(part["problems"])
     return render_scenes(result, parts, seen, config)
 
 

@@ -12,6 +12,7 @@ from leanvit.config import DataInspectConfig
 from leanvit.data.sets import SPLITS, ImageSet, Split, find_parts, load_split
 from leanvit.inspection.labelled_page import render_images
 from leanvit.inspection.look import Seen, describe, find_copies, look_at, look_at_all, seen_pixels
+from leanvit.passed_over import names_left_out
 
 
 def inspect_images(config: DataInspectConfig, result: dict[str, Any]) -> str:
@@ -23,6 +24,7 @@ def inspect_images(config: DataInspectConfig, result: dict[str, Any]) -> str:
         "parts": {split: summarize(images, seen[split]) for split, images in parts.items()},
         "balance": balance(parts["train"], seen["train"]),
         "duplicates": find_duplicates(parts, seen),
+        "left_out": list(names_left_out()),
     }
     sheet = _readable(parts["train"], seen["train"])
     return render_images(result, sheet, count=config.images_per_class, seed=config.seed)

@@ -17,6 +17,7 @@ from leanvit.config import TrainConfig
 from leanvit.data.loader import Loader, epoch_order
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ImageError
+from leanvit.passed_over import left_out
 from leanvit.train.augment import CROPPING, POLICY, make_policy, seed_of
 from leanvit.train.processes import Processes
 
@@ -160,6 +161,7 @@ class Batches:
         """List images that could not be read with the loader's; whether any of them is new."""
         names = {self.loader.images.name_of(int(index)) for index in unreadable} - set(self.loader.bad)
         self.loader.bad += sorted(names)
+        left_out(sorted(names), "images", said=True)  # by the trainer, with the reason
         return bool(names)
 
     def _from_threads(self, epoch: int, parts: list[NDArray[np.int64]]) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from leanvit.train.augment import DROPPING, draws, erase, mix, resample, seed_of
 from leanvit.train.batches import Batches, Part
 from leanvit.train.distill import Outputs, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
+from leanvit.train.lone_image import running_averages
 from leanvit.train.optimizer import balanced_weights, parameter_groups
 from leanvit.train.processes import shard, wrap
 from leanvit.train.setup import build_model, checkpoint_gradients, some_of_each_class
@@ -105,7 +106,7 @@ class Classification:
         """Losses of a part and how many of its images were right."""
         x, target = prepared
         torch.manual_seed(seed_of(DROPPING, self.config.seed, step, part.position))
-        with self.setting.autocast():
+        with self.setting.autocast(), running_averages(self.learner, len(part)):
             output = self.output(running, x)
         losses = self.losses(output, target, x)
         correct = (output.logits.argmax(1) == part.labels.to(self.setting.device)).sum()

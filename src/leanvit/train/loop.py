@@ -337,6 +337,8 @@ class Trainer:
         if progress.best is None:
             progress = replace(progress, best=self._best_of(progress.history))
         self.progress = progress
+        if progress.epoch or progress.step:
+            note(_going_on(progress, self.config.epochs))
         if self.processes.first:
             # A kill between the state and the logs has left these one epoch behind.
             write_history(self.folder, progress.history, self._summary())
@@ -362,6 +364,13 @@ class Trainer:
             # Other tasks' best metrics are in the history.
             **({"best": self.progress.best} if self.learning.counts_correct else {}),
         }
+
+
+def _going_on(progress: Progress, epochs: int) -> str:
+    done = f"{progress.epoch} finished epochs" + (f" and {progress.step} steps" if progress.step else "")
+    if progress.epoch >= epochs:
+        return f"{done}, --epochs is {epochs}: nothing is left to train; raise --epochs to go on"
+    return f"going on after {done}; rates are those of a schedule of {epochs} epochs"
 
 
 def make_learning(config: TrainConfig, setting: Setting) -> Learning:

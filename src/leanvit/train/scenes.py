@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import SceneSet
-from leanvit.annotations.load import SceneSplit, require_classes
+from leanvit.annotations.load import SceneSplit, note_problems, require_classes
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, LoadOptions, Preprocess, TrainConfig
 from leanvit.data.loader import to_input
@@ -29,6 +29,7 @@ from leanvit.tasks.measure import kind_of, measure_network
 from leanvit.tasks.task import Targets
 from leanvit.train.augment import DROPPING, SAMPLING, seed_of
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
+from leanvit.train.lone_image import running_averages
 from leanvit.train.optimizer import parameter_groups
 from leanvit.train.processes import shard, wrap
 from leanvit.train.scene_batches import SceneBatches, ScenePart
@@ -64,7 +65,7 @@ class SceneLearning:
         self.metric = served_task(config.task)
         train_scenes, self.val_scenes = (self.task.load(config.data, split, config.annotations) for split in SPLITS)
         for scenes in (train_scenes, self.val_scenes):
-            report_problems(scenes)
+            note_problems(scenes)
         self.train_scenes = some_scenes(train_scenes, config)
         self.info = task_info(config, self.train_scenes)
         check_validation(self.info, self.val_scenes)
@@ -167,7 +168,7 @@ class SceneLearning:
         seed = self.config.seed
         seeds = [seed_of(SAMPLING, seed, step, position) for position in part.positions]
         torch.manual_seed(seed_of(DROPPING, seed, step, part.position))
-        with self.setting.autocast():
+        with self.setting.autocast(), running_averages(self.learner, len(part)):
             return Learned(running(x, targets, seeds))
 
     def without_images(self, running: Any) -> dict[str, Tensor]:
@@ -268,14 +269,6 @@ def check_validation(info: CheckpointInfo, scenes: SceneSet) -> None:
     SceneDataset(scenes, kind, info.preprocess.input_size)
     if kind is BOXES and all(one.crowd for scene in scenes.scenes for one in scene.instances):
         raise DataError(f"{scenes.name}: no object is annotated, expected some to validate on. Annotate the pictures.")
-
-
-def report_problems(scenes: SceneSet, shown: int = 20) -> None:
-    """Name the annotations that were left out."""
-    for problem in scenes.problems[:shown]:
-        note(f"left out: {problem}")
-    if len(scenes.problems) > shown:
-        note(f"left out: {len(scenes.problems) - shown} more; leanvit data inspect names them all")
 
 
 def scene_groups(network: nn.Module, backbone: nn.Module | None, config: TrainConfig) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from leanvit import imaging
 from leanvit.data.sets.image_set import ImageSet, Parts
 from leanvit.data.sets.local import SPLIT_NAMES
 from leanvit.errors import DataError, ImageError, require
+from leanvit.passed_over import note_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def hub_parts(name: str, *, download: bool) -> Parts:
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
     tables = {split: table for key, table in loaded.items() if (split := SPLIT_NAMES.get(str(key).lower()))}
+    if len(tables) < len(loaded):
+        note_once(f"hf:{name}: splits {', '.join(map(str, loaded))}; used are one each of train, validation and test")
     if "train" not in tables:
         raise DataError(f"hf:{name}: splits {', '.join(map(str, loaded))}, expected one named train. Rename it.")
     return {split: partial(_image_set, datasets, table, f"hf:{name}/{split}") for split, table in tables.items()}

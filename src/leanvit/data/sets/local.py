@@ -17,7 +17,8 @@ from leanvit import imaging
 from leanvit.config import FASHION_MNIST_CLASSES
 from leanvit.data.sets.image_set import SPLITS, ImageSet, Parts, Split, require_files
 from leanvit.errors import DataError, require
-from leanvit.image_paths import images_below
+from leanvit.image_paths import images_below, is_hidden, leave_out_foreign, real_path
+from leanvit.passed_over import few, left_out, note_once
 from leanvit.progress import track
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -37,10 +38,21 @@ def folder_parts(root: Path) -> Parts:
     if not train or not held_out:
         return {"train": partial(image_folder, root)}
     same_classes(train, held_out)
+    _name_strays(root, [path for path in root.iterdir() if path.is_dir()])
+    _note_unused(root, [found[split] for split in SPLITS if split in found])
     parts: Parts = {split: partial(image_folder, found[split]) for split in SPLITS if split in found}
     if "test" in found:
         parts["test"] = partial(_test_folder, train, found["test"])
     return parts
+
+
+def _note_unused(root: Path, used: Sequence[Path]) -> None:
+    """Say which folders beside train/ and val/ are no part."""
+    others = sorted(
+        path.name for path in root.iterdir() if path.is_dir() and path not in used and not is_hidden(path.name)
+    )
+    if others:
+        note_once(f"{root}: used are {', '.join(path.name for path in used)}; not used: {few(others)}")
 
 
 def _test_folder(train: Path, test: Path) -> ImageSet:
@@ -61,7 +73,7 @@ def same_classes(train: Path, other: Path) -> None:
 
 def class_folders(root: Path) -> list[Path]:
     """The folders of the classes, sorted. Raises DataError where there are fewer than two."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
     if len(folders) < 2:
         raise DataError(
             f"{root}: {len(folders)} class folders found, expected one folder a class and at least two classes. "
@@ -73,19 +85,29 @@ def class_folders(root: Path) -> list[Path]:
 def image_folder(root: Path) -> ImageSet:
     """Images below one folder a class. Raises DataError where a class has none."""
     folders = class_folders(root)
+    _name_strays(root, folders)
     paths: list[Path] = []
     labels: list[int] = []
     for index, folder in enumerate(track(folders, f"listing {root}", len(folders))):
-        images = list(images_below(folder))
+        images = leave_out_foreign(images_below(folder))
         if not images:
             raise DataError(
                 f"{folder}: class '{folder.name}' has no images, expected at least one file ending in "
-                f"{', '.join(sorted(imaging.SUFFIXES))}. Add images or remove the folder."
+                f"{imaging.ENDINGS}. Add images or remove the folder."
             )
         paths += images
         labels += [index] * len(images)
     classes = tuple(folder.name for folder in folders)
     return ImageSet(str(root), paths, np.asarray(labels, np.int64), classes)
+
+
+def _name_strays(root: Path, folders: Sequence[Path]) -> None:
+    """Name images beside the class folders, which belong to no class, and links to folders that are gone."""
+    beside = [path for path in sorted(root.iterdir()) if not is_hidden(path.name) and path not in folders]
+    lost = [str(path) for path in beside if not path.exists()]
+    left_out(lost, f"links in {root} that lead to nothing")
+    strays = [str(path) for path in beside if path.is_file() and path.suffix.lower() in imaging.SUFFIXES]
+    left_out(strays, f"images beside the class folders of {root}, which have no class")
 
 
 # --- CSV ---
@@ -99,7 +121,7 @@ def csv_parts(path: Path) -> Parts:
     Raises DataError for a missing column, an empty or unknown field (with its line), and missing images.
     """
     rows = _csv_rows(path)
-    files = [path.parent / file for file, _, _ in rows]
+    files = [real_path(path.parent, file) for file, _, _ in rows]
     require_files(files, str(path), "Paths are relative to the folder of the table; correct them or add the files.")
     trained = {label for _, label, split in rows if split == "train"}
     unknown = sorted({label for _, label, _ in rows} - trained)

@@ -22,6 +22,7 @@ from leanvit import imaging
 from leanvit.data.sets.image_set import ImageSet, Parts, Split
 from leanvit.data.sets.local import SPLIT_NAMES
 from leanvit.errors import DataError, ImageError, require
+from leanvit.image_paths import is_wild, literal_folders
 from leanvit.progress import track
 
 CLASSES_NAME = "classes.txt"
@@ -90,14 +91,15 @@ def shard_parts(pattern: str) -> Parts:
 def find_shards(pattern: str) -> list[Path]:
     """The shards that a pattern names, in the order of braces and names. Raises DataError for any that is missing."""
     try:
-        names = require("braceexpand").braceexpand(pattern) if "{" in pattern else [pattern]
+        is_file = Path(pattern).is_file()
+        names = require("braceexpand").braceexpand(pattern) if "{" in pattern and not is_file else [pattern]
     except ValueError as error:
         raise DataError(
             f"wds:{pattern}: {error}, expected braces as in {{0000..0011}}. Correct the pattern."
         ) from error
     shards: list[Path] = []
     for name in names:
-        found = sorted(glob.glob(name)) if any(c in name for c in "*?[") else [name]
+        found = [name] if Path(name).is_file() or not is_wild(name) else sorted(glob.glob(literal_folders(name)))
         missing = name if not found else next((path for path in found if not Path(path).is_file()), None)
         if missing:
             raise DataError(
@@ -121,12 +123,44 @@ def read_index(shard: Path) -> list[Sample]:
 
 @cache
 def _read_index(shard: Path, size: int, changed: int) -> list[Sample]:
-    samples = []
+    samples: list[Sample] = []
     for key, group in groupby(_members(shard, size), key=lambda pair: _key_and_suffix(pair[1].name)[0]):
-        members = {_key_and_suffix(member.name)[1]: (text, member) for text, member in group}
-        sample = _sample(f"{shard}/{key}", members) if key is not None else None
-        samples += [sample] if sample else []
+        if key is not None:
+            samples += _samples_of(f"{shard}/{key}", list(group))
     return samples
+
+
+def _samples_of(name: str, group: list[tuple[bytes, TarMember]]) -> Iterator[Sample]:
+    """The labelled images among the members of one key.
+
+    By WebDataset's rule the key ends at the first dot, so shot.0001.jpg and shot.0001.cls are two fields of 'shot'. An
+    image and a class with the same dots in their names are a sample all the same; what has no class of its own
+    (000.seg.png beside 000.cls) stays a field. Raises DataError where two members have the same name.
+    """
+    parts: dict[str, dict[str, tuple[bytes, TarMember]]] = {}
+    for text, member in group:
+        dotted, _, suffix = _key_and_suffix(member.name)[1].rpartition(".")
+        part = parts.setdefault(dotted, {})
+        if suffix in part:
+            raise DataError(
+                f"{member}: this name was there before, expected names of their own. Write the shard again."
+            )
+        part[suffix] = text, member
+    labelled = {dotted: part for dotted, part in parts.items() if not dotted or "cls" in part}
+    found = [_sample(f"{name}.{dotted}".rstrip("."), part) for dotted, part in labelled.items()]
+    if "cls" not in parts.get("", {}):
+        _require_classes(name, parts)
+    yield from filter(None, found)
+
+
+def _require_classes(name: str, parts: dict[str, dict[str, tuple[bytes, TarMember]]]) -> None:
+    images = [f"{dotted}.{suffix}" for dotted, part in parts.items() for suffix in part
+              if "cls" not in part and f".{suffix}" in imaging.SUFFIXES]  # fmt: skip
+    if images:
+        raise DataError(
+            f"{name}.{images[0]}: an image without a class, expected a cls with the same name. WebDataset's keys end "
+            "at the first dot of a name. Write the shard again."
+        )
 
 
 def _key_and_suffix(name: str) -> tuple[str | None, str]:
