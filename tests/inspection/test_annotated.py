@@ -125,7 +125,7 @@ def test_at_most_fifty_problems_are_shown_and_all_are_kept(tmp_path: Path, leanv
     )
     write_split(root, "val", 1, [box(1, 0, 3, 1, 1, 9, 9)])
     done, result, page = inspect(leanvit, root, "detect")
-    assert done.code == 0, done.err
+    assert done.code == 6, done.err
     assert len(result["parts"]["train"]["problems"]) == 70
     assert done.out.count("problem: ") == 50
     assert "20 more problems: inspect.json names them all" in done.out
