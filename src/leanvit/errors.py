@@ -110,6 +110,7 @@ class PartialError(LeanvitError):
 
 EXTRAS = {
     "onnx": "onnx",
+    "onnx_ir": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",

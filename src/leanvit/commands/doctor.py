@@ -26,7 +26,8 @@ CORE = (
     "rich",
 )
 OPTIONAL = {
-    "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "peers",
+    "onnx": "onnx", "onnx-ir": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
+    "openvino": "openvino", "nncf": "peers",
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
     "scikit-image": "tasks", "scikit-learn": "data", "datasets": "data",
     "huggingface_hub": "data", "braceexpand": "data",

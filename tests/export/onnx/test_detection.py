@@ -1,4 +1,4 @@
-"""One graph for a two-stage detector: its answers and its pieces against torchvision's own forward."""
+"""One graph for a two-stage detector: its outputs and its pieces against torchvision's own forward."""
 
 from __future__ import annotations
 
@@ -15,30 +15,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, nms, remove_small_boxes
+from torchvision.ops.poolers import initLevelMapper
 
 from leanvit.config import Preprocess
 from leanvit.errors import ExportError, is_installed
+from leanvit.export.onnx import detection_glue as glue
 from leanvit.export.onnx.detection import assemble
-from leanvit.export.onnx.detection_glue import (
-    EMPTY,
-    Boxes,
-    Decoding,
-    Glue,
-    Level,
-    Pooling,
-    bring_back,
-    decode,
-    flat_objectness,
-    pool,
-    propose,
-    suppress,
-)
+from leanvit.export.onnx.detection_glue import EMPTY
 from leanvit.export.onnx.lower import ImageInput
 from leanvit.export.onnx.quantizers import OPSET, OnnxLinear
 from leanvit.export.onnx.storage import pack_four_bits
@@ -350,23 +340,7 @@ def test_wrong_parts_are_named() -> None:
         assemble({**parts, "box": vague}, detector, SIZE)
 
 
-# --- its pieces -----------------------------------------------------------------------------------------------
-
-
-def run_glue(glue: Glue, inputs: Arrays, output: str) -> NDArray[Any]:
-    """Run a piece alone; inputs by the names that it was written with."""
-    graph = helper.make_graph(
-        glue.nodes,
-        "piece",
-        [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
-            for name, array in inputs.items()
-        ],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-        list(glue.constants.values()),
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    return runner(model)(inputs)[output]
+# --- its pieces, on NumPy arrays --------------------------------------------------------------------------------
 
 
 def random_boxes(rng: np.random.Generator, count: int, size: tuple[int, int] = SIZE) -> NDArray[np.float32]:
@@ -376,16 +350,27 @@ def random_boxes(rng: np.random.Generator, count: int, size: tuple[int, int] = S
     return np.concatenate([corner, high], 1).astype(np.float32)
 
 
+def corner_of(size: tuple[int, int]) -> NDArray[np.float32]:
+    return np.array([size[1], size[0], size[1], size[0]], np.float32)
+
+
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_decoding_is_box_coder_with_its_clamps(weights: tuple[float, float, float, float]) -> None:
     rng = np.random.default_rng(0)
     boxes, deltas = random_boxes(rng, 500), rng.normal(0, 8, (500, 4)).astype(np.float32)
     coder = BoxCoder(weights)
     wanted = clip_boxes_to_image(coder.decode_single(torch.from_numpy(deltas), torch.from_numpy(boxes)), SIZE)
-    glue = Glue()
-    output = decode(glue, "deltas", "boxes", Decoding(weights, coder.bbox_xform_clip, SIZE, 1e-3, 0.5))
-    got = run_glue(glue, {"deltas": deltas, "boxes": boxes}, output)
+    got = glue.decode(deltas, boxes, np.array(weights, np.float32), corner_of(SIZE), growth_limit=coder.bbox_xform_clip)
     np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-3)
+
+
+def test_small_boxes_are_those_of_torchvision() -> None:
+    sides = np.array([0.0, 0.5, 0.999, 1.0, 1.001, 3.0], np.float32)
+    boxes = np.array([[2, 2, 2 + width, 2 + height] for width in sides for height in sides], np.float32)
+    wanted = np.zeros(len(boxes), bool)
+    wanted[remove_small_boxes(torch.from_numpy(boxes), 1.0).numpy()] = True
+    np.testing.assert_array_equal(glue.large_enough(boxes, smallest=1.0), wanted)
+    assert 0 < wanted.sum() < len(boxes)
 
 
 @settings(max_examples=15, deadline=None)
@@ -400,8 +385,7 @@ def test_suppression_is_nms_of_each_group(seed: int, count: int, overlap: float,
     boxes = np.stack([random_boxes(rng, count, (40, 40)) for _ in range(3)])
     scores = rng.normal(0, 3, (3, count)).round(1).astype(np.float32)  # ties, and scores below 0
     scores[rng.random((3, count)) < empty] = EMPTY
-    glue = Glue()
-    got = run_glue(glue, {"b": boxes, "s": scores}, suppress(glue, "b", "s", overlap, count))
+    got = glue.suppress(boxes, scores, overlap=overlap, limit=count)
     for row in range(3):
         present = np.flatnonzero(scores[row] > EMPTY)
         kept = present[
@@ -412,27 +396,51 @@ def test_suppression_is_nms_of_each_group(seed: int, count: int, overlap: float,
         np.testing.assert_array_equal(got[row], wanted)
 
 
+def test_suppression_by_class_is_batched_nms() -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = np.tile(random_boxes(rng, 30, (40, 40)), (1, 3, 1, 1)), rng.random((1, 3, 30), np.float32)
+    boxes += rng.uniform(0, 2, boxes.shape).astype(np.float32)
+    got = glue.suppress(glue.by_class(boxes), glue.by_class(scores), overlap=0.3, limit=30).reshape(-1)
+    given = torch.from_numpy(boxes.reshape(-1, 4)), torch.from_numpy(scores.reshape(-1))
+    kept = batched_nms(*given, torch.arange(3).repeat_interleave(30), 0.3).numpy()
+    np.testing.assert_array_equal(np.sort(np.flatnonzero(got > EMPTY)), np.sort(kept))
+    assert 3 < len(kept) < 90
+
+
+def test_probabilities_are_those_of_torch_to_the_bit_where_levels_compete() -> None:
+    logits = np.linspace(-18, 18, 1001, dtype=np.float32)
+    wanted = torch.from_numpy(logits).double().sigmoid().numpy()
+    np.testing.assert_allclose(glue.probability(logits), wanted, rtol=2e-7)
+
+
 @pytest.mark.parametrize("offset", [-12.0, 0.0, 9.0])
 def test_levels_compete_as_in_torchvision_where_probabilities_are_tiny_or_equal(offset: float) -> None:
     detector = detector_of(replace(CONFIG, proposals=150))
     rpn = detector.network.rpn
     rng = np.random.default_rng(0)
     grids = [(SIZE[0] // stride, SIZE[1] // stride) for stride in STRIDES]
-    inputs = {f"o_{i}": rng.normal(offset, 1, (1, 3, *grid)).astype(np.float32) for i, grid in enumerate(grids)}
-    inputs |= {f"d_{i}": rng.normal(0, 0.3, (1, 12, *grid)).astype(np.float32) for i, grid in enumerate(grids)}
+    objectness = [rng.normal(offset, 1, (1, 3, *grid)).astype(np.float32) for grid in grids]
+    deltas = [rng.normal(0, 0.3, (1, 12, *grid)).astype(np.float32) for grid in grids]
     maps = [torch.zeros(1, CHANNELS, *grid) for grid in grids]
     pictures = ImageList(torch.zeros(1, 3, *SIZE), [SIZE])
     anchors = rpn.anchor_generator(pictures, maps)[0].split([3 * height * width for height, width in grids])
-    objectness, deltas = ([torch.from_numpy(inputs[f"{name}_{i}"]) for i in range(4)] for name in "od")
-    rpn.head.forward = lambda features: (objectness, deltas)
+    rpn.head.forward = lambda features: tuple(
+        [torch.from_numpy(each) for each in part] for part in (objectness, deltas)
+    )
     wanted = rpn(pictures, dict(zip(LEVELS, maps, strict=True)))[0][0].numpy()
-    glue = Glue()
-    levels = [Level("", f"o_{i}", f"d_{i}", each.numpy()) for i, each in enumerate(anchors)]
-    logits = [flat_objectness(glue, level) for level in levels]
-    how = Decoding((1.0, 1.0, 1.0, 1.0), rpn.box_coder.bbox_xform_clip, SIZE, rpn.min_size, rpn.nms_thresh)
-    places = propose(glue, levels, logits, how, before=150, after=150)
-    assert len(wanted) == places.rows == 150
-    np.testing.assert_allclose(run_glue(glue, inputs, places.boxes), wanted, rtol=0, atol=1e-3)
+    found = [
+        glue.candidates(
+            glue.flat_objectness(logits), change, each.numpy(), np.ones(4, np.float32), corner_of(SIZE),
+            growth_limit=rpn.box_coder.bbox_xform_clip, smallest=rpn.min_size, overlap=rpn.nms_thresh,
+            count=min(150, len(each)), limit=min(150, len(each)),
+        )
+        for logits, change, each in zip(objectness, deltas, anchors, strict=True)
+    ]  # fmt: skip
+    boxes, scores = (np.concatenate(values, 1) for values in zip(*found, strict=True))
+    got, used = glue.proposals(boxes, scores, count=150)
+    assert used.all()
+    assert len(wanted) == 150
+    np.testing.assert_allclose(got[0], wanted, rtol=0, atol=1e-3)
 
 
 def border_boxes(scale: float) -> NDArray[np.float32]:
@@ -442,45 +450,107 @@ def border_boxes(scale: float) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("scale", [112, 224])
+def test_levels_are_those_of_the_level_mapper(scale: int) -> None:
+    boxes = np.concatenate([border_boxes(scale), random_boxes(np.random.default_rng(0), 500, (512, 512))])
+    wanted = initLevelMapper(2, 5, scale, 4)([torch.from_numpy(boxes)]).numpy()
+    np.testing.assert_array_equal(glue.level_of(boxes, side=float(scale), level=4.0, eps=1e-6), wanted)
+    assert set(wanted) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("scale", [112, 224])
 def test_pooling_takes_each_box_from_its_level(scale: int) -> None:
     rng = np.random.default_rng(1)
     size = (512, 512)
     maps = [rng.normal(size=(2, 3, 512 // stride, 512 // stride)).astype(np.float32) for stride in STRIDES]
-    boxes = [np.concatenate([border_boxes(scale), random_boxes(rng, 19, size)]) for _ in range(2)]
-    used = rng.random(80) < 0.7
+    boxes = np.stack([np.concatenate([border_boxes(scale), random_boxes(rng, 19, size)]) for _ in range(2)])
+    used = rng.random((2, 40)) < 0.7
     theirs = MultiScaleRoIAlign(LEVELS, 7, 2, canonical_scale=scale, canonical_level=4)
     wanted = theirs(
         {name: torch.from_numpy(each) for name, each in zip(LEVELS, maps, strict=True)},
         [torch.from_numpy(each) for each in boxes],
         [size, size],
     ).numpy()
-    wanted[~used] = 0
-    glue = Glue()
-    levels = [Level(f"map_{i}", "", "", np.zeros((0, 4), np.float32)) for i in range(len(STRIDES))]
-    places = Boxes("boxes", "used", 40)
-    order = pool(glue, levels, places, Pooling(7, 2, scale, 4, 1e-6), "cells")
-    output = bring_back(glue, "cells", order, places, [3, 7, 7])
-    inputs = {f"map_{i}": each for i, each in enumerate(maps)} | {"boxes": np.concatenate(boxes), "used": used}
-    got = run_glue(glue, inputs, output)
-    if not used[0]:
-        got[0] = 0
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
+    wanted[~used.reshape(-1)] = 0
+    got = pooled(maps, boxes, used, float(scale))
+    if not used[0, 0]:
+        got[0, 0] = 0
+    np.testing.assert_allclose(got.reshape(wanted.shape), wanted, rtol=0, atol=1e-3)
 
 
-def test_pooling_gives_one_row_where_no_place_is_in_use() -> None:
-    glue = Glue()
-    levels = [Level("map", "", "", np.zeros((0, 4), np.float32)) for _ in STRIDES]
-    pool(glue, levels, Boxes("boxes", "used", 5), Pooling(7, 2, 224, 4, 1e-6), "cells")
-    inputs = {
-        "map": np.ones((1, 2, 8, 8), np.float32),
-        "boxes": np.zeros((5, 4), np.float32),
-        "used": np.zeros(5, bool),
-    }
-    assert run_glue(glue, inputs, "cells").shape == (1, 2, 7, 7)
+def pooled(maps: list[NDArray[Any]], boxes: NDArray[Any], used: NDArray[Any], side: float) -> NDArray[Any]:
+    """Every place's cells."""
+    places = glue.places_in_use(boxes, used, side=side, level=4.0, eps=1e-6)
+    found = [
+        glue.from_level(each, *places, number=float(level), scale=1 / stride, cells=7, samples=2)
+        for level, (each, stride) in enumerate(zip(maps, STRIDES, strict=True))
+    ]
+    cells, order = (np.concatenate(values) for values in zip(*found, strict=True))
+    return glue.bring_back(cells, order, used)
 
 
-def test_equal_constants_are_stored_once() -> None:
-    glue = Glue()
-    assert glue.constant(1) == glue.constant(1) != glue.constant(1.0)
-    assert glue.constant([1]) != glue.constant(1)
-    assert [numpy_helper.to_array(each).dtype for each in glue.constants.values()] == [np.int64, np.float32, np.int64]
+def test_pooling_returns_one_row_where_no_place_is_in_use() -> None:
+    boxes, used = np.zeros((1, 5, 4), np.float32), np.zeros((1, 5), bool)
+    _, images, levels = glue.places_in_use(boxes, used, side=224.0, level=4.0, eps=1e-6)
+    assert images.tolist() == [0] * 5
+    assert levels.tolist() == [0, -1, -1, -1, -1]
+
+
+def test_detections_are_those_of_torchvision() -> None:
+    rng = np.random.default_rng(0)
+    rows, count = 30, 12
+    heads = detector_of(replace(CONFIG, detections=count)).network.roi_heads
+    heads.score_thresh = 0.2
+    logits = rng.normal(0, 2, (rows, CLASSES + 1)).astype(np.float32)
+    deltas = rng.normal(0, 1, (rows, 4 * (CLASSES + 1))).astype(np.float32)
+    places = random_boxes(rng, rows)
+    given = [torch.from_numpy(each) for each in (logits, deltas, places)]
+    boxes, scores, labels = (each[0] for each in heads.postprocess_detections(given[0], given[1], [given[2]], [SIZE]))
+    all_boxes, kept = glue.boxes_of_classes(
+        logits[None], deltas[None], places[None], np.ones((1, rows), bool),
+        np.array(heads.box_coder.weights, np.float32), corner_of(SIZE), growth_limit=heads.box_coder.bbox_xform_clip,
+        smallest=1e-2, overlap=heads.nms_thresh, threshold=heads.score_thresh, classes=CLASSES, limit=count,
+    )  # fmt: skip
+    found = glue.best_boxes(all_boxes, kept, classes=CLASSES, count=count)
+    assert len(boxes) == count
+    for mine, theirs in zip(found, (boxes, scores, labels - 1, np.ones(count, bool)), strict=True):
+        np.testing.assert_allclose(mine[0], np.asarray(theirs), rtol=0, atol=1e-3)
+
+
+def test_masks_are_those_of_their_labels() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4, CLASSES + 1, 6, 6)).astype(np.float32)
+    labels, used = np.array([[2, 0], [0, 3], [1, 1]]), np.array([[True, True], [False, True], [False, True]])
+    order = np.array([5, 0, 3, 1])  # in the order of levels
+    wanted = np.zeros((6, 6, 6), np.float32)
+    (theirs,) = maskrcnn_inference(torch.from_numpy(logits), [torch.from_numpy(labels.reshape(-1)[order] + 1)])
+    wanted[order] = theirs[:, 0].numpy()
+    np.testing.assert_allclose(glue.masks_of(logits, order, labels, used).reshape(wanted.shape), wanted, atol=1e-6)
+
+
+# --- the graph of its pieces ----------------------------------------------------------------------------------
+
+
+def test_equal_constants_and_values_are_stored_and_computed_once() -> None:
+    model = assemble(parts_for(CONFIG), detector_of(CONFIG), SIZE)
+    own = [
+        each for each in model.graph.initializer if not each.name.startswith(tuple(f"{name}." for name in PART_OUTPUTS))
+    ]
+    stored = [(each.data_type, tuple(each.dims), numpy_helper.to_array(each).tobytes()) for each in own]
+    assert len(set(stored)) == len(stored)
+    computed = [
+        (
+            node.domain,
+            node.op_type,
+            tuple(node.input),
+            tuple(sorted(each.SerializeToString() for each in node.attribute)),
+        )
+        for node in model.graph.node
+        if node.output[0].startswith("glue.")
+    ]
+    assert len(set(computed)) == len(computed)
+
+
+def test_no_call_and_no_cast_of_a_constant_is_left() -> None:
+    model = assemble(parts_for(CONFIG), detector_of(CONFIG), SIZE)
+    assert not model.functions
+    assert not {"CastLike", "Constant", "Identity"} & {node.op_type for node in model.graph.node}

@@ -17,13 +17,14 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import export
 from leanvit.checkpoint import preprocess_for
 from leanvit.config import ExportOptions
-from leanvit.export.onnx.attention import fuse_attention
+from leanvit.export.onnx import attention
 from leanvit.export.onnx.lower import lower
 from leanvit.quant.graph import trace
 from leanvit.runtime.bundle import read_manifest
 from sessions import open_model
 
 onnx = pytest.importorskip("onnx")
+ir = pytest.importorskip("onnx_ir")
 onnxruntime = pytest.importorskip("onnxruntime")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
@@ -120,6 +121,10 @@ def expected(given: dict[str, Any], form: Form) -> Any:
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
     return np.einsum("bhij,bjhd->bihd", shares, split["v"]).reshape(BATCH, TOKENS, -1)
+
+
+def fuse_attention(proto: Any) -> Any:
+    return ir.to_proto(attention.fuse_attention(ir.from_proto(proto)))
 
 
 def operations(proto: Any) -> list[str]:

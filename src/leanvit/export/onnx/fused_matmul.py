@@ -8,94 +8,112 @@ value by value. OpenVINO reads both operations and runs them as well as those th
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leanvit.export.onnx.graph_view import GraphView, attribute, rewrite
+from leanvit.export.onnx.matching import constant, made, maker_of, only_reader, sizes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN = "com.microsoft"
 
 
-def fuse_products(proto: Any, *, transpose_codes: bool) -> Any:
+@dataclass(frozen=True)
+class _Linear:
+    """A product of quantized integers with a constant weight: what one operation reads in place of all up to `end`."""
+
+    inputs: tuple[ir.Value | None, ...]
+    end: ir.Node
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    """A product, and the transposition that its second operand comes from, which does with `order`, or is left out."""
+
+    product: ir.Node
+    transposition: ir.Node
+    order: list[int]
+    left_out: bool
+
+
+def fuse_products(model: ir.Model, *, transpose_codes: bool) -> ir.Model:
     """Write linears on integers as MatMulIntegerToFloat, products of something transposed as FusedMatMul, in place.
 
     transpose_codes: also where a Q/DQ pair stands between the transposition and the product; ONNX Runtime then
     multiplies floats, OpenVINO integers as before.
-    Same arithmetic, in ONNX Runtime and OpenVINO. Returns the onnx.ModelProto.
+    Same arithmetic, in ONNX Runtime and OpenVINO. Returns the model.
     """
-    from onnx import helper
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    graph = _Graph(proto.graph)
-    replaced: dict[str, list[Any]] = {}
-    for product in (node for node in proto.graph.node if node.op_type == "MatMul"):
-        replaced |= graph.linear(product) or graph.transposed(product, of_codes=transpose_codes)
-    if replaced:
-        rewrite(proto.graph, replaced)
-        if all(entry.domain != DOMAIN for entry in proto.opset_import):
-            proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return proto
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    # All are found before one is written: what is written reads values once more.
+    found = [_linear(node) or _transposed(node, of_codes=transpose_codes) for node in products]
+    for match in found:
+        if isinstance(match, _Linear):
+            _write_linear(match, model.graph)
+        elif match is not None:
+            _write_transposed(match, model.graph)
+    if any(found):
+        RemoveUnusedNodesPass()(model)
+        model.graph.opset_imports.setdefault(DOMAIN, 1)
+    return model
 
 
-class _Graph(GraphView):
-    """Finds products and writes them anew: {what a node returns: the nodes in its place}, nothing where it stays."""
+def _linear(product: ir.Node) -> _Linear | None:
+    """A product of quantized integers with a constant weight, and the bias that is added to it."""
+    left, right = (maker_of(value, "DequantizeLinear") for value in product.inputs)
+    if left is None or right is None or len(left.inputs) < 3 or len(right.inputs) > 2:
+        return None
+    codes, scale, zero_point = left.inputs
+    weight, scales = right.inputs
+    types = [None if found is None else found.dtype for found in (constant(zero_point), constant(weight))]
+    if types != [np.uint8, np.int8] or sizes(scale) != () or right.attributes.get_int("axis", 1) != 1:
+        return None
+    channels = (sizes(weight) or ())[1:]
+    if sizes(scales) != channels:
+        return None
+    operands = (codes, weight, scale, scales, zero_point)
+    added = only_reader(product.outputs[0], "Add")
+    if added is not None and constant(added.inputs[1]) is not None and sizes(added.inputs[1]) == channels:
+        return _Linear((*operands, None, added.inputs[1]), added)
+    return _Linear(operands, product)
 
-    def linear(self, product: Any) -> dict[str, list[Any]]:
-        """A product of quantized integers with a constant weight, and the bias that is added to it."""
-        from onnx import helper
 
-        operands = self._codes_and_weight(product)
-        if not operands:
-            return {}
-        last, bias = self._with_bias(product, self.shapes[operands[3]])
-        inputs = [*operands, *(["", bias] if bias else [])]
-        node = helper.make_node("MatMulIntegerToFloat", inputs, list(last.output), domain=DOMAIN)
-        return {product.output[0]: [], last.output[0]: [node]}
+def _write_linear(match: _Linear, graph: ir.Graph) -> None:
+    import onnx_ir as ir
 
-    def _codes_and_weight(self, product: Any) -> list[str]:
-        """Quantized integers, weight, the scales of both and the first's zero point; none for no linear on integers."""
-        left, right = (self.maker_of(name, "DequantizeLinear") for name in product.input)
-        if left is None or right is None or len(left.input) < 3 or len(right.input) > 2:
-            return []
-        codes, scale, zero_point = left.input
-        weight, scales = right.input
-        types = (self._dtype(zero_point), self._dtype(weight))
-        if types != (np.uint8, np.int8) or self.shapes.get(scale) != () or attribute(right, "axis", 1) != 1:
-            return []
-        by_channel = self.shapes.get(scales) == self.shapes[weight][1:]
-        return [codes, weight, scale, scales, zero_point] if by_channel else []
+    fused = ir.node("MatMulIntegerToFloat", match.inputs, domain=DOMAIN)
+    ir.convenience.replace_nodes_and_values(graph, match.end, [match.end], [fused], match.end.outputs, fused.outputs)
 
-    def _dtype(self, name: str) -> Any:
-        """Of a constant, None where this is none."""
-        return self.constants[name].dtype if name in self.constants else None
 
-    def _with_bias(self, product: Any, channels: tuple[int, ...]) -> tuple[Any, str]:
-        """The node that adds one constant a channel to a product, and the constant; the product and '' without."""
-        added = self.only_reader(product.output[0], "Add")
-        biased = added is not None and added.input[1] in self.constants and self.shapes[added.input[1]] == channels
-        return (added, added.input[1]) if biased else (product, "")
+def _transposed(product: ir.Node, *, of_codes: bool) -> _Transposed | None:
+    """A product whose second operand comes from a transposition that makes its last dimension the last but one."""
+    moved = _before_codes(product.inputs[1]) if of_codes else product.inputs[1]
+    transposition = made(moved, "Transpose")
+    order = list(transposition.attributes.get_ints("perm", ())) if transposition is not None else []
+    # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers for MatMul alone.
+    if transposition is None or len(order) < 3 or order[-2] != len(order) - 1:
+        return None
+    order = [*order[:-2], order[-1], order[-2]]
+    return _Transposed(product, transposition, order, order == sorted(order) and moved is product.inputs[1])
 
-    def transposed(self, product: Any, *, of_codes: bool) -> dict[str, list[Any]]:
-        """A product whose second operand comes from a transposition that makes its last dimension the last but one."""
-        from onnx import helper
 
-        moved = self._behind_codes(product.input[1]) if of_codes else product.input[1]
-        transposition = self.made(moved, "Transpose")
-        order = attribute(transposition, "perm") if transposition is not None else None
-        # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers for MatMul alone.
-        if not order or len(order) < 3 or order[-2] != len(order) - 1:
-            return {}
-        order = [*order[:-2], order[-1], order[-2]]
-        move = helper.make_node("Transpose", list(transposition.input), list(transposition.output), perm=order)
-        second = product.input[1]
-        if order == sorted(order) and second == moved:
-            second = transposition.input[0]
-        inputs = [product.input[0], second]
-        node = helper.make_node("FusedMatMul", inputs, list(product.output), domain=DOMAIN, transB=1)
-        return {moved: [move], product.output[0]: [node]}
+def _write_transposed(match: _Transposed, graph: ir.Graph) -> None:
+    import onnx_ir as ir
 
-    def _behind_codes(self, name: str) -> str:
-        """What was quantized with one scale, and made float again; the value itself where it was not."""
-        back = self.made(name, "DequantizeLinear")
-        codes = self.made(back.input[0], "QuantizeLinear") if back is not None else None
-        return codes.input[0] if codes is not None and self.shapes.get(codes.input[1]) == () else name
+    first, second = match.product.inputs
+    match.transposition.attributes["perm"] = ir.AttrInt64s("perm", match.order)
+    source = match.transposition.inputs[0] if match.left_out else second
+    fused = ir.node("FusedMatMul", [first, source], {"transB": 1}, domain=DOMAIN)
+    old = match.product
+    ir.convenience.replace_nodes_and_values(graph, old, [old], [fused], old.outputs, fused.outputs)
+
+
+def _before_codes(value: ir.Value | None) -> ir.Value | None:
+    """What was quantized with one scale, and made float again; the value itself where it was not."""
+    back = made(value, "DequantizeLinear")
+    codes = made(back.inputs[0], "QuantizeLinear") if back is not None else None
+    return codes.inputs[0] if codes is not None and sizes(codes.inputs[1]) == () else value

@@ -69,6 +69,7 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     as int8 per output channel, in the form that profile w8a8 has.
     """
     import numpy as np
+    import onnx_ir as ir
     from onnx import TensorProto, helper, numpy_helper
 
     names = ["x", "y"][: len(shapes)]
@@ -93,7 +94,7 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *inner])
     body = helper.make_graph(nodes, "site", inputs, [output], initializers)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return fuse_products(model, transpose_codes=False)
+    return ir.to_proto(fuse_products(ir.from_proto(model), transpose_codes=False))
 
 
 def _through_codes(nodes: list[Any], name: str, quantized: bool) -> str:

@@ -161,13 +161,12 @@ def lower(
         raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
-    proto = program.model_proto
-    values = paths_of_values(proto, paths, IMAGES)
+    values = paths_of_values(program.model, paths, IMAGES)
     if opset != OPSET:
-        fuse_attention(proto)
+        fuse_attention(program.model)
     if row.fused_products:
-        fuse_products(proto, transpose_codes=row.attention == "integer around zero")
-    proto = without_metadata(proto)
+        fuse_products(program.model, transpose_codes=row.attention == "integer around zero")
+    proto = without_metadata(program.model_proto)
     proto = pack_four_bits(compute_at_load(short_names(proto) if smallest else proto), cast=not row.four_bit_types)
     proto = add_zero_points(proto)
     if row.compact:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch._ops import OpOverload
@@ -20,6 +20,9 @@ from leanvit.export.onnx.storage import VECTORS, rename
 from leanvit.quant.attach import quantizer_name
 from leanvit.quant.graph import QuantGraph, module_path
 from leanvit.quant.ops import aten
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 PATH = "leanvit_path"
 """Key of a node's path in its meta."""
@@ -91,19 +94,18 @@ def with_scopes(module: GraphModule) -> dict[str, str]:
     return paths
 
 
-def paths_of_values(proto: Any, paths: Mapping[str, str], outside: str) -> dict[str, str]:
+def paths_of_values(model: ir.Model, paths: Mapping[str, str], outside: str) -> dict[str, str]:
     """{value: path of the operation that makes it} of a model as torch.onnx wrote it.
 
     paths: of submodules. outside: path of what is in none of them.
     """
     found: dict[str, str] = {}
-    for node in proto.graph.node:
-        noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+    for node in model.graph:
         path = outside
-        for scope in ast.literal_eval(noted):
+        for scope in ast.literal_eval(node.metadata_props.get(SCOPES, "[]")):
             inside = _inside(scope, paths)
             path = path if inside is None else inside
-        found |= dict.fromkeys(node.output, path)
+        found |= dict.fromkeys((value.name for value in node.outputs if value.name), path)
     return found
 
 
