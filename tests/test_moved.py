@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import leanvit
@@ -38,6 +40,14 @@ def test_every_new_path_is_a_module(new: str) -> None:
             "inspection.labelled.look",
         ),
         ("from leanvit.downstream.train import run as found", "leanvit.downstream.train", "train.loop.run"),
+        ("from leanvit.tasks.segment import Segmenter as found", "leanvit.tasks.segment", "tasks.semantic.Segmenter"),
+        ("from leanvit._svg import line_chart as found", "leanvit._svg", "report.svg.line_chart"),
+        ("from leanvit.data import epoch_order as found", "leanvit.data.epoch_order", "data.loader.epoch_order"),
+        (
+            "import leanvit.imaging; found = leanvit.imaging.find_images",
+            "leanvit.imaging.find_images",
+            "image_paths.find_images",
+        ),
         ("from leanvit.distill import Teacher as found", "leanvit.distill", "train.distill.Teacher"),
     ],
 )
@@ -65,6 +75,29 @@ def test_a_name_that_is_gone_says_what_to_use(old: str) -> None:
         place = importlib.import_module(module)
     with pytest.raises(ImportError, match=re.escape(f"{old} went with leanvit 0.1. Use ")):
         getattr(place, name)
+
+
+@pytest.mark.parametrize("old", sorted(_moved.GONE_MODULES))
+def test_a_module_that_is_gone_says_what_to_use(old: str) -> None:
+    with pytest.raises(ImportError, match=re.escape(f"{old} went with leanvit 0.1. Use ")):
+        importlib.import_module(old)
+
+
+def test_a_predictor_still_ranks_prepared_images(shared_bundle: Path) -> None:
+    predictor = leanvit.Predictor(shared_bundle)
+    images = np.random.default_rng(0).integers(0, 256, (2, *predictor.size, 3), np.uint8)
+    with pytest.warns(FutureWarning, match=re.escape("Predictor.top(images, top_k) is Predictor.predict")):
+        found = predictor.top(images, 3)
+    for row, logits in zip(found, predictor.logits(images), strict=True):
+        assert [label for label, _ in row] == [predictor.labels[i] for i in np.argsort(-logits)[:3]]
+        shares = np.exp(logits) / np.exp(logits).sum()
+        assert [share for _, share in row] == pytest.approx(np.sort(shares)[::-1][:3], abs=1e-6)
+
+
+def test_a_name_that_never_was_is_an_attribute_error() -> None:
+    for name in ("leanvit.imaging", "leanvit.data", "leanvit.config"):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            importlib.import_module(name).nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("new", sorted(set(_moved.NAMES.values())))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
 
 MOVED = {
+    "leanvit._svg": "leanvit.report.svg",
     "leanvit.convert": "leanvit.commands.convert",
     "leanvit.datasets": "leanvit.data.sets",
     "leanvit.datasets.hub": "leanvit.data.sets.hub",
@@ -94,6 +95,7 @@ MOVED = {
     "leanvit.tasks.augment": "leanvit.data.scene_augment",
     "leanvit.tasks.loader": "leanvit.data.scene_loader",
     "leanvit.tasks.samples": "leanvit.data.scene_samples",
+    "leanvit.tasks.segment": "leanvit.tasks.semantic",
 }
 """Old module: where its names are now. `leanvit.verbs` had none that were meant to be imported."""
 
@@ -104,6 +106,9 @@ NAMES = {
     **{f"leanvit.inspection.examine.{name}": f"leanvit.inspection.labelled.{name}" for name in (
         "balance", "examine", "find_duplicates", "look", "summarize",
     )},
+    "leanvit._svg.Markup": "markupsafe.Markup",
+    "leanvit.data.epoch_order": "leanvit.data.loader.epoch_order",
+    "leanvit.imaging.find_images": "leanvit.image_paths.find_images",
     "leanvit.downstream.answers.PCK_SHARE": "leanvit.runtime.tasks.pose.PCK_SHARE",
     "leanvit.downstream.export.FLOAT_MAX_DROP": "leanvit.export.gate.limits.FLOAT_MAX_DROP",
     "leanvit.downstream.export.GOLDEN_PICTURES": "leanvit.export.gate.golden.GOLDEN_PICTURES",
@@ -124,6 +129,7 @@ NAMES = {
 _PREDICT = "leanvit.Predictor, whose predict(source, score_threshold=..., boxes=...) serves every task"
 
 GONE = {
+    "leanvit.config.Profile": "str: a name in leanvit.export.onnx.profiles.PROFILES, or auto",
     "leanvit.downstream.answers.METRICS": "leanvit.runtime.task.TASKS[task].metric",
     "leanvit.downstream.answers.decode_map": _PREDICT,
     "leanvit.downstream.answers.decode_objects": _PREDICT,
@@ -154,6 +160,11 @@ GONE = {
 }
 """Names that have no successor of the same form, and what to use instead."""
 
+GONE_MODULES = {
+    "leanvit.quant.outliers": "benchmarks/outliers.py of the repository: it made hard networks for benchmarks",
+}
+"""Modules that are no part of the package any more, and where what they did is."""
+
 NAMES_OF_RUNTIME = {
     **dict.fromkeys(("Predictor", "run_prepared"), "leanvit.runtime.predictor"),
     **dict.fromkeys(
@@ -171,9 +182,21 @@ def warn(old: str, new: str, stacklevel: int) -> None:
 
 
 def refuse(old: str) -> None:
-    """Raise ImportError that says what to use instead of a name that is gone."""
-    if old in GONE:
-        raise ImportError(f"{old} went with leanvit 0.1. Use {GONE[old]}.", name=old)
+    """Raise ImportError that says what to use instead of a name or module that is gone."""
+    if new := GONE.get(old) or GONE_MODULES.get(old):
+        raise ImportError(f"{old} went with leanvit 0.1. Use {new}.", name=old)
+
+
+def find_name(module: str, name: str) -> Any:
+    """A name of leanvit 0.1 of a module that is still there, for its __getattr__. Raises AttributeError for others."""
+    old = f"{module}.{name}"
+    refuse(old)
+    if old not in NAMES:
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+    # 4: past this function and the module's own, to who asks for the name.
+    warn(old, NAMES[old], stacklevel=4)
+    place, _, now = NAMES[old].rpartition(".")
+    return getattr(importlib.import_module(place), now)
 
 
 class _OldPaths:
@@ -181,6 +204,7 @@ class _OldPaths:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        refuse(name)
         if name not in MOVED:
             return None
         loader = cast("Loader", _Forward(MOVED[name]))

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from leanvit import _moved
 from leanvit.config import Preprocess
 from leanvit.errors import ImageError
 from leanvit.image_metadata import without_metadata
@@ -411,3 +413,10 @@ def encode_png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Names of leanvit 0.1, for one release."""
+        return _moved.find_name(__name__, name)

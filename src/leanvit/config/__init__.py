@@ -4,6 +4,7 @@ Every configuration carries `version`, rejects unknown keys with a suggestion, a
 and back without loss. This package imports neither torch nor timm.
 """
 
+from leanvit import _moved
 from leanvit.config.analysis import AnalyzeConfig
 from leanvit.config.base import command_line, convert, from_dict, load_yaml, option, save_yaml, to_dict
 from leanvit.config.commands import (
@@ -77,9 +78,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """TaskTrainConfig of 0.1, for one release."""
+    """Names of 0.1, for one release."""
     if name != "TaskTrainConfig":
-        raise AttributeError(f"module 'leanvit.config' has no attribute '{name}'")
+        return _moved.find_name(__name__, name)
     import warnings
 
     warnings.warn("TaskTrainConfig is TrainConfig with a task now: TrainConfig(task=...)", FutureWarning, stacklevel=2)

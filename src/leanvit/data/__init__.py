@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from leanvit import _moved
+
 if TYPE_CHECKING:
     from leanvit.checkpoint import preprocess_for
     from leanvit.data.loader import Loader, check_classes, to_input
@@ -28,4 +30,4 @@ __all__ = ["ImageSet", "Loader", "check_classes", "load_split", "preprocess_for"
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'leanvit.data' has no attribute '{name}'")
+    return _moved.find_name(__name__, name)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from leanvit import imaging
+from leanvit import _moved, imaging
 from leanvit.annotations import Outputs
 from leanvit.config import Runtime, RuntimeChoice
 from leanvit.errors import BundleError, ConfigError, ImageError, VerificationError
@@ -151,6 +151,12 @@ class Predictor:
     def probabilities(self, images: imaging.Pixels) -> Logits:
         """Softmax of a classifier's logits: (N, classes) float32, each row sums to 1. Raises as `logits` does."""
         return classify.probabilities(self.logits(images))
+
+    def top(self, images: imaging.Pixels, top_k: int) -> list[list[tuple[str, float]]]:
+        """Of leanvit 0.1, with a FutureWarning: the `top_k` most probable (label, probability) pairs of each image."""
+        _moved.warn("Predictor.top(images, top_k)", "Predictor.predict(source, top_k)", stacklevel=3)
+        best = np.argsort(-(shares := self.probabilities(images)), axis=1, kind="stable")[:, :top_k]
+        return [[(self.labels[i], float(row[i])) for i in own] for row, own in zip(shares, best, strict=True)]
 
     def results(
         self, pictures: Sequence[Inputs], options: Options | None = None, batch_size: int | None = None

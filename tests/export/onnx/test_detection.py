@@ -29,7 +29,7 @@ from leanvit.errors import ExportError, is_installed
 from leanvit.export.onnx import detection_glue as glue
 from leanvit.export.onnx.detection import assemble
 from leanvit.export.onnx.detection_glue import EMPTY
-from leanvit.export.onnx.lower import ImageInput
+from leanvit.export.onnx.inputs import ImageInput
 from leanvit.export.onnx.quantizers import OPSET, OnnxLinear
 from leanvit.export.onnx.storage import pack_four_bits
 from leanvit.runtime.engines import openvino_core

@@ -34,7 +34,7 @@ QUANTIZER_ROLES = ("input", "other", "weight", "output")
 """Of quantizers at a site, see leanvit.quant.attach.quantizer_name."""
 
 NETWORK = "network."
-"""Prefix of everything after the normalisation of images (lower.ImageInput)."""
+"""Prefix of everything after the normalisation of images (inputs.ImageInput)."""
 
 PARTS = {
     "codes": "weight", "codes4": "weight", "packed": "weight", "zero_point4": "zero_point", "load_scale": "scale",
