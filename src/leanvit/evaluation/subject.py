@@ -128,7 +128,7 @@ def _open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, t
     if is_quantized_network(config.model):
         parts, info = load_quantized_network(config.model)
         info = of_quantized(info, options, config.model)
-        return measured_form(parts, config.profile)[0], info, torch.device("cpu"), True
+        return measured_form(parts, config.profile)[0].to(device), info, device, True
     network, info = load(config.model, options)
     return network.to(device), info, device, False
 

@@ -65,6 +65,9 @@ def test_the_timed_files_compute_the_site(graph: QuantGraph, kind: str) -> None:
         model = site_model(graph, site, shapes, quantized=quantized)
         onnx.checker.check_model(model, full_check=True)
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node) == quantized
+        # What is timed is what a file of profile w8a8 runs.
+        fused = any(node.op_type == "MatMulIntegerToFloat" for node in model.graph.node)
+        assert fused == (quantized and kind == "linear")
         session = open_model(model)
         (found,) = session.run(None, feed)
         constants = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.bench import table_of_times
 from leanvit.errors import require
 from leanvit.export.onnx.fused_matmul import fuse_products
+from leanvit.export.onnx.zero_points import add_zero_points
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,7 @@ def measure_table(model: nn.Module, example: Tensor, *, threads: int = 0, rounds
     Raises ExportError for a model that can't be traced, MissingDependencyError without the onnx extra.
     """
     onnx = require("onnx")
+    require("onnx_ir")
     from leanvit.quant.costs import TABLE_VERSION, site_key
     from leanvit.quant.graph import trace
 
@@ -94,7 +96,8 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *inner])
     body = helper.make_graph(nodes, "site", inputs, [output], initializers)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return ir.to_proto(fuse_products(ir.from_proto(model), transpose_codes=False))
+    # As in `lower`: zero points come after, for what stays in integers and is no operation of ONNX Runtime's own.
+    return add_zero_points(ir.to_proto(fuse_products(ir.from_proto(model), transpose_codes=False)))
 
 
 def _through_codes(nodes: list[Any], name: str, quantized: bool) -> str:
@@ -120,12 +123,8 @@ def _weight(nodes: list[Any], constants: dict[str, Any], site: Site, quantized: 
         return "weight"
     constants["weight_codes"] = codes
     constants["weight_scale"] = np.full(site.weight_shape[0], 0.01, np.float32)
-    # Without zero points ONNX Runtime makes one for all channels where it takes uint8 weights (x64quantprecision).
-    constants["weight_zero"] = np.zeros(site.weight_shape[0], np.int8)
     axis = 0 if site.kind == "conv2d" else 1
-    nodes.append(
-        helper.make_node("DequantizeLinear", ["weight_codes", "weight_scale", "weight_zero"], ["weight"], axis=axis)
-    )
+    nodes.append(helper.make_node("DequantizeLinear", ["weight_codes", "weight_scale"], ["weight"], axis=axis))
     return "weight"
 
 
