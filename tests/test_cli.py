@@ -606,12 +606,13 @@ def test_the_help_of_every_verb_shows_every_option(verb: str, leanvit: Run) -> N
     from dataclasses import fields
 
     from leanvit import config
+    from leanvit.config.base import flag_of
 
     done = leanvit(verb, "--help")
     assert done.code == 0
     for field in fields(getattr(config, VERBS[verb][0])):
         if field.name != "version":
-            name = field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
+            name = field.name if field.metadata.get("positional") else flag_of(field)
             assert name in done.out
     assert "--version" not in done.out
 

@@ -124,6 +124,7 @@ EXTRAS = {
     "pycocotools.mask": "tasks",
     "faster_coco_eval": "tasks",
     "segmentation_models_pytorch": "tasks",
+    "transformers": "transformers",
     "skimage": "tasks",
 }
 # Modules whose package has another name on PyPI.

@@ -72,27 +72,35 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
-def decode(source: str | Path | bytes, name: str | None = None) -> Decoded:
+def decode(source: str | Path | bytes, name: str | None = None, channels: int = 3) -> Decoded:
     """Decode the first frame of a JPEG, PNG, WebP, BMP or TIFF image to RGB.
 
-    source: a path, or the encoded bytes. name: what errors call the image.
+    source: a path, or the encoded bytes. name: what errors call the image. channels: more than three are the bands of
+    the file as they are, of which it must have as many.
     Raises ImageError for a missing, truncated or foreign file, for more than 100 million pixels and
     for a side below 2 pixels.
     """
-    image, notes = _decode_image(source, name)
+    image, notes = _decode_image(source, name, channels=channels)
     return Decoded(np.asarray(image), notes)
 
 
 def _decode_image(
-    source: str | Path | bytes, name: str | None, prepare: Callable[[Image.Image], None] | None = None
+    source: str | Path | bytes,
+    name: str | None,
+    prepare: Callable[[Image.Image], None] | None = None,
+    channels: int = 3,
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """The decoded image in mode RGB, and its notes. prepare: what is done to the opened file before it is decoded."""
+    """The decoded image in mode RGB, or with its own bands where more are asked for, and its notes.
+
+    prepare: what is done to the opened file before it is decoded.
+    """
     name = name or (str(source) if not isinstance(source, bytes) else "image")
     data = source if isinstance(source, bytes) else read_file(Path(source), name)
+    convert = _to_rgb if channels <= 3 else partial(_own_bands, channels=channels, name=name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _open_and_load(data, name, prepare)
+            return _open_and_load(data, name, prepare, convert)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: {_kind_of(data)}, expected JPEG, PNG, WebP, BMP or TIFF. Remove or convert the file."
@@ -113,7 +121,12 @@ def _decode_image(
 
 
 def _open_and_load(
-    data: bytes, name: str, prepare: Callable[[Image.Image], None] | None, *, again: bool = False
+    data: bytes,
+    name: str,
+    prepare: Callable[[Image.Image], None] | None,
+    convert: Callable[[Image.Image], tuple[Image.Image, tuple[str, ...]]],
+    *,
+    again: bool = False,
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """The pixels; where Pillow stops at metadata, those of the file without it."""
     try:
@@ -129,13 +142,13 @@ def _open_and_load(
         if plain is None or len(plain) == len(data):
             raise
         try:
-            image, notes = _open_and_load(plain, name, prepare, again=True)
+            image, notes = _open_and_load(plain, name, prepare, convert, again=True)
         except Exception:
             plain = None
         if plain is None:
             raise  # what was wrong with the file as it is
         return image, ("metadata that can't be read was ignored", *notes)
-    return _to_rgb(opened)
+    return convert(opened)
 
 
 _FOREIGN = {
@@ -223,6 +236,30 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return image.convert("RGB"), tuple(notes)
 
 
+def _own_bands(image: Image.Image, channels: int, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The bands of a file as they are, upright; raises ImageError where there are not as many."""
+    bands = image.split()
+    if len(bands) != channels:
+        raise ImageError(
+            f"{name}: {len(bands)} channels ({image.mode}), expected {channels}: the network takes as many. Give "
+            f"images of {channels} bands, such as PNG or TIFF with a fourth one."
+        )
+    # Pillow would multiply the colours of RGBA by the fourth band when it resizes.
+    merged = Image.merge("RGBX", bands)
+    turned = orientation(image) or 1
+    return merged.transpose(_UPRIGHT[turned]) if turned != 1 else merged, ()
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Pixels (height, width, C) uint8 with so many channels: RGB becomes grey; raises ImageError for all else."""
+    found = pixels.shape[2]
+    if found == channels:
+        return pixels
+    if (found, channels) == (3, 1):
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    raise ImageError(f"the picture has {found} channels, the network takes {channels}. Give pictures of as many.")
+
+
 def orientation(image: Image.Image) -> int | None:
     """The tag of a camera that was turned: 1 upright or no tag, 5 to 8 lying on a side; None where it is broken.
 
@@ -261,9 +298,14 @@ def _scale_to_8_bits(image: Image.Image) -> Pixels:
 def resize(pixels: Pixels, preprocess: Preprocess) -> Pixels:
     """Resize and crop one image to the network's input size, with the roundings of torchvision and timm.
 
-    pixels: (height, width, 3) uint8. Returns (*input_size, 3) uint8, contiguous.
+    pixels: (height, width, 3) uint8. Returns (*input_size, 3) uint8, contiguous. Other channels than three where
+    `preprocess` has other ones. Raises ImageError for a picture that does not have them.
     """
-    return _resize_image(Image.fromarray(pixels), preprocess)
+    pixels = with_channels(pixels, preprocess.channels)
+    if preprocess.channels == 3:
+        return _resize_image(Image.fromarray(pixels), preprocess)
+    bands = [_resize_image(Image.fromarray(pixels[:, :, i]), preprocess) for i in range(preprocess.channels)]
+    return np.ascontiguousarray(np.stack(bands, axis=2))
 
 
 def _resize_image(image: Image.Image, preprocess: Preprocess) -> Pixels:
@@ -274,8 +316,9 @@ def _resize_image(image: Image.Image, preprocess: Preprocess) -> Pixels:
         return np.ascontiguousarray(image)
     if preprocess.crop_mode == "letterbox":
         tall, wide = letterboxed_size((image.height, image.width), preprocess.input_size)
-        padded = np.full((height, width, 3), GREY, np.uint8)
-        padded[:tall, :wide] = np.asarray(image.resize((wide, tall), filter))
+        resized = np.asarray(image.resize((wide, tall), filter))
+        padded = np.full((height, width, *resized.shape[2:]), GREY, np.uint8)
+        padded[:tall, :wide] = resized
         return padded
     whole_width, whole_height = _size_before_crop(image.size, preprocess)
     left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
@@ -311,7 +354,9 @@ def load(source: str | Path | bytes, preprocess: Preprocess, name: str | None = 
 
 def decode_resized(source: str | Path | bytes, preprocess: Preprocess, name: str | None = None) -> Decoded:
     """`decode`, then `resize`, without an array in between. Raises ImageError as `decode` does."""
-    image, notes = _decode_image(source, name)
+    image, notes = _decode_image(source, name, channels=preprocess.channels)
+    if preprocess.channels == 1:
+        return Decoded(_resize_image(image.convert("L"), preprocess)[:, :, None], notes)
     return Decoded(_resize_image(image, preprocess), notes)
 
 
@@ -409,9 +454,9 @@ def normalize(images: Pixels, preprocess: Preprocess) -> NDArray[np.float32]:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Encode (height, width, 3) uint8 as PNG bytes."""
+    """Encode (height, width, 3) uint8 as PNG bytes; one channel as grey, four with the last as transparency."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 

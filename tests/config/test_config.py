@@ -74,6 +74,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "min_objects": st.integers(1, 3),
     "rotation": st.floats(0, 180),
     "occlusion": share,
+    "mean": st.tuples(positive, positive, positive),
     "std": st.tuples(positive, positive, positive),
     "models": st.lists(st.text(), max_size=2),
     "batch_sizes": st.lists(st.integers(1, 512), min_size=1).map(tuple),
@@ -313,7 +314,7 @@ def test_nested_values_are_checked_as_well() -> None:
         (DemoConfig, "seed", [-1], [0]),
         (Preprocess, "input_size", [(0, 8)], [(1, 1)]),
         (Preprocess, "crop_pct", [0.0, 1.1, math.nan], [1.0]),
-        (Preprocess, "std", [(1.0, 0.0, 1.0)], [(1.0, 1.0, 1.0)]),
+        (Preprocess, "std", [(1.0, 0.0, 1.0), (1.0,), ()], [(1.0, 1.0, 1.0)]),
     ],
 )
 def test_a_value_out_of_range_is_refused_and_its_limit_is_not(

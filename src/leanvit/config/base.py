@@ -200,7 +200,7 @@ def command_line(verb: str, config: Any) -> str:
     words, flags = ["leanvit", *verb.split()], []
     for item in fields(config):
         value = getattr(config, item.name)
-        texts = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        texts = [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
         if item.metadata.get("positional"):
             words += texts
         elif value != (item.default if item.default_factory is MISSING else item.default_factory()):

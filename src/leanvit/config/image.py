@@ -48,14 +48,17 @@ class Preprocess:
             raise ConfigError(f"input_size is {self.input_size}, expected two positive numbers of pixels")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct is {self.crop_pct}, expected a share in (0, 1]")
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ConfigError(
-                f"mean has {len(self.mean)} numbers and std {len(self.std)}, expected one of each for every channel"
-            )
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}, expected a positive number for each channel")
+        if not self.mean:
+            raise ConfigError(f"mean is {self.mean}, expected a number for each channel")
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}, expected a positive number for each of {len(self.mean)} channels")
 
     @property
     def channels(self) -> int:
         """Channels of the input."""
         return len(self.mean)
+
+    @property
+    def channel_order(self) -> str:
+        """What the channels are, as bundle.json says it."""
+        return {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} bands")

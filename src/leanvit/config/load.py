@@ -11,7 +11,7 @@ from leanvit.errors import ConfigError
 
 NETWORK_KINDS = (
     "a leanvit checkpoint or run folder, NAME.TAG of timm, a file of weights (.safetensors .bin .pth .pt .tar .ckpt), "
-    "hf-hub:ORG/NAME, local-dir:FOLDER"
+    "hf-hub:ORG/NAME, local-dir:FOLDER, transformers:FOLDER_OR_ID, torchvision:NAME[.WEIGHTS], python:FILE.py:FUNCTION"
 )
 """The specs of leanvit.load, as help texts name them."""
 

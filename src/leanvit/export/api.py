@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from leanvit.checkpoint import CheckpointInfo, preprocess_for
@@ -20,9 +21,12 @@ from leanvit.export.draft import Job, write_within_drop
 from leanvit.export.gate.check import Check, require_passed
 from leanvit.export.gate.evaluation import Origin
 from leanvit.export.gate.golden import synthetic_images
+from leanvit.export.gate.rounding import some_tensor
 from leanvit.export.gate.speed import check_speed
 from leanvit.export.gate.verify import least_ratios, leave_out_failed, verify_bundle
 from leanvit.export.network import Exported, Model, exported, network_outputs
+from leanvit.load.modules import as_network, unwrapped
+from leanvit.load.own import PLAIN_TASKS
 from leanvit.progress import Bar
 from leanvit.quant import QuantizedModel
 from leanvit.quant.parts import QuantizedNetwork
@@ -60,6 +64,8 @@ def export(
     architecture, data: name of the network and where its own split comes from, kept in bundle.json. info: of the
     checkpoint, which says all of this at once, and the task where that is not to classify images.
     old: keywords of 0.1, with a FutureWarning.
+    A network that returns a dictionary, a dataclass or a tuple, or is wrapped or in half precision, is taken as in
+    leanvit.quantize.
     Returns the folder. Raises VerificationError (the draft stays as OUTPUT.rejected), ExportError, ConfigError,
     MissingDependencyError.
     """
@@ -67,10 +73,13 @@ def export(
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module)
     output = Path(output)
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
     told = info or _info_of(model, preprocess)
     told = dataclasses.replace(
         told, preprocess=preprocess or told.preprocess, architecture=architecture or told.architecture
     )
+    model = _checked(model, told)
     if labels is None and info is not None:
         labels = info.labels
     if data is None:
@@ -134,6 +143,29 @@ def _info_of(model: Model, preprocess: Preprocess | None) -> CheckpointInfo:
         )
     name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return CheckpointInfo(name, (), preprocess or _default_preprocess(model))
+
+
+def _checked(model: Model, info: CheckpointInfo) -> Model:
+    """The network in float32 with one output, or a quantized one as it is, where they fit the preprocessing.
+
+    Raises ConfigError that names both sides where a quantized one does not, ShapeError where a network can't run.
+    """
+    height, width = info.preprocess.input_size
+    wanted = (info.preprocess.channels, height, width)
+    if isinstance(model, QuantizedModel):
+        if tuple(model.example.shape[1:]) != wanted:
+            raise ConfigError(
+                f"the network was quantized with images of {_shape(model.example.shape[1:])} (channels, height, "
+                f"width), the preprocessing is for {_shape(wanted)}. Export with the one that it was calibrated with."
+            )
+        return model
+    if isinstance(model, QuantizedNetwork) or info.task not in PLAIN_TASKS:
+        return model
+    return as_network(model, torch.zeros(1, *wanted, device=some_tensor(model).device))
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:

@@ -134,4 +134,5 @@ def _pixels(images: Tensor) -> Pixels:
 
 def synthetic_evaluation(preprocess: Preprocess) -> Evaluation:
     """Images without labels, on which a bundle is compared with the network before export."""
-    return Evaluation("synthetic images", np.stack(synthetic_images(SYNTHETIC_IMAGES, preprocess.input_size, seed=1)))
+    pictures = synthetic_images(SYNTHETIC_IMAGES, preprocess.input_size, seed=1, channels=preprocess.channels)
+    return Evaluation("synthetic images", np.stack(pictures))

@@ -189,7 +189,7 @@ def _manifest(job: Job, labels: tuple[str, ...], lifted: list[str], minimum: flo
         plan={} if isinstance(model, nn.Module) else model.plan,
         quantization={} if isinstance(model, nn.Module) else _quantization(model, job, lifted),
         data=job.data,
-        input=INPUT,
+        input={**INPUT, "channels": subject.info.preprocess.channel_order},
         opset=subject.opset(job.options.opset),
         versions=versions(),
         task=job.task.name,

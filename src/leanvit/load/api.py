@@ -9,7 +9,7 @@ from leanvit import checkpoint
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import LoadOptions
 from leanvit.errors import CheckpointError, did_you_mean
-from leanvit.load import files, own, timm_names
+from leanvit.load import files, own, python_files, timm_names, torchvision_models, transformers_models
 from leanvit.load.describe import adjusted
 from leanvit.load.source import Source
 
@@ -20,6 +20,9 @@ TABLE: tuple[Source, ...] = (
     own.source(lambda info: build(info)),
     timm_names.HUB,
     timm_names.FOLDER,
+    transformers_models.SOURCE,
+    torchvision_models.SOURCE,
+    python_files.SOURCE,
     files.SOURCE,
     timm_names.NAMES,
 )
@@ -29,7 +32,8 @@ TABLE: tuple[Source, ...] = (
 def load(spec: str | Path, options: LoadOptions | None = None) -> tuple[nn.Module, CheckpointInfo]:
     """The network (eval mode, CPU, float32) and the description that a spec names.
 
-    spec: leanvit checkpoint or run folder; NAME.TAG of timm, hf-hub:ORG/NAME, local-dir:FOLDER; a file of weights.
+    spec: leanvit checkpoint or run folder; NAME.TAG of timm, hf-hub:ORG/NAME, local-dir:FOLDER; a file of weights;
+        transformers:FOLDER_OR_ID; torchvision:NAME[.WEIGHTS]; python:FILE.py:FUNCTION.
     options: what the file does not say, and what is to be otherwise (LoadOptions).
     Raises CheckpointError where the spec is none of them or its weights don't fit, ConfigError where an option
     contradicts the network, UnknownModelError, MissingDependencyError.

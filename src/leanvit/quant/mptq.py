@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from leanvit.checkpoint import preprocess_for
+from leanvit.checkpoint import for_channels, preprocess_for
 from leanvit.config import MPTQConfig, Preprocess, to_dict
 from leanvit.errors import ConfigError
+from leanvit.load.modules import as_network
 from leanvit.progress import note
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
@@ -83,19 +84,40 @@ def quantize(
 
     calibration_images: (N, 3, H, W) float32 normalised as the model expects, or an iterable of such
         batches or of (images, labels).
+    model: any that returns one tensor, or a dictionary, dataclass or tuple with one; wrappers are looked through and
+        half precision is taken as float32.
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
         bits has evaluated, so that a killed one goes on where it was.
     Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
-    not finite, ExportError where the model can't be traced, ConfigError for an ignored_scope or a plan that
-    names unknown sites, and for a pass that can't be imported.
+    not finite, ShapeError where the model can't run on these images, ExportError where the model can't be traced,
+    ConfigError for an ignored_scope or a plan that names unknown sites, and for a pass that can't be imported.
     """
     config = config or MPTQConfig()
     if plan is not None and config.budget is not None:
         raise ConfigError("a plan and a budget are both given, expected one: the plan fixes the bits")
+    batches = collect_batches(calibration_images)
+    if batches and len(batches[0]):
+        device = next(model.parameters()).device
+        model = as_network(model, batches[0][:1].to(device, torch.float32))
+    return quantize_part(model, batches, config, plan=plan, journal=journal)
+
+
+def quantize_part(
+    model: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    config: MPTQConfig,
+    *,
+    plan: dict[str, Iterable[int]] | None = None,
+    journal: str | Path | None = None,
+) -> QuantizedModel:
+    """`quantize` of a network or of a part of one, which may return several tensors, as it is.
+
+    inputs: as calibration_images there, or what else the part reads.
+    """
     started = time.monotonic()
     check_weights(model)
     device = next(model.parameters()).device
-    batches = [batch.to(device) for batch in collect_batches(calibration_images)]
+    batches = [batch.to(device, torch.float32) for batch in collect_batches(inputs)]
     calibration = check_calibration(batches)
     traced = trace(model, batches[0], config.scope)
 
@@ -123,8 +145,15 @@ def quantize(
         **sizes(quantized, chosen, work.float_bytes),
         "seconds": time.monotonic() - started,
     }
-    preprocess = preprocess_for(model) if hasattr(model, "pretrained_cfg") else None
+    preprocess = _preprocess(model, tuple(batches[0].shape[1:])) if hasattr(model, "pretrained_cfg") else None
     return QuantizedModel(quantized, chosen, report, config, batches[0][:1].cpu(), preprocess, done.found.forms)
+
+
+def _preprocess(model: nn.Module, shape: tuple[int, ...]) -> Preprocess:
+    """What the network's pretrained_cfg says, at the size and the channels that it was traced with."""
+    found = preprocess_for(model)
+    mean, std = (for_channels(values, shape[0]) for values in (found.mean, found.std))
+    return replace(found, input_size=(shape[1], shape[2]), mean=mean, std=std)
 
 
 def prepare(traced: QuantGraph, batches: list[Tensor], config: MPTQConfig, journal: str | Path | None = None) -> Work:

@@ -16,6 +16,7 @@ from leanvit.errors import CalibrationError, CheckpointError, ConfigError
 from leanvit.files import read_json, write_json
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
+from leanvit.quant.mptq import quantize_part
 from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
 from leanvit.runtime.task import task_named
 from leanvit.tasks.build import build_network
@@ -94,7 +95,7 @@ def quantize_network(
         journal = Path(folder) / f"search_{name}.jsonl" if folder and config.budget else None
         note(f"quantizing {name}: {len(inputs[name])} inputs")
         own_config = replace(config, budget=budgets[name])
-        quantized[name] = quantize(part, inputs[name], own_config, plan=own, journal=journal)
+        quantized[name] = quantize_part(part, inputs[name], own_config, plan=own, journal=journal)
         quantized[name] = replace(quantized[name], preprocess=info.preprocess)
     return QuantizedNetwork(network, quantized, _sizes(quantized, config))
 

@@ -160,7 +160,7 @@ class _Prepared:
 
 def _prepare(predictor: Predictor, path: Path, options: Options, boxes: KnownBoxes | None, keep: bool) -> _Prepared:
     try:
-        decoded = decode(path)
+        decoded = decode(path, channels=predictor.channels)
     except ImageError as error:
         return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
     notes = [f"{path}: {sentence}" for sentence in decoded.notes]

@@ -33,14 +33,18 @@ Found = TypeVar("Found")
 
 
 def run_prepared(
-    run: Callable[[imaging.Pixels], Found], images: imaging.Pixels, folder: Path, size: tuple[int, int]
+    run: Callable[[imaging.Pixels], Found],
+    images: imaging.Pixels,
+    folder: Path,
+    size: tuple[int, int],
+    channels: int = 3,
 ) -> Found:
     """What `run`, the engine of the bundle in `folder`, returns for prepared images (N, H, W, 3) uint8.
 
-    size: (height, width) of its input. Raises ConfigError for another shape or dtype, BundleError where the graph
-    does not run.
+    size, channels: (height, width) and channels of its input. Raises ConfigError for another shape or dtype,
+    BundleError where the graph does not run.
     """
-    expected = (*size, 3)
+    expected = (*size, channels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
         raise ConfigError(
             f"images are {images.dtype} {images.shape}, expected uint8 (N, {', '.join(map(str, expected))}). "
@@ -91,13 +95,18 @@ class Predictor:
             )
         height, width = self.size
         count = max(1, min(AUTO_BATCH, AUTO_BATCH * AUTO_SIDE**2 // (height * width)))
-        images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (count, height, width, self.channels), dtype=np.uint8)
         return fastest(self.folder / MODEL_NAME, candidates, images, threads, self.manifest.sha256)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the network's input."""
         return self.manifest.preprocess.input_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input: 3 are red, green and blue, 1 is grey."""
+        return self.manifest.preprocess.channels
 
     @property
     def minimum_sqnr_db(self) -> float:
@@ -138,7 +147,7 @@ class Predictor:
 
         Raises ConfigError for another shape or dtype, BundleError where the graph does not run.
         """
-        return run_prepared(self._engine.outputs, images, self.folder, self.size)
+        return run_prepared(self._engine.outputs, images, self.folder, self.size, self.channels)
 
     def logits(self, images: imaging.Pixels) -> Logits:
         """A classifier's logits (N, classes) float32 of prepared images (N, H, W, 3) uint8.
@@ -202,13 +211,15 @@ class Predictor:
         asked = {"top_k": top_k, "score_threshold": score_threshold, "boxes": boxes}
         options = self.options(**{name: value for name, value in asked.items() if value is not None})
         if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            taken = (self.channels, max(3, self.channels))  # of a colour picture a grey one is made
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] not in taken:
+                order = " in RGB order" if self.channels == 3 else ""
                 raise ImageError(
-                    f"pixels are {source.dtype} {source.shape}, expected uint8 (height, width, 3) in RGB order."
+                    f"pixels are {source.dtype} {source.shape}, expected uint8 (height, width, {self.channels}){order}."
                 )
             pixels = source
         else:
-            pixels = imaging.decode(source).pixels
+            pixels = imaging.decode(source, channels=self.channels).pixels
         return self.results([self.inputs(pixels, options)], options)[0]
 
     def options(self, **asked: Any) -> Options:

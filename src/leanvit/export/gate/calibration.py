@@ -119,6 +119,8 @@ def _check_normalisation(facts: dict[str, Any], preprocess: Preprocess) -> Check
 
 
 def _on_grid(pixels: NDArray[np.float64], mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    if len(mean) != pixels.shape[1]:
+        return False  # of another number of channels
     levels = (pixels * np.array(std) + np.array(mean)) * 255.0
     whole = (np.abs(levels - np.rint(levels)) < 0.02) & (levels > -0.5) & (levels < 255.5)
     return bool(whole.mean() >= 0.95)

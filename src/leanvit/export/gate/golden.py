@@ -29,33 +29,38 @@ def golden_images(data: ImageSet | SceneSet | None, preprocess: Preprocess, coun
     The first image is one of the data; charts and data alternate, because a server checks only the first two.
     """
     if data is None:
-        return golden_set(count, preprocess.input_size)
+        return golden_set(count, preprocess.input_size, channels=preprocess.channels)
     if isinstance(data, ImageSet):
-        return golden_set(count, preprocess.input_size, len(data), data.encoded)
+        return golden_set(count, preprocess.input_size, len(data), data.encoded, preprocess.channels)
     scenes = data.scenes
     return golden_set(count, preprocess.input_size, len(scenes), lambda i: scenes[i].path.read_bytes())
 
 
 def golden_set(
-    total: int, size: tuple[int, int], available: int = 0, read: Callable[[int], bytes] | None = None
+    total: int,
+    size: tuple[int, int],
+    available: int = 0,
+    read: Callable[[int], bytes] | None = None,
+    channels: int = 3,
 ) -> list[bytes]:
     """At most `total` encoded images for an input of `size` (height, width), CHARTS charts among the first.
 
-    read: returns image i of `available`; without any, synthetic ones take their place.
+    read: returns image i of `available`; without any, synthetic ones take their place. channels: more than three
+    are bands of the images; what is made for a grey network is in colour, as pictures that it is given may be.
     """
     count = total - CHARTS
     if read is None or not available:
-        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, size)]
+        plain = [imaging.encode_png(pixels) for pixels in synthetic_images(count, size, channels=max(3, channels))]
     else:
         # Spread over the set, because image folders are sorted by class.
         picks = np.linspace(0, available - 1, min(count, available)).astype(int)
         plain = [read(int(i)) for i in dict.fromkeys(picks.tolist())]
-    for i, chart in enumerate(charts(CHARTS, size)):
+    for i, chart in enumerate(charts(CHARTS, size, channels=max(3, channels))):
         plain.insert(2 * i + 1, imaging.encode_png(chart))
     return plain
 
 
-def charts(count: int, size: tuple[int, int], seed: int = 0) -> list[imaging.Pixels]:
+def charts(count: int, size: tuple[int, int], seed: int = 0, channels: int = 3) -> list[imaging.Pixels]:
     """Confetti of coloured rectangles, larger than the input, wide and tall in turn; deterministic.
 
     Data may be grey, square and of the input's size, where BGR and a wrong resize change nothing: charts have
@@ -66,21 +71,22 @@ def charts(count: int, size: tuple[int, int], seed: int = 0) -> list[imaging.Pix
     tall, wide = (2.0, 1.25), (1.25, 2.0)
     for i in range(count):
         height, width = (round(side * factor) for side, factor in zip(size, tall if i % 2 else wide, strict=True))
-        pixels = np.empty((height, width, 3), np.uint8)
-        pixels[:] = generator.integers(0, 256, 3)
+        pixels = np.empty((height, width, channels), np.uint8)
+        pixels[:] = generator.integers(0, 256, channels)
         for _ in range(CHART_RECTANGLES):
             top, left = generator.integers(0, (height, width))
             down, across = np.exp(generator.uniform(0, np.log((height / 3, width / 3)))).astype(int)
-            pixels[top : top + down, left : left + across] = generator.integers(0, 256, 3)
+            pixels[top : top + down, left : left + across] = generator.integers(0, 256, channels)
         found.append(pixels)
     return found
 
 
-def synthetic_images(count: int, size: tuple[int, int], seed: int = 0) -> list[imaging.Pixels]:
-    """Smooth random pictures (H, W, 3) uint8 for goldens where no data is at hand; deterministic."""
+def synthetic_images(count: int, size: tuple[int, int], seed: int = 0, channels: int = 3) -> list[imaging.Pixels]:
+    """Smooth random pictures (H, W, channels) uint8 for goldens where no data is at hand; deterministic."""
     generator = np.random.default_rng(seed)
-    preprocess = Preprocess(input_size=size, interpolation="bicubic", crop_mode="squash")
-    coarse = generator.integers(0, 256, (count, 5, 5, 3), dtype=np.uint8)
+    flat = ((0.0,) * channels, (1.0,) * channels)
+    preprocess = Preprocess(size, *flat, interpolation="bicubic", crop_mode="squash")
+    coarse = generator.integers(0, 256, (count, 5, 5, channels), dtype=np.uint8)
     return [imaging.resize(pixels, preprocess) for pixels in coarse]
 
 

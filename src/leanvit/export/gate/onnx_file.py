@@ -84,14 +84,16 @@ def _drops(node: Any, arrays: dict[str, Any]) -> bool:
 
 
 def _check_input(onnx: Any, graph: Any, manifest: Manifest) -> Check:
-    """What a client reads in bundle.json is what the graph takes: images (any batch, H, W, 3) uint8 in RGB."""
-    found, expected = "no input", f"images uint8 (any, {', '.join(map(str, (*manifest.preprocess.input_size, 3)))})"
+    """What a client reads in bundle.json is what the graph takes: images (any batch, H, W, channels) uint8."""
+    shape = (*manifest.preprocess.input_size, manifest.preprocess.channels)
+    found, expected = "no input", f"images uint8 (any, {', '.join(map(str, shape))})"
     if graph.input:
         kind = graph.input[0].type.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else "any" for d in kind.shape.dim]
         dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
         found = f"{graph.input[0].name} {dtype} ({', '.join(map(str, dims))})"
-    promised = {"name": "images", "dtype": "uint8", "layout": "NHWC", "channels": "RGB", "batch": "dynamic"}
+    promised = {"name": "images", "dtype": "uint8", "layout": "NHWC", "batch": "dynamic"}
+    promised["channels"] = manifest.preprocess.channel_order
     wrong = [f"{key} {manifest.input.get(key)}" for key in promised if manifest.input.get(key) != promised[key]]
     if wrong:
         found += f"; bundle.json says {', '.join(wrong)}"

@@ -25,7 +25,7 @@ class ImageInput(nn.Module):
         self.network = network
         self.channels_last = channels_last
         # A whole row of pixels at a time: ONNX Runtime is slow where a constant of three values is repeated.
-        shape = (-1,) if channels_last else (1, 3, 1, 1)
+        shape = (-1,) if channels_last else (1, -1, 1, 1)
         times = preprocess.input_size[1] if channels_last else 1
         self.register_buffer("mean", torch.tensor(preprocess.mean).repeat(times).view(shape))
         self.register_buffer("std", torch.tensor(preprocess.std).repeat(times).view(shape))

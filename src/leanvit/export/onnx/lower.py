@@ -97,7 +97,7 @@ def lower(
     network: nn.Module = PartInput(module)
     if preprocess:
         network = ImageInput(module, preprocess, channels_last=channels_last).eval()
-        example = torch.zeros(2, *preprocess.input_size, 3, dtype=torch.uint8)
+        example = torch.zeros(2, *preprocess.input_size, preprocess.channels, dtype=torch.uint8)
     else:
         example = torch.zeros(2, *_input_of(module).meta["val"].shape[1:])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
