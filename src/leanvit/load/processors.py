@@ -27,8 +27,8 @@ def read_processor(place: str, size: tuple[int, int] | None, channels: int, loca
         told = AutoImageProcessor.from_pretrained(place, local_files_only=local, trust_remote_code=False).to_dict()
     except (OSError, ValueError, ImportError, KeyError):
         note(f"{place}: no preprocessor_config.json that can be read, so ImageNet's mean and std are taken")
-        values = {"mean": for_channels(IMAGENET_MEAN, channels), "std": for_channels(IMAGENET_STD, channels)}
-        return Preprocess(size or (224, 224), **values), False
+        mean, std = (for_channels(values, channels) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return Preprocess(size or (224, 224), mean, std), False
     return preprocess_of(told, size, channels, place), bool(told.get("do_flip_channel_order"))
 
 
