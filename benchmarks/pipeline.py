@@ -34,7 +34,7 @@ def cpu_seconds(trainer: Trainer, steps: int, *, network: bool) -> float:
             trainer._learn(part, part.step)
             trainer._step_optimizer(part.step)
         else:
-            trainer._prepare(part, part.step)
+            trainer.learning.prepare(part, part.step)
     return time.process_time() - started
 
 

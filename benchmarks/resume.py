@@ -163,7 +163,7 @@ def state_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors, and what else must be the same at the end."""
     tensors, metadata = read_tensors(folder / LAST_NAME)
     progress = json.loads(metadata["leanvit_progress"])
-    rows = [{k: v for k, v in row.items() if k not in ("seconds",)} for row in progress["history"]]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in progress["history"]]
     return tensors, {"history": rows, "best": progress["best"], "epoch": progress["epoch"]}
 
 

@@ -66,7 +66,7 @@ FORBIDDEN = [
     ("export/api.py", "import leanvit.commands.export", DATA_FLOW),
     ("quant/graph.py", "import timm", ANY_MODEL),
     ("quant/mptq.py", "from leanvit.data.sets import specs", ANY_MODEL),
-    ("runtime/answers.py", "import torch", TORCH_FREE),
+    ("runtime/decode.py", "import torch", TORCH_FREE),
     ("imaging.py", "import torchvision", TORCH_FREE),
     ("annotations/types.py", "import safetensors", TORCH_FREE),
     # What these import needs torch.
