@@ -156,7 +156,9 @@ def test_a_student_learns_and_a_killed_run_goes_on(teacher: str, options: dict[s
         with pytest.raises(KeyboardInterrupt):
             run(again)
     resumed = run(replace(again, resume=True))
-    assert [{**r, "seconds": 0} for r in resumed.history] == [{**r, "seconds": 0} for r in whole.history]
+    assert [{**r, "seconds": 0, "cpu_seconds": 0} for r in resumed.history] == [
+        {**r, "seconds": 0, "cpu_seconds": 0} for r in whole.history
+    ]
     # What is left behind is the student alone, loadable without its teacher.
     from leanvit.checkpoint import load_checkpoint
 

@@ -41,7 +41,8 @@ def launch(config: TrainConfig, folder: Path) -> subprocess.CompletedProcess[str
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_json(folder / "train.json")["history"]]
+    rows = read_json(folder / "train.json")["history"]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in rows]
 
 
 def close(first: Path, second: Path, tolerance: float) -> None:
