@@ -107,6 +107,8 @@ NAMES = {
         "balance", "examine", "find_duplicates", "look", "summarize",
     )},
     "leanvit._svg.Markup": "markupsafe.Markup",
+    "leanvit.export.operators.CodePair": "leanvit.export.onnx.quantizers.QDQPair",
+    "leanvit.export.operators.FloatGrid": "leanvit.export.onnx.quantizers.FloatQuantizer",
     "leanvit.data.epoch_order": "leanvit.data.loader.epoch_order",
     "leanvit.imaging.find_images": "leanvit.image_paths.find_images",
     "leanvit.downstream.answers.PCK_SHARE": "leanvit.runtime.tasks.pose.PCK_SHARE",

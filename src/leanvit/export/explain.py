@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.export.onnx.profiles import Profile
-from leanvit.export.onnx.quantizers import FloatGrid, branches_of
+from leanvit.export.onnx.quantizers import FloatQuantizer, branches_of
 from leanvit.export.onnx.simulation import executed_form
 from leanvit.quant import QuantizedModel
 from leanvit.quant.costs import site_key
@@ -93,7 +93,7 @@ def _why_float(form: GraphModule, node: Node, site: Site, model: QuantizedModel,
     found = [quantizer_of(form, source) for source in sources]
     quantizers = [quantizer for quantizer in found if isinstance(quantizer, ActivationQuantizer)]
     if len(quantizers) == len(sources):
-        forms = [q.form for q in quantizers if any(isinstance(b.module, FloatGrid) for b in branches_of(q))]
+        forms = [q.form for q in quantizers if any(isinstance(b.module, FloatQuantizer) for b in branches_of(q))]
         return f"no integer kernel reads {forms[0]} quantizers" if forms else ""
     kernels = {"linear": profile.linears, "conv2d": profile.convolutions, "matmul": profile.attention}[site.kind]
     if site.kind == "matmul":

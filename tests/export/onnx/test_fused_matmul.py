@@ -91,8 +91,8 @@ def run(proto: Any, given: dict[str, Any]) -> Any:
     return session.run(None, given)[0]
 
 
-def fuse_products(proto: Any, *, transpose_codes: bool) -> Any:
-    fused = ir.to_proto(fused_matmul.fuse_products(ir.from_proto(proto), transpose_codes=transpose_codes))
+def fuse_products(proto: Any, *, transpose_quantized: bool) -> Any:
+    fused = ir.to_proto(fused_matmul.fuse_products(ir.from_proto(proto), transpose_quantized=transpose_quantized))
     del fused.graph.value_info[:]  # onnx_ir describes constants there once more
     return fused
 
@@ -108,7 +108,7 @@ def in_whole_numbers(x: Any, *, bias: bool) -> Any:
 @given(st.booleans(), st.sampled_from([2, 3, 4]), st.integers(0, 2**32 - 1))
 def test_a_linear_is_one_operation_with_its_bias(bias: bool, dimensions: int, seed: int) -> None:
     form = Linear(bias=bias, dimensions=dimensions)
-    proto = fuse_products(linear(form), transpose_codes=False)
+    proto = fuse_products(linear(form), transpose_quantized=False)
     assert operations(proto) == ["QuantizeLinear", "MatMulIntegerToFloat"]
     shape = {2: (TOKENS,), 3: (2, TOKENS), 4: (2, 1, TOKENS)}[dimensions]
     x = np.random.default_rng(seed).normal(0, 4, (*shape, INPUTS)).astype(np.float32)
@@ -118,7 +118,7 @@ def test_a_linear_is_one_operation_with_its_bias(bias: bool, dimensions: int, se
 
 def test_a_bias_is_left_where_the_product_is_read_twice_or_it_is_none() -> None:
     for form in (Linear(read_twice=True), Linear(bias_by_token=True)):
-        proto = fuse_products(linear(form), transpose_codes=False)
+        proto = fuse_products(linear(form), transpose_quantized=False)
         assert operations(proto) == ["QuantizeLinear", "MatMulIntegerToFloat", "Add"]
         x = np.random.default_rng(1).normal(0, 4, (2, TOKENS, INPUTS)).astype(np.float32)
         assert np.allclose(run(proto, {"x": x}), in_whole_numbers(x, bias=True), rtol=1e-5, atol=1e-4)
@@ -137,7 +137,7 @@ def test_a_bias_is_left_where_the_product_is_read_twice_or_it_is_none() -> None:
 )
 def test_what_the_operation_does_not_do_stays(form: Linear) -> None:
     before = linear(form)
-    after = fuse_products(linear(form), transpose_codes=False)
+    after = fuse_products(linear(form), transpose_quantized=False)
     assert after == before
 
 
@@ -149,7 +149,7 @@ def test_two_linears_of_one_tensor_read_the_same_codes() -> None:
         [helper.make_node("MatMul", ["d", "w"], ["p2"]), helper.make_node("Add", ["p2", "y"], ["sum"])]
     )
     proto.graph.output[0].name = "sum"
-    fused = fuse_products(proto, transpose_codes=False)
+    fused = fuse_products(proto, transpose_quantized=False)
     assert operations(fused) == ["QuantizeLinear", "MatMulIntegerToFloat", "MatMulIntegerToFloat", "Add"]
     x = np.random.default_rng(2).normal(0, 4, (2, TOKENS, INPUTS)).astype(np.float32)
     expected = in_whole_numbers(x, bias=True) + in_whole_numbers(x, bias=False)
@@ -173,7 +173,7 @@ def keys(order: tuple[int, ...], *, codes: bool, read_twice: bool = False) -> An
 @pytest.mark.parametrize("codes", [False, True])
 @pytest.mark.parametrize("order", [(0, 2, 3, 1), (0, 1, 3, 2)])
 def test_keys_are_read_as_they_lie(order: tuple[int, ...], codes: bool) -> None:
-    proto = fuse_products(keys(order, codes=codes), transpose_codes=codes)
+    proto = fuse_products(keys(order, codes=codes), transpose_quantized=codes)
     assert operations(proto)[-1] == "FusedMatMul"
     moves = [list(node.attribute[0].ints) for node in proto.graph.node if node.op_type == "Transpose"]
     # The grid between may stay behind a transposition that moves nothing.
@@ -195,14 +195,14 @@ def test_a_weight_that_is_storage_stays_as_it_is() -> None:
     ]
     proto = whole(nodes, [info("x", ["b", OUTPUTS])], [info("y", ["b", INPUTS])], {"codes": CODES, "scales": SCALES})
     before = proto.SerializeToString()
-    assert fuse_products(proto, transpose_codes=True).SerializeToString() == before
+    assert fuse_products(proto, transpose_quantized=True).SerializeToString() == before
 
 
 def test_a_transposition_stays_where_it_gains_nothing_or_is_read_elsewhere() -> None:
-    for given_form, transpose_codes in (
+    for given_form, transpose_quantized in (
         (keys((0, 2, 1, 3), codes=False), True),
         (keys((0, 2, 3, 1), codes=False, read_twice=True), True),
         (keys((0, 2, 3, 1), codes=True), False),
     ):
         before = given_form.SerializeToString()
-        assert fuse_products(given_form, transpose_codes=transpose_codes).SerializeToString() == before
+        assert fuse_products(given_form, transpose_quantized=transpose_quantized).SerializeToString() == before

@@ -71,7 +71,9 @@ def test_the_timed_files_compute_the_site(graph: QuantGraph, kind: str) -> None:
         session = open_model(model)
         (found,) = session.run(None, feed)
         constants = {c.name: torch.from_numpy(numpy_helper.to_array(c).copy()) for c in model.graph.initializer}
-        weight = constants["weight_codes"].float() * 0.01 if "weight_codes" in constants else constants.get("weight")
+        weight = (
+            constants["weight_integers"].float() * 0.01 if "weight_integers" in constants else constants.get("weight")
+        )
         if kind == "matmul":
             expected = inputs[0] @ inputs[1]
         elif kind == "linear":

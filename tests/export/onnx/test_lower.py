@@ -18,7 +18,7 @@ from leanvit.data.loader import to_input
 from leanvit.errors import ConfigError
 from leanvit.export.gate.golden import synthetic_images
 from leanvit.export.onnx.lower import lower
-from leanvit.export.onnx.quantizers import BLOCK_SIZE, BlockLinear, FloatGrid, branches_of, whole_range
+from leanvit.export.onnx.quantizers import BLOCK_SIZE, BlockLinear, FloatQuantizer, branches_of, whole_range
 from leanvit.export.onnx.simulation import executed_form
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.graph import trace
@@ -282,7 +282,7 @@ def test_summands_are_the_simulated_value(
     for branch in branches:
         total = total + in_torch(branch.module, x) * (1.0 if branch.factor is None else branch.factor)
     torch.testing.assert_close(total, quantizer(x), rtol=1e-6, atol=1e-6)
-    if not isinstance(branches[0].module, FloatGrid):
+    if not isinstance(branches[0].module, FloatQuantizer):
         assert len(branches) <= 2
     elif heads is None:
         low, high = whole_range(quantizer)

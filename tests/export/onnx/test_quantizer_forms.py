@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leanvit.export.onnx.quantizers import Branch, CodePair, FloatGrid, WholeNumbers, branches_of
+from leanvit.export.onnx.quantizers import Branch, FloatQuantizer, QDQPair, WholeNumbers, branches_of
 from leanvit.quant.quantizers import ActivationQuantizer, UniformQuantizer, make_quantizer
 
 
 @pytest.mark.parametrize(
     ("form", "bits", "heads", "found"),
     [
-        ("uniform", 8, None, [CodePair]),
-        ("uniform", 4, None, [CodePair]),
+        ("uniform", 8, None, [QDQPair]),
+        ("uniform", 4, None, [QDQPair]),
         ("uniform", 6, 3, [WholeNumbers]),
         ("two-region", 4, None, [WholeNumbers]),
-        ("log2", 4, None, [FloatGrid]),
-        ("log-sqrt2", 4, 3, [FloatGrid]),
+        ("log2", 4, None, [FloatQuantizer]),
+        ("log-sqrt2", 4, 3, [FloatQuantizer]),
     ],
 )
 def test_the_form_follows_from_the_class(form: str, bits: int, heads: int | None, found: list[type]) -> None:
@@ -44,9 +44,9 @@ def test_a_class_from_outside_is_float_arithmetic_until_it_registers_a_form() ->
         form = "narrow"
 
     (branch,) = branches_of(Sign(2))
-    assert isinstance(branch.module, FloatGrid)
+    assert isinstance(branch.module, FloatQuantizer)
     assert torch.equal(branch.module(torch.tensor([-3.0, 2.0])), torch.tensor([-1.0, 1.0]) * Sign(2).scale)
-    assert isinstance(branches_of(Narrow(8))[0].module, CodePair)
+    assert isinstance(branches_of(Narrow(8))[0].module, QDQPair)
 
     @branches_of.register(Sign)
     def _(quantizer: Sign, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:

@@ -39,10 +39,10 @@ class _Transposed:
     left_out: bool
 
 
-def fuse_products(model: ir.Model, *, transpose_codes: bool) -> ir.Model:
+def fuse_products(model: ir.Model, *, transpose_quantized: bool) -> ir.Model:
     """Write linears on integers as MatMulIntegerToFloat, products of something transposed as FusedMatMul, in place.
 
-    transpose_codes: also where a Q/DQ pair stands between the transposition and the product; ONNX Runtime then
+    transpose_quantized: also where a Q/DQ pair stands between the transposition and the product; ONNX Runtime then
     multiplies floats, OpenVINO integers as before.
     Same arithmetic, in ONNX Runtime and OpenVINO. Returns the model.
     """
@@ -50,7 +50,7 @@ def fuse_products(model: ir.Model, *, transpose_codes: bool) -> ir.Model:
 
     products = [node for node in model.graph if node.op_type == "MatMul"]
     # All are found before one is written: what is written reads values once more.
-    found = [_linear(node) or _transposed(node, of_codes=transpose_codes) for node in products]
+    found = [_linear(node) or _transposed(node, of_quantized=transpose_quantized) for node in products]
     for match in found:
         if isinstance(match, _Linear):
             _write_linear(match, model.graph)
@@ -67,7 +67,7 @@ def _linear(product: ir.Node) -> _Linear | None:
     left, right = (maker_of(value, "DequantizeLinear") for value in product.inputs)
     if left is None or right is None or len(left.inputs) < 3 or len(right.inputs) > 2:
         return None
-    codes, scale, zero_point = left.inputs
+    integers, scale, zero_point = left.inputs
     weight, scales = right.inputs
     types = [None if found is None else found.dtype for found in (constant(zero_point), constant(weight))]
     if types != [np.uint8, np.int8] or sizes(scale) != () or right.attributes.get_int("axis", 1) != 1:
@@ -75,7 +75,7 @@ def _linear(product: ir.Node) -> _Linear | None:
     channels = (sizes(weight) or ())[1:]
     if sizes(scales) != channels:
         return None
-    operands = (codes, weight, scale, scales, zero_point)
+    operands = (integers, weight, scale, scales, zero_point)
     added = only_reader(product.outputs[0], "Add")
     if added is not None and constant(added.inputs[1]) is not None and sizes(added.inputs[1]) == channels:
         return _Linear((*operands, None, added.inputs[1]), added)
@@ -89,9 +89,9 @@ def _write_linear(match: _Linear, graph: ir.Graph) -> None:
     ir.convenience.replace_nodes_and_values(graph, match.end, [match.end], [fused], match.end.outputs, fused.outputs)
 
 
-def _transposed(product: ir.Node, *, of_codes: bool) -> _Transposed | None:
+def _transposed(product: ir.Node, *, of_quantized: bool) -> _Transposed | None:
     """A product whose second operand comes from a transposition that makes its last dimension the last but one."""
-    moved = _before_codes(product.inputs[1]) if of_codes else product.inputs[1]
+    moved = _before_pair(product.inputs[1]) if of_quantized else product.inputs[1]
     transposition = made(moved, "Transpose")
     order = list(transposition.attributes.get_ints("perm", ())) if transposition is not None else []
     # Of a matrix, a weight that is storage only: OpenVINO keeps it as integers for MatMul alone.
@@ -112,8 +112,8 @@ def _write_transposed(match: _Transposed, graph: ir.Graph) -> None:
     ir.convenience.replace_nodes_and_values(graph, old, [old], [fused], old.outputs, fused.outputs)
 
 
-def _before_codes(value: ir.Value | None) -> ir.Value | None:
+def _before_pair(value: ir.Value | None) -> ir.Value | None:
     """What was quantized with one scale, and made float again; the value itself where it was not."""
     back = made(value, "DequantizeLinear")
-    codes = made(back.inputs[0], "QuantizeLinear") if back is not None else None
-    return codes.inputs[0] if codes is not None and sizes(codes.inputs[1]) == () else value
+    quantized = made(back.inputs[0], "QuantizeLinear") if back is not None else None
+    return quantized.inputs[0] if quantized is not None and sizes(quantized.inputs[1]) == () else value

@@ -79,7 +79,7 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
               for n, s in zip(names, shapes, strict=True)]  # fmt: skip
     nodes: list[Any] = []
     constants: dict[str, Any] = {"scale": np.float32(0.02), "zero_point": np.uint8(128)}
-    operands = [_through_codes(nodes, name, quantized) for name in names]
+    operands = [_through_pair(nodes, name, quantized) for name in names]
     if site.weight:
         operands.append(_weight(nodes, constants, site, quantized))
     if site.kind == "conv2d":
@@ -97,17 +97,17 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     body = helper.make_graph(nodes, "site", inputs, [output], initializers)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     # As in `lower`: zero points come after, for what stays in integers and is no operation of ONNX Runtime's own.
-    return add_zero_points(ir.to_proto(fuse_products(ir.from_proto(model), transpose_codes=False)))
+    return add_zero_points(ir.to_proto(fuse_products(ir.from_proto(model), transpose_quantized=False)))
 
 
-def _through_codes(nodes: list[Any], name: str, quantized: bool) -> str:
+def _through_pair(nodes: list[Any], name: str, quantized: bool) -> str:
     """An input, through a Q/DQ pair of uint8 where `quantized`."""
     from onnx import helper
 
     if not quantized:
         return name
-    nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero_point"], [f"{name}_codes"]))
-    nodes.append(helper.make_node("DequantizeLinear", [f"{name}_codes", "scale", "zero_point"], [f"{name}_back"]))
+    nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero_point"], [f"{name}_quantized"]))
+    nodes.append(helper.make_node("DequantizeLinear", [f"{name}_quantized", "scale", "zero_point"], [f"{name}_back"]))
     return f"{name}_back"
 
 
@@ -117,14 +117,14 @@ def _weight(nodes: list[Any], constants: dict[str, Any], site: Site, quantized: 
     from onnx import helper
 
     shape = site.weight_shape if site.kind == "conv2d" else site.weight_shape[::-1]
-    codes = np.random.default_rng(0).integers(-127, 128, shape, dtype=np.int8)
+    integers = np.random.default_rng(0).integers(-127, 128, shape, dtype=np.int8)
     if not quantized:
-        constants["weight"] = codes.astype(np.float32) * np.float32(0.01)
+        constants["weight"] = integers.astype(np.float32) * np.float32(0.01)
         return "weight"
-    constants["weight_codes"] = codes
+    constants["weight_integers"] = integers
     constants["weight_scale"] = np.full(site.weight_shape[0], 0.01, np.float32)
     axis = 0 if site.kind == "conv2d" else 1
-    nodes.append(helper.make_node("DequantizeLinear", ["weight_codes", "weight_scale"], ["weight"], axis=axis))
+    nodes.append(helper.make_node("DequantizeLinear", ["weight_integers", "weight_scale"], ["weight"], axis=axis))
     return "weight"
 
 

@@ -29,10 +29,10 @@ from leanvit.export.onnx.quantizers import (
     OPSET,
     BlockLinear,
     Branch,
-    CodePair,
     OnnxLinear,
     OnnxPatchEmbedding,
     OnnxWeight,
+    QDQPair,
     branches_of,
 )
 from leanvit.export.onnx.simulation import executed_form, moves_before
@@ -123,7 +123,7 @@ def lower(
     if opset != OPSET:
         fuse_attention(program.model)
     if row.fused_products:
-        fuse_products(program.model, transpose_codes=row.attention == "integer around zero")
+        fuse_products(program.model, transpose_quantized=row.attention == "integer around zero")
     proto = without_metadata(program.model_proto)
     proto = pack_four_bits(compute_at_load(short_names(proto) if smallest else proto), cast=not row.four_bit_types)
     proto = add_zero_points(proto)
@@ -185,18 +185,18 @@ def _lower_quantizers(module: GraphModule, profile: Profile) -> dict[str, str]:
 def _quantize_before_moves(module: GraphModule) -> None:
     """Quantize what a product returns before it is transposed: a quarter of the bytes are moved, in place."""
     for node in list(module.graph.nodes):
-        if not _is_code_pair(module, node):
+        if not _is_pair(module, node):
             continue
         moved = node_argument(node, 0)
         moves, source = moves_before(moved)
-        of_codes = any(_is_code_pair(module, value) for value in source.all_input_nodes)
+        of_quantized = any(_is_pair(module, value) for value in source.all_input_nodes)
         read_once = all(len(value.users) == 1 for value in (*moves, source))
-        if not moves or source.target not in PRODUCTS or not read_once or not of_codes:
+        if not moves or source.target not in PRODUCTS or not read_once or not of_quantized:
             continue
         node.replace_all_uses_with(moved)
         with module.graph.inserting_after(source):
-            codes = module.graph.call_module(str(node.target), (source,))
-        moves[-1].replace_input_with(source, codes)
+            quantized = module.graph.call_module(str(node.target), (source,))
+        moves[-1].replace_input_with(source, quantized)
         module.graph.erase_node(node)
 
 
@@ -212,8 +212,8 @@ def _tokens(convolution: Node) -> Node | None:
     return tokens if is_flat and sorted(int(i) % 3 for i in tokens.args[1:]) == [1, 2] else None  # type: ignore[arg-type]
 
 
-def _is_code_pair(module: GraphModule, node: Node) -> bool:
-    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), CodePair)
+def _is_pair(module: GraphModule, node: Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), QDQPair)
 
 
 class _Lowering:
@@ -232,14 +232,14 @@ class _Lowering:
         self.origin = node.meta[PATH]
         weight = quantizer_of(self.module, node_argument(node, 1))
         if isinstance(weight, WeightQuantizer):
-            reads_codes = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
-            if node.target is LINEAR and (reads_codes or self.profile.weights == "blocks"):
+            reads_integers = isinstance(quantizer_of(self.module, node_argument(node, 0)), ActivationQuantizer)
+            if node.target is LINEAR and (reads_integers or self.profile.weights == "blocks"):
                 self._linear(node, weight)
             elif node.target is LINEAR and self._parts(node):
                 self._float_parts(node, weight)
             elif not self._patch_embedding(node, weight):
                 # A float convolution may read the integers of the one before it: its weight is still computed at load.
-                integer = reads_codes and (
+                integer = reads_integers and (
                     self.profile.convolutions == "integer" or only_quantizers_read(self.module, node)
                 )
                 self._weight_only_or_convolution(node, weight, folded=not integer)

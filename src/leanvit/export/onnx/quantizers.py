@@ -38,7 +38,7 @@ def _dequantize(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
     return onnx_operation("DequantizeLinear", (codes, scale), torch.float32, codes.shape, axis=axis)
 
 
-class CodePair(nn.Module):
+class QDQPair(nn.Module):
     """QuantizeLinear with one scale, DequantizeLinear with another, on uint8 or int8 with one zero point.
 
     low, high: range of x that the quantized integers may take, where it is less than that of 8 bits.
@@ -113,7 +113,7 @@ class WholeNumbers(nn.Module):
         unit = torch.ones(())
         step = self.get_buffer("wide_step") if region == 2 else quantizer.scale
         self.factor = step.clone() if by_head else None
-        self.pair = CodePair(unit, -smallest, unit if by_head else step)
+        self.pair = QDQPair(unit, -smallest, unit if by_head else step)
         self.fits = largest - smallest <= UINT8_MAX
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def whole_range(quantizer: ActivationQuantizer, region: int = 0) -> tuple[int, i
     return {0: (-below, max(first_region, second_region)), 1: (-below, first_region), 2: (0, last)}[region]
 
 
-class FloatGrid(nn.Module):
+class FloatQuantizer(nn.Module):
     """A quantizer that no integer kernel runs: x quantized by float arithmetic."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
@@ -153,8 +153,8 @@ class FloatGrid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x quantized."""
-        grid: Tensor = self.quantizer(x)
-        return grid
+        quantized: Tensor = self.quantizer(x)
+        return quantized
 
 
 @dataclass(frozen=True)
@@ -173,21 +173,21 @@ def branches_of(quantizer: ActivationQuantizer, *, four_bit_types: bool = False,
     arithmetic, its forward as it is. four_bit_types: uniform integers of 4 bits and below as UINT4, which compilers for
     accelerators look for. signed: uniform integers of 8 bits around CENTRE as int8 around zero, which mean the same.
     """
-    return [Branch(FloatGrid(quantizer))]
+    return [Branch(FloatQuantizer(quantizer))]
 
 
 @branches_of.register(UniformQuantizer)
 def _uniform(quantizer: UniformQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
     if quantizer.scale.dim() > 0:
-        return _whole(quantizer) or [Branch(FloatGrid(quantizer))]
+        return _whole(quantizer) or [Branch(FloatQuantizer(quantizer))]
     if signed and quantizer.bits == 8 and int(quantizer.zero_point) == CENTRE:
-        return [Branch(CodePair(quantizer.scale, 0, signed=True))]
+        return [Branch(QDQPair(quantizer.scale, 0, signed=True))]
     return [Branch(_uniform_pair(quantizer, four_bit_types))]
 
 
 @branches_of.register(TwoRegionQuantizer)
 def _two_region(quantizer: TwoRegionQuantizer, *, four_bit_types: bool = False, signed: bool = False) -> list[Branch]:
-    return _whole(quantizer) or _whole(quantizer, 1, 2) or [Branch(FloatGrid(quantizer))]
+    return _whole(quantizer) or _whole(quantizer, 1, 2) or [Branch(FloatQuantizer(quantizer))]
 
 
 def _whole(quantizer: ActivationQuantizer, *regions: int) -> list[Branch]:
@@ -196,13 +196,13 @@ def _whole(quantizer: ActivationQuantizer, *regions: int) -> list[Branch]:
     return [Branch(part, part.factor) for part in parts] if all(part.fits for part in parts) else []
 
 
-def _uniform_pair(quantizer: ActivationQuantizer, four_bit_types: bool) -> CodePair:
+def _uniform_pair(quantizer: ActivationQuantizer, four_bit_types: bool) -> QDQPair:
     zero_point, scale = int(quantizer.zero_point), quantizer.scale
     four_bit_type = four_bit_types and quantizer.bits <= 4
     if quantizer.bits == 8 or (four_bit_type and quantizer.bits == 4):
-        return CodePair(scale, zero_point, four_bit_type=four_bit_type)
+        return QDQPair(scale, zero_point, four_bit_type=four_bit_type)
     low, high = (-zero_point * scale, (quantizer.high - zero_point) * scale)
-    return CodePair(scale, zero_point, limits=(float(low), float(high)), four_bit_type=four_bit_type)
+    return QDQPair(scale, zero_point, limits=(float(low), float(high)), four_bit_type=four_bit_type)
 
 
 class OnnxLinear(nn.Module):

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from leanvit.errors import ConfigError
 from leanvit.export.onnx.profiles import Profile, find
-from leanvit.export.onnx.quantizers import CENTRE, FloatGrid, branches_of
+from leanvit.export.onnx.quantizers import CENTRE, FloatQuantizer, branches_of
 from leanvit.quant.convolution_outputs import integer_convolutions, is_patch_embedding, quantize_outputs
 from leanvit.quant.graph import (
     QuantGraph,
@@ -200,7 +200,7 @@ def _require_runnable(module: GraphModule, profile: Profile) -> None:
     without = [
         f"{name} ({q.form}{', by head' if q.heads else ''}, {q.bits} bits)"
         for name, q in quantizers.items()
-        if profile.integer_only and any(isinstance(branch.module, FloatGrid) for branch in branches_of(q))
+        if profile.integer_only and any(isinstance(branch.module, FloatQuantizer) for branch in branches_of(q))
     ]
     if without:
         raise ConfigError(
