@@ -35,6 +35,7 @@ from leanvit.export.onnx.quantizers import (
     QDQPair,
     branches_of,
 )
+from leanvit.export.onnx.refusal import refusal
 from leanvit.export.onnx.simulation import executed_form, moves_before
 from leanvit.export.onnx.storage import (
     compute_at_load,
@@ -115,8 +116,7 @@ def lower(
                 verbose=False,
             )
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ExportError(f"torch.onnx can't translate the graph: {lines[0][:300]}. Report the operation.") from error
+        raise refusal(error) from error
     if program is None:
         raise ExportError("torch.onnx gave no program. Report this with the model's name.")
     values = paths_of_values(program.model, paths, IMAGES)
