@@ -236,37 +236,38 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+PAGE = """# Networks of timm that walk the whole line
+
+Float export, trace, W8A8, export and gate of the {listed} networks in
+[timm_networks.txt](../benchmarks/timm_networks.txt): {passed} passed, {refused} were refused in a sentence, {failed}
+failed otherwise, {missing} are not measured yet.
+
+    OMP_NUM_THREADS=1 python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json
+    python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json --table docs/timm_networks.md
+
+{date}, {machine}, seed {seed}, leanvit {commits}, {versions}.
+
+Weights are random, BatchNorm has the statistics of the calibration images, and logits are centred on them: what all
+images share would hide what differs. Integer MACs are the share of all multiply-adds that profile w8a8 runs on integer
+kernels; attention's products, and convolutions that gain nothing, run in float. SQNR is that of the ONNX file in ONNX
+Runtime against what it was written from, the worst of batch 1, 3 and 8. The gate asks for 80 dB of a float file and for
+35 dB of a quantized one, less where the network's own rounding in float32 moves its outputs further
+(`leanvit.export.gate.rounding`). Seconds are those of a busy machine.
+
+{table}
+"""
+
+
 def document(stored: dict[str, Any], networks: Collection[str]) -> str:
     """The page of docs: what was run, where, and a line for each network."""
     rows = stored["rows"]
     passed, refused = sum(row["ok"] for row in rows), sum(not row["ok"] and row.get("refused", False) for row in rows)
-    machine, versions = stored["machine"], stored["versions"]
-    return "\n".join(
-        [
-            "# Networks of timm that walk the whole line",
-            "",
-            f"Float export, trace, W8A8, export and gate of {len(rows)} networks of the {len(networks)} in",
-            "[timm_networks.txt](../benchmarks/timm_networks.txt), by [timm_networks.py](../benchmarks/timm_networks.py):",
-            f"{passed} passed, {refused} were refused in a sentence, {len(rows) - passed - refused} failed otherwise,",
-            f"{len(networks) - len(rows)} were not measured yet.",
-            "",
-            "    OMP_NUM_THREADS=1 python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json "
-            "--table docs/timm_networks.md",
-            "",
-            f"{stored['date']}, {machine}, seed {stored['seed']}, leanvit {str(stored['commit'])[:9]}, "
-            f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
-            "",
-            "Weights are random, BatchNorm has the statistics of the calibration images, logits are centred on them: what",
-            "all images share would hide what differs. Integer MACs are the share of all multiply-adds that the profile",
-            "w8a8 runs on integer kernels; attention's products, and convolutions that gain nothing, run in float. SQNR is",
-            "that of the ONNX file in ONNX Runtime against what it was written from, the worst of batch 1, 3 and 8; the",
-            "gate asks for 80 dB of a float file and for 35 dB of a quantized one, less where the network's own rounding",
-            "in float32 moves its outputs further (leanvit.export.gate.rounding).",
-            "",
-            table(rows),
-            "",
-        ]
-    )
+    return PAGE.format(
+        listed=len(networks), passed=passed, refused=refused, failed=len(rows) - passed - refused,
+        missing=len(networks) - len(rows), date=stored["date"][:10], machine=stored["machine"]["cpu"],
+        seed=stored["seed"], commits=", ".join(sorted({str(row["commit"])[:9] for row in rows})),
+        versions=", ".join(f"{name} {version}" for name, version in stored["versions"].items()), table=table(rows),
+    )  # fmt: skip
 
 
 def _ratio(row: dict[str, Any], kind: str) -> str:
@@ -294,7 +295,7 @@ def main() -> None:
     if wanted:
         warm_up()
     for name in wanted:
-        known[name] = measure_in_child(networks[name], options.seconds)
+        known[name] = measure_in_child(networks[name], options.seconds) | {"commit": facts()["commit"]}
         note(f"{json.dumps(known[name])}")
         if options.output:
             ordered = [known[name] for name in networks if name in known]
