@@ -119,6 +119,8 @@ EXTRAS = {
     "wandb": "trackers",
     "mlflow": "trackers",
     "datasets": "data",
+    "pyarrow": "parquet",
+    "pyarrow.parquet": "parquet",
     "braceexpand": "data",
     "pycocotools": "tasks",
     "pycocotools.mask": "tasks",

@@ -24,7 +24,7 @@ from leanvit.quant.parts import QuantizedNetwork, quantize_any, save_network
 from leanvit.quant.plan import load_plan
 from leanvit.quant.store import save_quantized
 from leanvit.runtime.task import task_named
-from leanvit.tasks.measure import measure_network
+from leanvit.tasks.measure import measure_images, measure_network
 from leanvit.train import evaluate
 
 Quantized = QuantizedModel | QuantizedNetwork
@@ -34,6 +34,8 @@ def measure_in_torch(network: nn.Module, info: CheckpointInfo, data: Data, batch
     """The task's metrics of a torch network, `batch_size` images a step."""
     if isinstance(data, SceneSet):
         return measure_network(network, info, data, batch_size)
+    if task_named(info.task).returns != "label":
+        return measure_images(network, info, data, batch_size)
     return asdict(evaluate(network, Loader(data, info.preprocess, batch_size)))
 
 
@@ -59,7 +61,7 @@ def quantize_and_measure(
         quantized.report["explain"] = explain(quantized, network, x, find(profile), table=table, seed=config.seed)
     told: dict[str, Any] = {"task": info.task, "data": config.data, "metric": task.metric, PROFILE_KEY: profile}
     quantized.report |= told | {"float_metrics": before, "metrics": after}
-    if task.data == "images":
+    if task.returns == "label":
         quantized.report |= {"float_accuracy": before, "accuracy": after}
     return quantized
 

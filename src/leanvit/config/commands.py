@@ -48,6 +48,7 @@ class ExportOptions:
         1.0, "Least speed of a fast profile's file here, in times that of its float form; 0: don't measure."
     )
     opset: Opset = option(23, "Of the ONNX file; 21 is for ONNX Runtime before 1.24 and slower in attention.")
+    normalize: bool = option(False, "Bring embeddings to length 1, as the bundle's predictions return them (embed).")
     smallest: bool = option(False, "Leave module paths out of the ONNX file as names, where kilobytes count.")
 
     def __post_init__(self) -> None:
@@ -97,7 +98,12 @@ class PredictConfig:
 
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
     images: list[str] = option([], "Image files, folders, glob patterns or @FILE with a path a line.", positional=True)
-    top_k: int | None = option(None, "Labels an image; default: 1 (classify).")
+    top_k: int | None = option(
+        None, "Labels an image; default: 1 (classify). Nearest images of --against; default: 5 (embed)."
+    )
+    against: str | None = option(
+        None, "Vectors of images (.npy, .parquet, .jsonl of an earlier run): print those nearest to each image (embed)."
+    )
     batch_size: int | None = option(None, "Images a step; default: 32 (classify), 8 (other tasks).")
     threads: int = option(0, "Threads of the runtime; 0: all cores.")
     runtime: RuntimeChoice = option(
@@ -106,7 +112,9 @@ class PredictConfig:
     format: Literal["text", "jsonl", "csv"] | None = option(
         None, "How results are printed; default: text (classify), jsonl (other tasks)."
     )
-    output: str | None = option(None, "File for the results; default: standard output.")
+    output: str | None = option(
+        None, "File for the results; default: standard output. Embeddings also as .npy (names beside it) or .parquet."
+    )
     draw: str | None = option(None, "Folder for pictures with what was found (all but classify).")
     boxes: str | None = option(None, "Objects whose keypoints are wanted: a detector's JSON lines or COCO (pose).")
     score_threshold: float | None = option(None, "Least score of an object; default: 0.5 (detect, segment).")

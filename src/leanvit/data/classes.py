@@ -17,10 +17,10 @@ def agreed(labels: tuple[str, ...], images: ImageSet, name: str) -> tuple[tuple[
 
     Folders that are called by ImageNet's WordNet ids (n01440764) are found in a network that knows ImageNet's classes,
     also where they are only some of these. Of a network whose classes have no names but numbers, the data set's names
-    and their order are taken, where it has as many. Both are said.
+    and their order are taken, where it has as many. Both are said. A network without classes, which embeds, takes all.
     Raises DataError where the classes are others.
     """
-    if images.classes == labels:
+    if images.classes == labels or not labels:
         return labels, images
     synsets = imagenet_synsets(labels)
     if synsets and set(images.classes) <= set(synsets):

@@ -29,6 +29,7 @@ from leanvit.evaluation.measure import (
 from leanvit.evaluation.plan import RESULT_NAME, Json, batch_size_of, check_shifts, conditions, origin, passes
 from leanvit.evaluation.scenes import measure_scenes, print_scenes
 from leanvit.evaluation.subject import Subject, open_subject
+from leanvit.evaluation.vectors import measure_vectors
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import Bar, print_table
 
@@ -70,6 +71,8 @@ def measure_model(config: ValConfig) -> Json:
     subject = open_subject(config)
     if subject.task.data == "scenes":
         return measure_scenes(config, subject)
+    if subject.task.returns != "label":
+        return measure_vectors(config, subject, read_images(config, subject.split)[0])
     return measure_images(config, subject) if config.is_detailed else measure_accuracy(config, subject)
 
 

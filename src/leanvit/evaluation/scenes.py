@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class SceneReader:
         self.inputs = count
         self._kept = kept if fits else None
 
+    @property
+    def data(self) -> SceneSet:
+        """The pictures that can be read."""
+        return self.scenes
+
     def __len__(self) -> int:
         """Batches of a pass."""
         return -(-self.inputs // self.batch_size)
@@ -154,19 +160,45 @@ def read_scenes(config: ValConfig, task: Task) -> SceneSet:
     return replace(scenes, scenes=tuple(scenes.scenes[number] for number in drawn.tolist()))
 
 
+class Reader(Protocol):
+    """Prepared network inputs of a data set, again for every pass."""
+
+    @property
+    def data(self) -> Any:
+        """What the task's metric is measured on: an ImageSet or SceneSet, in which places count."""
+
+    @property
+    def bad(self) -> list[str]:
+        """Names of the pictures that can't be read."""
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs that run at a time."""
+
+    @property
+    def inputs(self) -> int:
+        """Network inputs of a pass."""
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+
+    def __iter__(self) -> Iterator[tuple[Pixels, list[Place]]]:
+        """Inputs (B, H, W, 3) uint8 and their places."""
+
+
 @dataclass
 class _Work:
     """One measurement on its way; seconds: that the model itself took for the inputs as they are."""
 
     config: ValConfig
     subject: Subject
-    reader: SceneReader
+    reader: Reader
     bar: Bar
     seconds: float = 0.0
 
     def metrics(self, what: str, change: Change | None = None, shift: tuple[int, int] = (0, 0)) -> Json:
         """The task's metrics on changed inputs; shift: by which the change moved them, down and right."""
-        return measure_task(self.subject.task, self.reader.scenes, self._batches(what, change, shift))
+        return measure_task(self.subject.task, self.reader.data, self._batches(what, change, shift))
 
     def _batches(self, what: str, change: Change | None, shift: tuple[int, int]) -> Iterator[Batch]:
         done, size = 0, self.subject.preprocess.input_size
@@ -192,8 +224,13 @@ def measure_scenes(config: ValConfig, subject: Subject) -> Json:
     with only_writer(config.output) if config.output else contextlib.nullcontext():
         batch_size = batch_size_of(config, subject)
         reader = SceneReader(scenes, subject.task, subject.preprocess, batch_size, config.bad_images == "skip")
-        with Bar("evaluating", len(reader) * passes(config)) as bar:
-            return _measure(_Work(config, subject, reader, bar))
+        return measure_read(config, subject, reader)
+
+
+def measure_read(config: ValConfig, subject: Subject, reader: Reader) -> Json:
+    """The same of inputs of any kind of data, as a reader hands them over."""
+    with Bar("evaluating", len(reader) * passes(config)) as bar:
+        return _measure(_Work(config, subject, reader, bar))
 
 
 def _measure(work: _Work) -> Json:
@@ -217,7 +254,7 @@ def _save(work: _Work, metrics: Json, result: Json, *, complete: bool) -> None:
         return
     folder, task = Path(work.config.output), work.subject.task
     more = {key: value for key, value in result.items() if key not in metrics and key != "left_out"}
-    known = origin(work.config, work.subject, work.reader.scenes.name, sorted(work.reader.bad))
+    known = origin(work.config, work.subject, work.reader.data.name, sorted(work.reader.bad))
     told = {"task": task.name, "metric": task.metric, "metrics": metrics, "complete": complete}
     save_yaml(work.config, folder / "config.yaml")
     write_json(folder / RESULT_NAME, known | told | more)

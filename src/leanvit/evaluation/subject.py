@@ -137,7 +137,7 @@ def _network_outputs(
     network: torch.nn.Module, info: CheckpointInfo, device: torch.device, task: Task
 ) -> Callable[[NDArray[np.uint8]], Outputs]:
     """A network as a function from prepared images (N, H, W, 3) uint8 to the outputs that its bundle returns."""
-    if task.data == "images":
+    if task.returns == "label":
         predict = network_predict(network, info.preprocess, device)
         return lambda images: {task.continuous: predict(images)}
     import torch

@@ -32,6 +32,7 @@ from leanvit.quant import QuantizedModel
 from leanvit.quant.parts import QuantizedNetwork
 from leanvit.runtime.bundle import finish, sign, staging_folder
 from leanvit.runtime.engines import available
+from leanvit.runtime.task import task_named
 
 OLD_KEYWORDS = {"float_top1": "float_metric"}
 """Keywords of 0.1 that are no options, and what they are called now."""
@@ -84,6 +85,8 @@ def export(
         labels = info.labels
     if data is None:
         data = {} if info is None else {"name": info.data, "val_fraction": info.val_fraction, "seed": info.seed}
+    if options.normalize and task_named(told.task).returns != "vector":
+        raise ConfigError(f"normalize does not fit task {told.task}, expected embed. Leave it out.")
     subject = exported(model, told, options.profile)
     job = Job(subject, staging_folder(output), options, labels, images, float_metric, batch_size, data)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,10 @@ def _info_of(model: Model, preprocess: Preprocess | None) -> CheckpointInfo:
             "a quantized network of another task needs its checkpoint's info. Give export(..., info=...)."
         )
     name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    return CheckpointInfo(name, (), preprocess or _default_preprocess(model))
+    # timm's networks say of themselves that they have no classifier, and quantize keeps that.
+    kept = model.report.get("task") == "embed" if isinstance(model, QuantizedModel) else False
+    task = "embed" if kept or getattr(model, "num_classes", None) == 0 else "classify"
+    return CheckpointInfo(name, (), preprocess or _default_preprocess(model), task=task)
 
 
 def _checked(model: Model, info: CheckpointInfo) -> Model:

@@ -140,6 +140,8 @@ def _asked(job: Job, network: nn.Module, outputs: Outputs, pixels: imaging.Pixel
 def _labels(job: Job, count: int) -> tuple[str, ...]:
     """Class names in the order of the outputs. Raises ConfigError where they are not one for each."""
     given = job.labels if job.labels is not None else job.images.classes if job.images else None
+    if job.task.returns == "vector":
+        return ()
     if job.task.data != "images":
         return tuple(given or ())
     names = tuple(given) if given is not None else tuple(str(i) for i in range(count))
@@ -176,6 +178,8 @@ def _measure(job: Job, network: nn.Module, manifest: Manifest, evaluation: Evalu
 def _manifest(job: Job, labels: tuple[str, ...], lifted: list[str], minimum: float, share: float) -> Manifest:
     subject = job.subject
     answers: dict[str, Any] = {"matched_share": share} if job.task.matched else {}
+    if job.task.returns == "vector":
+        answers["normalize"] = job.options.normalize
     if subject.info.keypoints:
         answers["keypoints"] = subject.info.keypoints
     model = subject.model

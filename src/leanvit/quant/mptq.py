@@ -145,6 +145,8 @@ def quantize_part(
         **sizes(quantized, chosen, work.float_bytes),
         "seconds": time.monotonic() - started,
     }
+    if getattr(model, "num_classes", None) == 0:
+        report["task"] = "embed"
     preprocess = _preprocess(model, tuple(batches[0].shape[1:])) if hasattr(model, "pretrained_cfg") else None
     return QuantizedModel(quantized, chosen, report, config, batches[0][:1].cpu(), preprocess, done.found.forms)
 

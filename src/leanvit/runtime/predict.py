@@ -14,7 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from leanvit.config import PredictConfig
 from leanvit.errors import ConfigError, ImageError
@@ -26,13 +28,20 @@ from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.result_files import nothing_left, open_results, settings_of
 from leanvit.runtime.result_lines import Drawings, header, lines
 from leanvit.runtime.task import Inputs, Options, Task
+from leanvit.runtime.vector_files import Known, converter_for, read_vectors
 
 DECODERS = min(4, os.cpu_count() or 1)
 
 MOST_INPUTS = 32
 """Images a step where a user does not say, or fewer where the task asks for it: more are no faster on a CPU."""
 
-OPTIONS = ("top_k", "score_threshold", "boxes", "draw")
+NEAREST = 5
+"""Images that --against returns where a user does not say."""
+
+VECTOR_ENDINGS = (".npy", ".parquet")
+"""Of files that hold vectors and no lines."""
+
+OPTIONS = ("top_k", "against", "score_threshold", "boxes", "draw")
 """Of PredictConfig, those that only some tasks have: `Task.options` names them."""
 
 Item = TypeVar("Item")
@@ -66,12 +75,14 @@ def run(config: PredictConfig) -> int:
     predictor = Predictor(config.bundle, threads=config.threads, runtime=config.runtime)
     config = settled(config, predictor.task)
     above = header(predictor.task, str(config.format))
+    convert = converter_for(config.output) if predictor.task.returns == "vector" else None
+    known = read_vectors(config.against) if config.against else None
     boxes = read_boxes(config.boxes) if config.boxes else None
     drawings = Drawings(Path(config.draw), predictor.task.drawn) if config.draw else None
     if drawings:
         paths = drawings.follow(paths)
     settings = settings_of(config, predictor.manifest.sha256)
-    with open_results(config, settings, paths, above) as results, Bar("predicting", None) as bar:
+    with open_results(config, settings, paths, above, convert) as results, Bar("predicting", None) as bar:
         bar.advance(results.images)
         if drawings:
             drawings.pass_over()
@@ -79,7 +90,7 @@ def run(config: PredictConfig) -> int:
         size = config.batch_size or 1
         with contextlib.closing(find(predictor, paths, size, options, boxes, keep=bool(drawings))) as batches:
             for batch in batches:
-                for picture in batch:
+                for picture in near_to(batch, known, config.top_k or NEAREST) if known else batch:
                     drawn = _draw(predictor, picture, drawings) if drawings else {}
                     if picture.problem:
                         results.skip(picture.path, picture.problem)
@@ -92,17 +103,42 @@ def run(config: PredictConfig) -> int:
     return results.images
 
 
+def near_to(batch: list[Picture], known: Known, count: int) -> list[Picture]:
+    """The same pictures with the images that are nearest to their embeddings."""
+    vectors = [picture.found for picture in batch if not picture.problem]
+    near = iter(known.near(np.stack(vectors), count) if vectors else [])
+    return [picture if picture.problem else replace(picture, found=next(near)) for picture in batch]
+
+
+def require_vectors_fit(config: PredictConfig, task: Task) -> None:
+    """Raise ConfigError for options of embeddings that contradict each other."""
+    ending = Path(config.output).suffix.lower() if config.output else ""
+    if ending not in VECTOR_ENDINGS:
+        return
+    if config.against:
+        raise ConfigError(
+            f"output {config.output} is for vectors, but --against returns the nearest images, expected a text file. "
+            "Give --output near.jsonl"
+        )
+    if config.format not in (None, "jsonl"):
+        raise ConfigError(f"format {config.format} does not fit output {config.output}. Leave --format out.")
+
+
 def settled(config: PredictConfig, task: Task) -> PredictConfig:
     """The configuration with what the task takes where nothing is said.
 
     Raises ConfigError that names an option that does not fit the task.
     """
+    searched = ("top_k",) if config.against and "against" in task.options else ()
     for name in OPTIONS:
-        if getattr(config, name) is not None and name not in task.options:
+        if getattr(config, name) is not None and name not in (*task.options, *searched):
             fitting = ", ".join(task.options) or "none"
             raise ConfigError(
                 f"{name} does not fit task {task.name} of {config.bundle}, which takes {fitting}. Leave it out."
             )
+    if task.returns == "vector":
+        require_vectors_fit(config, task)
+        config = replace(config, top_k=config.top_k or NEAREST, format=config.format or _vectors_format(config))
     return replace(
         config,
         format=config.format or task.format,
@@ -110,6 +146,11 @@ def settled(config: PredictConfig, task: Task) -> PredictConfig:
         top_k=config.top_k or 1,
         score_threshold=Options().score_threshold if config.score_threshold is None else config.score_threshold,
     )
+
+
+def _vectors_format(config: PredictConfig) -> Literal["text", "jsonl"]:
+    """Nearest images are read by people, unless a file for programs is asked for."""
+    return "text" if config.against and not str(config.output).endswith(".jsonl") else "jsonl"
 
 
 def _draw(predictor: Predictor, picture: Picture, drawings: Drawings) -> dict[str, str]:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -166,11 +166,15 @@ class _Draft(Results):
             # The line before may lack its end where a run was killed.
             file.write(f"\n{json.dumps(entry)}")
 
-    def finish(self, target: Path) -> None:
-        """Put the whole file in its place."""
+    def finish(self, target: Path, convert: Callable[[Path, Path], None] | None = None) -> None:
+        """Put the whole file in its place, or what `convert`(lines, target) makes of it."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        os.replace(self._path, target)
+        if convert is None:
+            os.replace(self._path, target)
+        else:
+            convert(self._path, target)
+            self._path.unlink()
         self._journal.unlink(missing_ok=True)
 
     def keep(self) -> None:
@@ -230,12 +234,17 @@ def _journal_of(draft: Path) -> Path:
 
 @contextlib.contextmanager
 def open_results(
-    config: PredictConfig, settings: dict[str, Any], paths: Iterator[Path], header: str = ""
+    config: PredictConfig,
+    settings: dict[str, Any],
+    paths: Iterator[Path],
+    header: str = "",
+    convert: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[Results]:
     """Where results go. A file is whole or as it was before; what was finished before a failure is in PATH.partial.
 
     settings: what results depend on. paths: the images; with `config.resume` those that are done are taken from it.
-    header: what stands before the first image, with the end of its line.
+    header: what stands before the first image, with the end of its line. convert: makes the file that was asked for of
+    the whole one that was written.
     Raises ConfigError and DataError where the run before can't be gone on with, RunLockedError where it still runs,
     EnvironmentProblem where the file can't be written.
     """
@@ -258,7 +267,7 @@ def open_results(
                 draft.start(settings)
             try:
                 yield draft
-                draft.finish(target)
+                draft.finish(target, convert)
             except BaseException:
                 draft.keep()
                 raise

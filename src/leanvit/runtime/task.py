@@ -39,7 +39,7 @@ from leanvit.errors import BundleError, ConfigError, DataError, did_you_mean
 from leanvit.imaging import Pixels
 from leanvit.runtime.bundle import Manifest, sqnr_db
 from leanvit.runtime.inputs import Inputs, Options, Place, letterboxed
-from leanvit.runtime.tasks import classify, objects, pose, semantic
+from leanvit.runtime.tasks import classify, embed, objects, pose, semantic
 
 if TYPE_CHECKING:
     from leanvit.annotations.load import Task as Annotations
@@ -73,6 +73,9 @@ class Task:
     each_picture: whether the SQNR is that of the worst golden picture or of all together. matched: whether the
     objects of golden pictures (outputs boxes, scores, labels and masks) are looked for again.
 
+    returns: what the continuous output says of an image: "label", logits of which the largest counts; "vector", a point
+    among others, compared by cosine; "other".
+
     data: what it is measured on: "images" are an ImageSet, "scenes" a SceneSet. annotations: of scenes, what
     leanvit.annotations.load.load_scenes reads: "detect" boxes, "segment" masks, "semantic" class maps, "pose"
     keypoints.
@@ -103,6 +106,7 @@ class Task:
     values_kept: int | None = VALUES_KEPT
     each_picture: bool = True
     matched: bool = False
+    returns: Literal["label", "vector", "other"] = "other"
     batch_size: int = 8
     options: tuple[str, ...] = ()
     format: Literal["text", "jsonl"] = "jsonl"
@@ -139,7 +143,13 @@ _ROWS = (
         metric="top1", points=1.0, outputs=("logits",), continuous="logits", values_kept=None,
         each_picture=False, data="images", inputs=classify.inputs, decode=classify.decode, line=classify.line,
         text=classify.text, rows=classify.rows, columns=classify.COLUMNS, measure=classify.measure, batch_size=128,
-        options=("top_k",), format="text", caption="The most probable label",
+        options=("top_k",), format="text", caption="The most probable label", returns="label",
+    ),
+    Task(
+        name="embed", title="embedding", metric="knn_top1", outputs=("embeddings",), continuous="embeddings",
+        values_kept=None, data="images", inputs=classify.inputs, decode=embed.decode, line=embed.line, text=embed.text,
+        measure=embed.measure, batch_size=128, options=("against",), returns="vector",
+        caption="The first numbers of the embedding",
     ),
     Task(name="detect", title="detection", metric="box_AP50", outputs=("boxes", "scores", "labels"),
          measure=objects.measure_boxes, columns=objects.COLUMNS, **_OBJECTS),

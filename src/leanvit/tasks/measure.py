@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leanvit.annotations import Outputs, SceneSet
 from leanvit.annotations.load import require_classes
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.data.loader import to_input
+from leanvit.data.loader import Loader, to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.scene_samples import SampleKind
+from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
 from leanvit.progress import track
+from leanvit.runtime.inputs import Place
 from leanvit.runtime.task import Batch, measure_task
 from leanvit.runtime.task import task_named as served_task
 from leanvit.tasks import TrainingTask
 from leanvit.tasks.build import task_of_network
+
+
+def measure_images(network: nn.Module, info: CheckpointInfo, images: ImageSet, batch_size: int) -> dict[str, Any]:
+    """Metrics of a torch network on labelled images, where those of its task are not counted as top-1."""
+    task = task_of_network(info)
+    network.eval()
+    numbered = replace(images, labels=np.arange(len(images)), classes=())
+    loader = Loader(numbered, info.preprocess, batch_size)
+    batches = (
+        (task.outputs(network, to_input(pixels, info.preprocess)), [Place(int(number)) for number in numbers])
+        for pixels, numbers in track(loader, f"measuring {task.name}", -(-len(images) // batch_size))
+    )
+    return measure_task(served_task(task.name), images, batches)
 
 
 def batches_of(

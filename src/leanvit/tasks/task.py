@@ -30,6 +30,14 @@ def no_more_outputs(network: nn.Module, x: Tensor) -> Outputs:
     return {}
 
 
+def not_trained(network: nn.Module, x: Tensor, targets: Targets, seeds: list[int]) -> dict[str, Tensor]:
+    """`TrainingTask.losses` of a task whose networks are taken as they are. Raises ConfigError."""
+    raise ConfigError(
+        "networks without a classifier are taken as they are, expected a task that is trained. Train a classifier "
+        "(--task classify)."
+    )
+
+
 def no_backbone(network: nn.Module) -> nn.Module | None:
     """All of the network learns at one rate, and nothing of it starts from a classifier."""
     return None

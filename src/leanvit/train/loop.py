@@ -25,6 +25,7 @@ from leanvit.files import only_writer, write_atomic
 from leanvit.progress import Bar, note, silence
 from leanvit.runtime.task import task_named as served_task
 from leanvit.tasks import task_named
+from leanvit.tasks.task import not_trained
 from leanvit.train.accuracy import Accuracy
 from leanvit.train.classify import Classification
 from leanvit.train.learning import AnyPart, Learning, Scored, Setting
@@ -75,6 +76,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
     Raises ConfigError for an unknown task, and for an option that is given and that the task does not take.
     """
     task = task_named(config.task)
+    if task.losses is not_trained:
+        raise ConfigError(
+            f"task is '{task.name}', whose networks are taken as they are, expected a task that is trained. Train a "
+            "classifier: leanvit train --task classify"
+        )
     refuse_options(config, task.name, task.options)
     config = replace(config)
     # A task of annotated pictures from outside names what differs from the others.

@@ -17,12 +17,12 @@ ONLY_ONNXRUNTIME = "Use the bundle in ONNX Runtime only: export with --runtimes 
 
 def metric_name(task: Task) -> str:
     """What checks call the metric of a task."""
-    return "accuracy" if task.data == "images" else task.metric
+    return "accuracy" if task.returns == "label" else task.metric
 
 
 def in_words(task: Task, value: float) -> str:
     """A value of the task's metric: shares from 0 to 1 with four places, all else with two."""
-    return f"{value:.4f}" if task.points != 1 else f"{value:.2f}%" if task.data == "images" else f"{value:.2f}"
+    return f"{value:.4f}" if task.points != 1 else f"{value:.2f}%" if task.returns == "label" else f"{value:.2f}"
 
 
 def recorded_value(task: Task, accuracy: dict[str, Any], of: str = "value") -> float | None:

@@ -29,7 +29,7 @@ def check_golden_file(given: Given) -> list[Check]:
     different = finite and bool(np.ptp(values, axis=0).max() > SMALLEST_CHANGE * np.abs(values).max())
     shape, kind = (len(images), *values.shape[1:]), given.task.continuous
     expected = f"finite {kind} of every image"
-    if given.task.data == "images":
+    if given.task.returns == "label":
         shape, expected = (
             (len(images), len(given.manifest.labels)),
             f"finite {kind} of {len(given.manifest.labels)} labels",
@@ -74,7 +74,7 @@ def check_golden(given: Given) -> list[Check]:
                     f"at least {given.bundle.minimum_share:.0%}", hint,
                 )
             )  # fmt: skip
-    return [*checks, _check_golden_labels(expected, found, hint)] if given.task.data == "images" else checks
+    return [*checks, _check_golden_labels(expected, found, hint)] if given.task.returns == "label" else checks
 
 
 def _check_golden_labels(expected: Values, found: Values, hint: str) -> Check:
@@ -98,7 +98,7 @@ def check_agreement(given: Given) -> list[Check]:
     hint = "The exported graph computes something else than the model; export again and report this."
     hint = with_worst_sites(hint, given.manifest)
     checks = []
-    if task.data == "images":
+    if task.returns == "label":
         same = 100.0 * float((expected.argmax(1) == found.argmax(1)).mean())
         checks.append(Check("agreement", same >= AGREEMENT, f"{same:.2f}% same top-1", f"at least {AGREEMENT}%", hint))
     if task.matched:

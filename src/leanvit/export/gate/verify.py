@@ -20,6 +20,7 @@ from leanvit.export.gate.metric import ONLY_ONNXRUNTIME, check_metric, check_met
 from leanvit.export.gate.onnx_file import check_file
 from leanvit.export.gate.outputs import check_agreement, check_golden, check_golden_file
 from leanvit.export.gate.preprocessing import check_preprocessing
+from leanvit.export.gate.vectors import check_cosine, check_neighbours
 from leanvit.export.onnx.profiles import find
 from leanvit.progress import note
 from leanvit.runtime.bundle import Manifest, read_manifest
@@ -50,6 +51,16 @@ def with_network(given: Given) -> bool:
     return given.evaluation is not None and given.evaluation.expected is not None
 
 
+def one_label(given: Given) -> bool:
+    """A check of a classifier's labels."""
+    return given.task.returns == "label"
+
+
+def a_vector(given: Given) -> bool:
+    """A check of embeddings."""
+    return given.task.returns == "vector"
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the gate. needs: whether it can be made. beside: it is made in every runtime, not in ONNX Runtime
@@ -68,13 +79,15 @@ CHECKS = (
     Row("golden.npz", check_golden_file),
     Row("preprocessing", check_preprocessing),
     Row("golden images", check_golden, beside=True),
+    Row("golden embeddings", check_cosine, a_vector, beside=True),
     Row("calibration and quantizers", check_facts, quantized),
-    Row("labels", check_labels),
+    Row("labels", check_labels, lambda given: not a_vector(given)),
     Row("metric", check_metric),
     Row("agreement", check_agreement, with_network, beside=True),
+    Row("neighbours", check_neighbours, lambda given: a_vector(given) and with_network(given), beside=True),
     Row("metric beside ONNX Runtime", check_metric_beside, with_data, beside=True, only=True),
     Row("images that were calibrated on", check_disjoint, lambda given: quantized(given) and with_data(given)),
-    Row("predicted labels", check_predicted_labels, with_data),
+    Row("predicted labels", check_predicted_labels, lambda given: one_label(given) and with_data(given)),
 )
 """A new check is one function and one row; what it finds is told under its own names."""
 
