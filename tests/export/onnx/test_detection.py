@@ -407,7 +407,7 @@ def test_suppression_by_class_is_batched_nms() -> None:
     assert 3 < len(kept) < 90
 
 
-def test_probabilities_are_those_of_torch_to_the_bit_where_levels_compete() -> None:
+def test_small_probabilities_are_as_exact_as_large_ones() -> None:
     logits = np.linspace(-18, 18, 1001, dtype=np.float32)
     wanted = torch.from_numpy(logits).double().sigmoid().numpy()
     np.testing.assert_allclose(glue.probability(logits), wanted, rtol=2e-7)
