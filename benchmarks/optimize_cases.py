@@ -4,7 +4,7 @@
 
 Small vision transformers with random weights (the seed is the case), of five kinds: plain; with channels after norms
 that are up to 300 times as large as others, which the next layers undo; narrow and shallow; on labels that are noise;
-without labels. Aims turn over latency, throughput and size. Of every file that is left, this script counts the drop
+and without labels. Aims turn over latency, throughput and size. Of every file that is left, this script counts the drop
 by itself, from what the bundle predicts, on the validation images that the data set has, and times the file against the
 float file once more, in turns. `ok` says that neither promise was broken: the drop is at most max_drop, and the time at
 most MARGIN of float's, where the time of the float file against itself says how far medians differ on that machine.
@@ -27,13 +27,14 @@ from torch import nn
 
 import leanvit.models  # noqa: F401 - registers its architectures
 from leanvit import imaging
-from leanvit.bench import benchmark, describe
+from leanvit.bench import describe
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import OptimizeOptions, Preprocess
 from leanvit.data.sets import ImageSet
 from leanvit.files import write_json
 from leanvit.optimize import api
 from leanvit.optimize.images import read_images
+from leanvit.optimize.timing import Timer, time_files
 from leanvit.runtime.predictor import Predictor
 from measure import facts
 
@@ -103,8 +104,8 @@ def correct(bundle: Path, images: ImageSet) -> int:
     return sum(name == images.classes[label] for name, label in zip(found, images.labels, strict=True))
 
 
-def run_case(seed: int) -> dict[str, Any]:
-    """Optimize one network, and measure what is left."""
+def run_case(seed: int, timer: Timer = time_files) -> dict[str, Any]:
+    """Optimize one network and measure what is left. timer: of a test, which does not depend on times."""
     kind, aim = KINDS[seed % len(KINDS)], AIMS[seed % len(AIMS)]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,13 +113,13 @@ def run_case(seed: int) -> dict[str, Any]:
         data = make_data(Path(scratch) / "data", kind, seed, network)
         options = OptimizeOptions(by=aim, max_drop=MAX_DROP)  # type: ignore[arg-type]
         output, info = Path(scratch) / "out", describe_network()
-        result = api.run(network, data, output, options, info=info)
+        result = api.run(network, data, output, options, info=info, timer=timer)
         val = read_images(network, info, str(data), options).val
         bundle, float_file = output / "bundle", output / "candidates" / "float"
         counts = {name: correct(path, val) for name, path in (("float", float_file), ("bundle", bundle))}
         shutil.copytree(float_file, output / "float again")
         targets = [describe(path) for path in (float_file, bundle, output / "float again")]
-        timed = benchmark(targets, batch_sizes=(result["batch_size"],), rounds=15)["results"]
+        timed = timer(targets, result["batch_size"], 0)["results"]
     drop = 100 * (counts["float"] - counts["bundle"]) / len(val)
     slower = timed[1]["median_ms"] / timed[0]["median_ms"]
     return {

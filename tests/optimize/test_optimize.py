@@ -22,7 +22,9 @@ from leanvit.checkpoint import save_checkpoint
 from leanvit.config import OptimizeOptions
 from leanvit.errors import VerificationError
 from leanvit.files import read_json
-from leanvit.optimize import api
+from leanvit.optimize import api, attempt
+from leanvit.quant.costs import site_key
+from leanvit.quant.graph import trace
 from leanvit.runtime.bundle import MODEL_NAME, read_manifest
 from leanvit.runtime.predictor import Predictor
 from small_vit import clock, pictures, small_info, small_vit
@@ -35,7 +37,8 @@ MAX_DROP = 10.0
 
 
 def run(data: Path, output: Path, timer: Any = FAST, **changes: Any) -> dict[str, Any]:
-    options = OptimizeOptions(**{"max_drop": MAX_DROP, **changes})
+    # By throughput, no single products are timed.
+    options = OptimizeOptions(**{"max_drop": MAX_DROP, "by": "throughput", **changes})
     return api.run(small_vit(), str(data), output, options, info=small_info(), timer=timer)
 
 
@@ -49,9 +52,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run; shared, so nobody may change it."""
     output = tmp_path_factory.mktemp("runs") / "whole"
-    assert leanvit.optimize(small_vit(), data, output, info=small_info(), max_drop=MAX_DROP, timer=FAST) == (
-        output / "bundle"
-    )
+    options = OptimizeOptions(max_drop=MAX_DROP, by="throughput")
+    assert leanvit.optimize(small_vit(), data, output, options, info=small_info(), timer=FAST) == output / "bundle"
     return output
 
 
@@ -176,6 +178,24 @@ def test_where_nothing_is_faster_the_float_file_is_left(finished: Path, data: Pa
     assert row["lost"] == "slower than float: 2.00 times its time"
 
 
+def test_products_that_are_slower_in_8_bits_stay_in_float(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table(network: Any, example: Any, **options: Any) -> dict[str, Any]:
+        keys = {name: site_key(site) for name, site in trace(network, example).sites.items()}
+        slow = {keys[name] for name in ("blocks.0.attn.proj", "head")}
+        return {"sites": {k: {"float_ms": 1.0, "int8_ms": 2.0 if k in slow else 0.5} for k in keys.values()}}
+
+    monkeypatch.setattr(attempt, "measure_table", table)
+    result = run(data, tmp_path / "run", timer=clock(fp32=10.0, w8a8=5.0), by="latency")
+    rows = {row["name"]: row for row in result["files"]}
+    assert rows["w8a8"]["slower_sites"] == ["blocks.0.attn.proj", "head"]
+    plans = {name: read_manifest(tmp_path / "run" / "candidates" / name).plan for name in ("w8a8", "w8a8-where-faster")}
+    assert set(plans["w8a8"]) - set(plans["w8a8-where-faster"]) == {"blocks.0.attn.proj", "head"}
+    priced = {entry["site"]: entry["lifting_ms"] for entry in rows["w8a8"]["explain"]["costs"]}
+    assert (priced["blocks.0.attn.proj"], priced["blocks.0.mlp.fc1"]) == (-1.0, 0.5)
+
+
 def test_what_has_no_time_left_is_named(finished: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forget(finished, "file", "w8a8")
     result = run(data, finished, minutes=0.001)
@@ -229,7 +249,7 @@ def test_a_killed_process_goes_on(shared_run: Path, data: Path, tmp_path: Path) 
         "from leanvit.config import OptimizeOptions\n"
         "from leanvit.optimize import api\n"
         "from small_vit import clock, small_info, small_vit\n"
-        f"options = OptimizeOptions(max_drop={MAX_DROP})\n"
+        f"options = OptimizeOptions(max_drop={MAX_DROP}, by='throughput')\n"
         "timer = clock(fp32=10.0, w8a8=5.0)\n"
         "api.run(small_vit(), sys.argv[2], sys.argv[3], options, info=small_info(), timer=timer)\n"
     )

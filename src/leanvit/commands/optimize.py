@@ -32,9 +32,11 @@ def _print(config: configs.OptimizeConfig, result: dict[str, Any]) -> None:
     rows = [_cells(row, result) for row in result["files"]]
     print_table(f"{result['architecture']} on {result['data']}, {result['machine']['cpu']}", columns, rows)
     print(sentence(result))
-    best = next(row for row in result["files"] if row["name"] == result["best"])
-    for line in lines(best["explain"]) if best["explain"] else []:
-        print(f"- {line}")
+    # Where float is best, the first other file says why: most want to know what keeps it from being faster.
+    told = [row for row in result["files"] if row.get("explain")]
+    for row in [row for row in told if row["name"] == result["best"]] or told[:1]:
+        for line in lines(row["explain"]):
+            print(f"- {row['name']}: {line}")
     for line in result["next"]:
         print(f"next: {line}")
     runtime = "" if result["runtime"] == "onnxruntime" else f" --runtime {result['runtime']}"

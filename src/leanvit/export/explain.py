@@ -23,6 +23,7 @@ from leanvit.export.onnx.simulation import executed_form
 from leanvit.quant import QuantizedModel
 from leanvit.quant.costs import site_key
 from leanvit.quant.graph import OPERANDS, Site, node_argument, quantizer_of
+from leanvit.quant.interpret import run
 from leanvit.quant.losses import divergence, outputs_from
 from leanvit.quant.parts import QuantizedNetwork, models_of, own_sites, site_name
 from leanvit.quant.quantizers import ActivationQuantizer
@@ -140,13 +141,17 @@ def _costs_of(
     outside = {name for entry in integer_share(quantized, profile, own)["float"] for name in entry["sites"]}
     sites = [name for name in quantized.plan if graph.sites[name].macs and name not in outside]
     truth = outputs_from(network(x))
-    now = divergence(truth, outputs_from(executed_form(graph, profile, own)(x)))
+    form = executed_form(graph, profile, own)
+    now = divergence(truth, outputs_from(run(form, x)))
     if not now or not math.isfinite(now):
         return []
     found = []
     for name in _suspects(quantized, sites, macs * len(x)):
-        form = executed_form(graph, profile, [*own, name])
-        share = (now - divergence(truth, outputs_from(form(x)))) / now
+        if name in graph.outputs:  # which of its neighbours write integers changes with it
+            outputs = run(executed_form(graph, profile, [*own, name]), x)
+        else:
+            outputs = _run_lifted(form, graph.sites[name].node, x)
+        share = (now - divergence(truth, outputs_from(outputs))) / now
         if not math.isfinite(share):
             continue
         site = graph.sites[name]
@@ -156,6 +161,21 @@ def _costs_of(
             {"site": site_name(model, part, name), "share": share, "macs": site.macs / macs, "lifting_ms": lifting}
         )
     return found
+
+
+def _run_lifted(form: GraphModule, name: str, x: Tensor) -> Any:
+    """What a network returns where one operation reads what stands before its activation quantizers."""
+    node = next(node for node in form.graph.nodes if node.name == name)
+    args = node.args
+    node.args = tuple(
+        node_argument(arg, 0) if isinstance(arg, Node) and isinstance(quantizer_of(form, arg), ActivationQuantizer)
+        else arg
+        for arg in args
+    )  # fmt: skip
+    try:
+        return run(form, x)
+    finally:
+        node.args = args
 
 
 def _suspects(quantized: QuantizedModel, sites: Sequence[str], macs: int) -> list[str]:

@@ -14,24 +14,38 @@ from typing import Any
 from torch import nn
 
 from leanvit.config import ExportOptions, MPTQConfig, OptimizeOptions, Runtime
-from leanvit.errors import CalibrationError, ConfigError, ExportError, NumericalError, VerificationError
+from leanvit.errors import (
+    CalibrationError,
+    ConfigError,
+    ExportError,
+    LeanvitError,
+    NumericalError,
+    VerificationError,
+)
 from leanvit.export.api import export
 from leanvit.export.explain import explain
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import images_at_a_time
 from leanvit.export.network import Model
+from leanvit.export.onnx.latency import measure_table
 from leanvit.export.onnx.profiles import find
 from leanvit.optimize.images import Images
 from leanvit.optimize.settings import FLOAT, Row, Rows, Setting
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
+from leanvit.quant.costs import site_key
 from leanvit.quant.losses import kl_from_logits
 from leanvit.quant.parts import QuantizedNetwork, models_of, quantize_any
 from leanvit.runtime.bundle import MODEL_NAME, read_manifest
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.task import compare_values, kept_values, task_named
+from leanvit.tasks.parts import WHOLE
 
 Quantized = QuantizedModel | QuantizedNetwork
+Table = Mapping[str, Mapping[str, float]]
+
+TABLE_ROUNDS = 7
+"""Turns of each product: half of what `leanvit benchmark --table` takes, as only large differences count here."""
 
 NEAR_IMAGES = 256
 """Validation images on which outputs are compared with those of the float file: a hundredth of a point of agreement
@@ -51,7 +65,6 @@ class Workshop:
     runtimes: tuple[Runtime, ...]
     folder: Path
     quantized: dict[str, Quantized] = field(default_factory=dict)
-    table: Mapping[str, Mapping[str, float]] | None = None
 
     def path(self, name: str) -> Path:
         """Bundle of a setting."""
@@ -71,6 +84,34 @@ class Workshop:
     def _first_runtime(self, name: str) -> Runtime:
         proved = read_manifest(self.path(name)).runtimes
         return next((runtime for runtime in self.runtimes if runtime in proved), "onnxruntime")
+
+    @cached_property
+    def table(self) -> Table | None:
+        """Milliseconds of every product in float and in 8 bits, for one image; None where that is not the aim.
+
+        Of a network in parts nobody knows how often each runs for an image.
+        """
+        info = self.images.info
+        if self.options.by != "latency" or task_named(info.task).data != "images":
+            return None
+        try:
+            example = self.images.x[:1]
+            table: Table = measure_table(self.network, example, threads=self.options.threads, rounds=TABLE_ROUNDS)[
+                "sites"
+            ]
+        except LeanvitError as error:
+            note(f"products could not be timed one by one, so only their multiply-adds are told: {error}")
+            return None
+        return table
+
+    def slower_sites(self, model: Quantized, explained: Mapping[str, Any]) -> tuple[list[str], int]:
+        """Sites on integer kernels that are no faster in 8 bits than in float here, and how many there are in all."""
+        if self.table is None:
+            return [], 0
+        in_float = {name for entry in explained["float"] for name in entry["sites"]}
+        sites = {name: site for name, site in models_of(model)[WHOLE].graph.sites.items() if name not in in_float}
+        rows = {name: self.table.get(site_key(site)) for name, site in sites.items()}
+        return [name for name, row in rows.items() if row and row["int8_ms"] >= row["float_ms"]], len(sites)
 
     def nearness(self, name: str) -> dict[str, float]:
         """How near a file's outputs are to those of the float file: agreement in percent and KL in nats, or SQNR."""
@@ -151,14 +192,21 @@ def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
         "sha256": manifest.sha256,
         "lifted": lifted,
         "weight_bytes": 0,
+        "slower_sites": [],
         "near": shop.nearness(setting.name),
         "explain": None,
     }
     if isinstance(model, nn.Module):
         return row
+    profile = find(setting.profile)
+    table = shop.table if profile.linears == "integer" else None
+    explained = explain(model, shop.network, images.x, profile, lifted, table, shop.options.seed)
+    slower, count = shop.slower_sites(model, explained) if table else ([], 0)
     return row | {
+        "slower_sites": slower,
+        "integer_sites": count,
         "weight_bytes": sum(part.report["quantized_bytes"] for part in models_of(model).values()),
-        "explain": explain(model, shop.network, images.x, find(setting.profile), lifted, shop.table, shop.options.seed),
+        "explain": explained,
     }
 
 

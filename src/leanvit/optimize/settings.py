@@ -40,6 +40,23 @@ def _unless_exact(name: str) -> Callable[[Rows, Mapping[str, float]], str]:
     return reason
 
 
+def _unless_slower_sites(rows: Rows, times: Mapping[str, float]) -> str:
+    """Only where some products are slower in 8 bits than in float, and others are not."""
+    row = rows.get("w8a8", {})
+    if row.get("state") != "made":
+        return "w8a8 does not hold the accuracy"
+    slower = row["slower_sites"]
+    if not slower:
+        return "no product was found to be slower in 8 bits than in float"
+    if len(slower) == row["integer_sites"]:
+        return f"all of its {len(slower)} products are slower in 8 bits than in float here"
+    return ""
+
+
+def _where_faster(rows: Rows) -> MPTQConfig:
+    return MPTQConfig(ignored_scope=tuple(rows["w8a8"]["slower_sites"]))
+
+
 def _between(low: str, high: str) -> Callable[[Rows, Mapping[str, float]], str]:
     """Only where `low` failed or lost sites, and `high` holds."""
 
@@ -93,6 +110,10 @@ SETTINGS = (
     ),
     Setting("w4a8", "weights of 4 bits", "w4a8", _scheme(weight_bits=4), for_aims=("size",)),
     Setting("w4a16", "weights of 4 bits, computed in float", "w4a16", _scheme(weight_bits=4), for_aims=("size",)),
+    Setting(
+        "w8a8-where-faster", "8 bits where this machine is faster in them", "w8a8", _where_faster,
+        for_aims=("latency",), unless=_unless_slower_sites,
+    ),
     Setting(
         "w8a8-best", "8 bits with error reduction beyond the paper", "w8a8", _scheme(mode="best"),
         unless=_unless_exact("w8a8"),
