@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from common import ROOT
+from optimize_cases import AIMS, KINDS, MAX_DROP, run_case
 from small_vit import clock
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import optimize_cases
 
 TIMES = {"fp32": 10.0, "w8a8": 5.0, "w4a8": 4.0, "w4a16": 3.0, "mixed": 4.5}
 
@@ -18,12 +13,12 @@ TIMES = {"fp32": 10.0, "w8a8": 5.0, "w4a8": 4.0, "w4a16": 3.0, "mixed": 4.5}
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_file_that_is_left_holds_the_drop_however_fast_it_is(seed: int) -> None:
-    found = optimize_cases.run_case(seed, clock(**TIMES))
-    assert found["drop"] <= optimize_cases.MAX_DROP
+    found = run_case(seed, clock(**TIMES))
+    assert found["drop"] <= MAX_DROP
     assert found["time_of_float"] <= 1.0
     assert found["ok"]
 
 
 def test_the_cases_take_turns_over_all_kinds_and_aims() -> None:
-    cases = [(optimize_cases.KINDS[s % 5], optimize_cases.AIMS[s % 3]) for s in range(20)]
+    cases = [(KINDS[s % 5], AIMS[s % 3]) for s in range(20)]
     assert len(set(cases)) == 15
