@@ -187,7 +187,9 @@ def test_products_that_are_slower_in_8_bits_stay_in_float(
         return {"sites": {k: {"float_ms": 1.0, "int8_ms": 2.0 if k in slow else 0.5} for k in keys.values()}}
 
     monkeypatch.setattr(attempt, "measure_table", table)
-    result = run(data, tmp_path / "run", timer=clock(fp32=10.0, w8a8=5.0), by="latency")
+    result = run(data, tmp_path / "run", by="latency")
+    again = run(data, tmp_path / "run", by="latency", timer=lambda *arguments: pytest.fail("files were timed again"))
+    assert again["files"] == result["files"]
     rows = {row["name"]: row for row in result["files"]}
     assert rows["w8a8"]["slower_sites"] == ["blocks.0.attn.proj", "head"]
     plans = {name: read_manifest(tmp_path / "run" / "candidates" / name).plan for name in ("w8a8", "w8a8-where-faster")}

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def optimize(
     Raises DataError, ConfigError, ExportError where the network can't be exported, VerificationError where its float
     file does not pass the gate, MissingDependencyError.
     """
-    result = run(model, data, output, options or OptimizeOptions(**changes), info=info, timer=timer)
+    result = run(model, data, output, replace(options or OptimizeOptions(), **changes), info=info, timer=timer)
     return Path(result["bundle"])
 
 
@@ -136,9 +136,9 @@ class _Run:
         groups = [[s for s in settings if not s.depends], [s for s in settings if s.depends]]
         with Bar("optimize", len(settings) + len(groups) + 1) as bar:
             for group in groups:
-                made = [self._try(setting, bar) for setting in group]
-                if any(made) or not self.times:
-                    self._time()
+                for setting in group:
+                    self._try(setting, bar)
+                self._time()
                 bar.advance(detail="timed")
             choice = choose(self.rows, self.times, self.options)
             place(self.shop.path(choice.name), folder / BUNDLE)
@@ -163,18 +163,14 @@ class _Run:
 
     # --- trying ---
 
-    def _try(self, setting: Setting, bar: Bar) -> bool:
-        """Make the file of a setting, unless it is made or speaks against itself; whether there is a new file."""
-        row = self._known(setting)
-        new = row is None
-        if row is None:
-            row = self._left_out(setting)
+    def _try(self, setting: Setting, bar: Bar) -> None:
+        """Make the file of a setting, unless it is made or something speaks against it."""
+        row = self._known(setting) or self._left_out(setting)
         if row is None:
             row = attempt(self.shop, setting, self.rows)
             self.journal.add("file", setting.name, row, row["seconds"])
         self.rows[setting.name] = row
         bar.advance(detail=setting.name)
-        return new and row["state"] == "made"
 
     def _known(self, setting: Setting) -> Row | None:
         """What the journal says of a setting, where its file is still the one that was written."""
@@ -203,7 +199,7 @@ class _Run:
     # --- timing ---
 
     def _time(self) -> None:
-        """Time every file that was made, in turns."""
+        """Time every file that was made, in turns, unless just these were timed."""
         made = {name: row for name, row in self.rows.items() if row["state"] == "made"}
         key = " ".join(row["sha256"] for row in made.values())
         found = self.journal.get("times", key)

@@ -153,7 +153,23 @@ def attempt(shop: Workshop, setting: Setting, rows: Rows) -> Row:
             raise
         row |= {"state": "failed", "why": _reason(error, shop.path(setting.name))}
         note(f"{setting.name} is out: {row['why']}")
+        row["explain"] = _explained_anyway(shop, setting, rows)
     return row | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _explained_anyway(shop: Workshop, setting: Setting, rows: Rows) -> dict[str, Any] | None:
+    """Which sites break a file that is out, where it could be quantized."""
+    try:
+        model = shop.quantize(_scheme(shop, setting, rows))
+        return explain(model, shop.network, shop.images.x, find(setting.profile), seed=shop.options.seed)
+    except LOSES:
+        return None
+
+
+def _scheme(shop: Workshop, setting: Setting, rows: Rows) -> MPTQConfig:
+    if setting.scheme is None:
+        raise ConfigError(f"setting {setting.name} is the float network, which is not quantized.")
+    return replace(setting.scheme(rows), seed=shop.options.seed)
 
 
 def _reason(error: Exception, folder: Path) -> str:
@@ -166,7 +182,7 @@ def _reason(error: Exception, folder: Path) -> str:
 def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
     model: Model = shop.network
     if setting.scheme is not None:
-        model = shop.quantize(replace(setting.scheme(rows), seed=shop.options.seed))
+        model = shop.quantize(_scheme(shop, setting, rows))
     images, path = shop.images, shop.path(setting.name)
     before = None if setting.name == FLOAT else float(rows[FLOAT]["metric"])
     export(

@@ -128,7 +128,7 @@ def _near(values: Json) -> str:
 
 
 def _why(result: Json) -> list[Markup | None]:
-    told = [row for row in _made(result) if row.get("explain")]
+    told = [row for row in result["files"] if row.get("explain")]
     best = [row for row in told if row["name"] == result["best"]]
     others = [html.details(f"{row['name']}", why_part(row["explain"])) for row in told if row not in best]
     return [*(why_part(row["explain"], str(row["name"])) for row in best), *others]
