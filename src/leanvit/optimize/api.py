@@ -101,10 +101,13 @@ def wanted_runtimes(options: OptimizeOptions) -> tuple[Runtime, ...]:
 
 
 def described(model: nn.Module) -> CheckpointInfo:
-    """What is known of a classifier that comes without a checkpoint's info."""
+    """What is known of a classifier, or a network without one, that comes without a checkpoint's info."""
     claims: Any = getattr(model, "pretrained_cfg", None) or {}
     labels = tuple(claims.get("label_names") or ())
-    return CheckpointInfo(claims.get("architecture") or type(model).__name__, labels, preprocess_for(model))
+    name = claims.get("architecture") or type(model).__name__
+    if getattr(model, "num_classes", None) == 0:
+        return CheckpointInfo(name, (), preprocess_for(model), task="embed")
+    return CheckpointInfo(name, labels, preprocess_for(model))
 
 
 @dataclass

@@ -117,7 +117,7 @@ class Workshop:
         """How near a file's outputs are to those of the float file: agreement in percent and KL in nats, or SQNR."""
         truth, found = self.float_values, self._values(name)
         task = task_named(self.images.info.task)
-        if task.data != "images":
+        if task.returns != "label":
             return {"sqnr_db": round(compare_values(task, truth, found), 2)}
         return {"agreement": 100.0 * float((truth.argmax(1) == found.argmax(1)).mean()), "kl": _kl(truth, found)}
 

@@ -27,10 +27,14 @@ from leanvit.image_paths import images_below
 from leanvit.imaging import Pixels
 from leanvit.load.labels import are_numbered, imagenet_synsets
 from leanvit.progress import note
+from leanvit.runtime.neighbours import nearest
 from leanvit.runtime.task import task_named
 
 OWN_LABELS = "labelled by the float network"
 """What the name of a data set says whose labels are the float network's: accuracy on it is agreement."""
+
+ANCHORS = 10
+"""Drawn images that stand for classes where photographs have none: as many as neighbours that vote."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def read_images(network: nn.Module, info: CheckpointInfo, data: str, options: Op
             agreed_classes(info.labels, part, data)
         return Images(_calibration(info, train, options), _some(val, options), True, info)
     folders = _without_classes(Path(data))
+    if task_named(info.task).returns == "vector":
+        return _embedded(network, info, data, folders, options)
     if folders is None:
         return _labelled(network, info, data, options)
     train_set, val_set = _photographs(data, folders, info, options.seed)
@@ -191,6 +197,32 @@ def _with_own_labels(
     labels: NDArray[np.int64] = logits.argmax(1).astype(np.int64)
     own = replace(chosen, name=f"{val.name} ({OWN_LABELS})", labels=labels, classes=named.labels)
     return Images(_calibration(named, train, options), own, False, named)
+
+
+def _embedded(
+    network: nn.Module, info: CheckpointInfo, data: str, folders: tuple[Path, ...] | None, options: OptimizeOptions
+) -> Images:
+    """Images of a network that returns vectors: of any classes, or without any.
+
+    Without classes, an image's label is which of some images, drawn by the seed, the float network has it nearest to: a
+    file that keeps who is near to whom keeps the vote of neighbours for it.
+    """
+    if folders is None:
+        train, val = (cast(ImageSet, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed))
+                      for split in ("train", "val"))  # fmt: skip
+        return Images(_calibration(info, train, options), _some(val, options), True, info)
+    train, val = _photographs(data, folders, info, options.seed)
+    chosen = cast(ImageSet, _some(val, options))
+    vectors = network_outputs(network.eval(), info, _pixels(chosen, info))["embeddings"]
+    drawn = np.random.default_rng(options.seed).permutation(len(chosen))[:ANCHORS]
+    labels = nearest(vectors, vectors[drawn], 1)[0][:, 0]
+    note(
+        f"{val.name} has no labels: what is held is which of {len(drawn)} drawn images each of {len(chosen)} is near "
+        "to, as the float network has it"
+    )
+    named = tuple(chosen.name_of(int(place)) for place in drawn)
+    own = replace(chosen, name=f"{val.name} ({OWN_LABELS})", labels=labels, classes=named)
+    return Images(_calibration(info, train, options), own, False, info)
 
 
 def _pixels(images: ImageSet, info: CheckpointInfo) -> Pixels:
