@@ -23,7 +23,7 @@ from leanvit.export.data import Data, agreed_classes, calibration_inputs, evalua
 from leanvit.export.gate.evaluation import Evaluation
 from leanvit.export.network import network_outputs
 from leanvit.files import fingerprint
-from leanvit.image_paths import images_below
+from leanvit.image_paths import images_below, is_hidden, leave_out_foreign
 from leanvit.imaging import Pixels
 from leanvit.load.labels import are_numbered, imagenet_synsets
 from leanvit.progress import note
@@ -160,7 +160,7 @@ def _without_classes(folder: Path) -> tuple[Path, ...] | None:
     """
     if not folder.is_dir():
         return None
-    below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    below = [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
     splits = {SPLIT_NAMES[path.name]: path for path in below if path.name in SPLIT_NAMES}
     held_out = splits.get("val") or splits.get("test")
     if "train" in splits and held_out:
@@ -174,7 +174,7 @@ def _photographs(data: str, folders: tuple[Path, ...], info: CheckpointInfo, see
     """Training and validation images: as the folders are, or the network's validation share of one folder."""
     sets = []
     for folder in folders:
-        paths = list(images_below(folder))
+        paths = leave_out_foreign(images_below(folder))
         if len(paths) < 2:
             raise DataError(f"{folder}: {len(paths)} images found, expected some to calibrate on and some to measure.")
         sets.append(ImageSet(data, paths, np.zeros(len(paths), np.int64), info.labels))
