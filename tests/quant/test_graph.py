@@ -214,3 +214,45 @@ def test_ends_are_what_reads_the_image_and_what_gives_the_logits(name: str, side
     quantized = copy.deepcopy(graph)
     attach(quantized, make_plan(quantized, MPTQConfig()))
     assert end_sites(quantized) == expected
+
+
+class Caching(nn.Module):
+    """Keeps a value of its weights from the first forward in eval mode to the next change of mode, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.BatchNorm1d(3).eval()
+        self.head = nn.Linear(3, 3)
+        self.gain = nn.Parameter(torch.ones(3))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Caching:
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.head(self.frozen(x.mean((2, 3))) * self.gain.exp())
+        if "gain" not in self.cache:
+            self.cache["gain"] = self.gain.exp()
+        return self.head(self.frozen(x.mean((2, 3))) * self.cache["gain"])
+
+
+def test_what_a_network_cached_before_its_weights_changed_is_not_traced() -> None:
+    model, x = Caching().eval(), torch.randn(2, 3, 4, 4)
+    model(x)  # with gradients: such a tensor can't be copied
+    with torch.no_grad():
+        model.gain.fill_(2.0)
+    graph = trace(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(x), model.train().eval()(x))
+    assert "gain" in graph.module.state_dict()
+
+
+def test_a_traced_model_keeps_the_mode_of_every_module() -> None:
+    model = Caching()
+    model.head.eval()
+    before = [module.training for module in model.modules()]
+    trace(model, torch.randn(2, 3, 4, 4))
+    assert [module.training for module in model.modules()] == before
+    assert len(set(before)) == 2

@@ -143,7 +143,7 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
         operands of additions.
     Raises ExportError that names the operation where torch.export can't follow the model.
     """
-    model = copy.deepcopy(model).eval()
+    model = _copied(model)
     example = torch.cat([example[:1], example[:1]])
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -172,6 +172,20 @@ def trace(model: nn.Module, example: Tensor, scope: Scope = "matmul") -> QuantGr
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return QuantGraph(module, *_find_sites(module, scope))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy in eval mode; the model keeps its modes.
+
+    What a network caches while it evaluates (LeViT its attention biases) is dropped first, as `eval` does: it may be of
+    older weights, and can't be copied where it was computed with gradients.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    copied = copy.deepcopy(model)
+    for module, training in modes.items():
+        module.training = training
+    return copied
 
 
 def _first_line(error: Exception) -> str:
