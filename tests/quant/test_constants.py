@@ -7,27 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvit.quant.graph import QuantGraph, trace
-
-
-class PackedAttention(nn.Module):
-    """Queries, keys and values as BEiT writes them: keys have no bias, and the rest is put together in forward."""
-
-    def __init__(self, width: int = 12, heads: int = 2) -> None:
-        super().__init__()
-        self.heads = heads
-        self.patches = nn.Conv2d(3, width, 4, 4)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(width)) for _ in range(2))
-        self.register_buffer("k_bias", torch.zeros(width), persistent=False)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        batch, tokens, width = x.shape
-        qkv = F.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
-        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width)).mean(1)
+from odd_networks import PackedAttention
 
 
 class StandardizedTwice(nn.Module):
