@@ -11,7 +11,6 @@ from leanvit.report.words import Json, finite
 
 # Part of the report: where its file may lie in a run folder; the first that exists is read.
 _PLACES = {
-    "optimize": ("optimize.json",),
     "demo": ("demo.json",),
     "train": ("train/train.json", "train.json"),
     "attention": ("attention.json",),
@@ -20,6 +19,7 @@ _PLACES = {
     "verify": ("bundle/verify.json", "verify.json"),
     "benchmark": ("benchmark.json",),
     "val": ("val.json",),
+    "optimize": ("optimize.json",),
 }
 _QUANTIZED = ("quantize*/quantize.json", "quantize.json")
 
