@@ -10,8 +10,8 @@ from leanvit.config import OptimizeOptions
 from leanvit.optimize.settings import FLOAT, Row, Rows
 
 LEAST_GAIN = 1.03
-"""By speed, the time of float over that of a file that takes its place: medians of the same file differ by up to 2% in
-turns on a quiet machine (docs/speed.md), and a file that is no faster has nothing to give for its rounding."""
+"""By speed, the time of float over that of a file that takes its place. A judgement: even in turns a median moves by a
+percent or two, and a file that is hardly faster has nothing to give for its rounding."""
 
 Times = Mapping[str, Mapping[str, float]]
 """Milliseconds a batch by name of the setting and runtime."""
