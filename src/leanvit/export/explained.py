@@ -37,6 +37,6 @@ def cost_lines(costs: Sequence[Values], shown: int = 3) -> list[str]:
     for entry in worst:
         price = f"{entry['macs']:.1%} of the multiply-adds in float"
         if entry["lifting_ms"] is not None:
-            price = f"{entry['lifting_ms']:+.2f} ms"
+            price = f"{entry['lifting_ms']:+.3f} ms"
         parts.append(f"{entry['site']} {entry['share']:.0%} (lifted: {price})")
     return [f"sites that cost most of the quantized network's error: {'; '.join(parts)}"]

@@ -46,6 +46,8 @@ def _unless_slower_sites(rows: Rows, times: Mapping[str, float]) -> str:
     if row.get("state") != "made":
         return "w8a8 does not hold the accuracy"
     slower = row["slower_sites"]
+    if not row["integer_sites"]:
+        return "products of this network were not timed one by one"
     if not slower:
         return "no product was found to be slower in 8 bits than in float"
     if len(slower) == row["integer_sites"]:

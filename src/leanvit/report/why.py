@@ -36,6 +36,7 @@ def _costs_table(costs: list[Json]) -> Markup:
     heads = ("Site", "Share of the error, %", "Multiply-adds, %", "In float, ms an image")
     note = (
         "The sites that cost most: each runs in float in turn on a few calibration images, all else as it is, and the "
-        "share is how much nearer the outputs come to the float network's. Below zero: its error makes up for others."
+        "share is how much nearer the outputs come to the float network's. Errors meet on "
+        "their way, so that shares need not add up to 100; below zero, a site's error makes up for others."
     )
     return html.table(note, heads, rows, "lrrr")
