@@ -40,7 +40,7 @@ def preprocess_of(told: dict[str, Any], size: tuple[int, int] | None, channels: 
     height, width = size or cropped or resized or (shortest or 224, shortest or 224)
     mode, share = _crop(told, (height, width), resized, shortest, cropped, name)
     return Preprocess(
-        (height, width), mean, std, FILTERS.get(int(told.get("resample") or 3), "bicubic"), share,
+        (height, width), mean, std, FILTERS.get(told.get("resample", 3), "bicubic"), share,
         "squash" if mode == "squash" else "center",
     )  # fmt: skip
 

@@ -76,7 +76,9 @@ def open_spec(spec: str, options: LoadOptions) -> tuple[nn.Module, CheckpointInf
 
     Raises CheckpointError, ConfigError, MissingDependencyError.
     """
-    require("transformers")
+    library: Any = require("transformers")
+    library.logging.disable_progress_bar()
+    library.logging.set_verbosity_error()  # what is missing is told here
     place = spec.removeprefix(_PREFIX)
     if Path(place).is_dir():
         return _opened(place, spec, options, local=True)
@@ -102,7 +104,7 @@ def _opened(place: str, spec: str, options: LoadOptions, *, local: bool) -> tupl
     stored = _config_json(place, local)
     name = _class_name(stored, spec)
     require_no_other_name(spec, name, options)
-    network, config = _network(getattr(transformers, name), place, spec, local)
+    network, config = _network(getattr(transformers, name), place, spec, local, stored)
     own_size = _image_size(config)
     preprocess, flipped = read_processor(place, own_size, int(getattr(config, "num_channels", 3)), local)
     if flipped:
@@ -145,11 +147,18 @@ def _class_name(stored: Mapping[str, Any], spec: str) -> str:
     return str(name)
 
 
-def _network(cls: Any, place: str, spec: str, local: bool) -> tuple[nn.Module, Any]:
+def _network(cls: Any, place: str, spec: str, local: bool, stored: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     """The network in float32, all of whose weights are in the files. Raises CheckpointError where some are not."""
-    network, told = cls.from_pretrained(
-        place, local_files_only=local, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
+    config = cls.config_class.from_pretrained(place, local_files_only=local)
+    if "vision_config" in stored and "projection_dim" in stored:
+        config.projection_dim = stored["projection_dim"]  # that of both halves counts, not the tower's own
+    how = {"config": config, "local_files_only": local, "trust_remote_code": False, "output_loading_info": True}
+    try:
+        network, told = cls.from_pretrained(place, dtype=torch.float32, **how)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{spec}: its tensors are no {cls.__name__}'s ({_line(error)}). Copy it again."
+        ) from error
     missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
     wrong = [str(one[0] if isinstance(one, tuple) else one) for one in told.get("mismatched_keys", ())]
     if missing or wrong:
