@@ -106,7 +106,7 @@ def _opened(place: str, spec: str, options: LoadOptions, *, local: bool) -> tupl
     require_no_other_name(spec, name, options)
     network, config = _network(getattr(transformers, name), place, spec, local, stored)
     own_size = _image_size(config)
-    preprocess, flipped = read_processor(place, own_size, int(getattr(config, "num_channels", 3)), local)
+    preprocess, flipped = read_processor(place, own_size, int(getattr(_of_pictures(config), "num_channels", 3)), local)
     if flipped:
         _swap_channels(network)
     size = options.input_size
@@ -187,8 +187,13 @@ def _names(config: Any, count: int) -> list[str] | None:
     return None if names == [f"LABEL_{i}" for i in range(count)] else names
 
 
+def _of_pictures(config: Any) -> Any:
+    """The part of a configuration that is of the tower of pictures."""
+    return getattr(config, "vision_config", config)
+
+
 def _image_size(config: Any) -> tuple[int, int] | None:
-    size = getattr(config, "image_size", None)
+    size = getattr(_of_pictures(config), "image_size", None)
     if isinstance(size, int):
         return (size, size)
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
@@ -209,10 +214,10 @@ def _resized(network: Any, size: tuple[int, int], spec: str) -> tuple[nn.Module,
 
     config = copy.deepcopy(network.config)
     old = _image_size(config)
-    config.image_size = size[0] if size[0] == size[1] else size
+    _of_pictures(config).image_size = size[0] if size[0] == size[1] else size
     other = type(network)(config)
     wanted, given = other.state_dict(), dict(network.state_dict())
-    patch = getattr(config, "patch_size", None)
+    patch = getattr(_of_pictures(config), "patch_size", None)
     for name, own in wanted.items():
         if given[name].shape == own.shape:
             continue
