@@ -109,15 +109,28 @@ def settle(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
+def classifiers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The layers that return logits."""
+    heads = model.get_classifier()
+    several = heads if isinstance(heads, tuple | nn.ModuleList) else (heads,)
+    layers = [[layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)] for head in several]
+    return [found[-1] for found in layers if found]
+
+
 @torch.no_grad()
 def centre(model: nn.Module, images: Tensor) -> None:
-    """Take the mean logits of some images out of the biases of the classifiers, in place."""
+    """Take the mean logits of some images out of the biases of the classifiers, in place.
+
+    Classifiers that begin with zeros (mixers) get random weights: their logits would depend on nothing.
+    """
+    layers = classifiers(model)
+    for layer in layers:
+        if not layer.weight.any():
+            nn.init.trunc_normal_(layer.weight, std=0.02)
     mean = model(images).mean(0)
-    heads = model.get_classifier()
-    for head in heads if isinstance(heads, tuple | nn.ModuleList) else (heads,):
-        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        if layers and layers[-1].bias is not None:
-            layers[-1].bias -= mean
+    for layer in layers:
+        if layer.bias is not None:
+            layer.bias -= mean
 
 
 def count_macs(model: nn.Module, image: Tensor) -> int:
