@@ -25,6 +25,9 @@ class LoadOptions:
     )
     ema: bool = option(True, "Take the averaged weights (EMA) of a training checkpoint that has them.")
     labels: str | None = option(None, "File with the class names, a line each, in the order of the outputs.")
+    multi_label: bool = option(
+        False, "Every output is a label of its own (sigmoid): an image may have several, or none."
+    )
     mean: tuple[float, ...] | None = option(
         None, "Mean of each channel, where 255 is 1; default: the network's own, else ImageNet's."
     )

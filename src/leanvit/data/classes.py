@@ -22,6 +22,10 @@ def agreed(labels: tuple[str, ...], images: ImageSet, name: str) -> tuple[tuple[
     """
     if images.classes == labels or not labels:
         return labels, images
+    if images.labels.ndim == 2 and set(images.classes) <= set(labels):
+        truth = np.zeros((len(images), len(labels)), np.int64)
+        truth[:, [labels.index(name) for name in images.classes]] = images.labels
+        return labels, replace(images, classes=labels, labels=truth)
     synsets = imagenet_synsets(labels)
     if synsets and set(images.classes) <= set(synsets):
         note(f"{name}: its {len(images.classes)} classes are WordNet ids, found among the network's {len(labels)}")

@@ -17,6 +17,7 @@ from leanvit.config import ValConfig, save_yaml
 from leanvit.data.classes import agreed
 from leanvit.data.loader import Loader
 from leanvit.data.sets import ImageSet, load_split
+from leanvit.data.sets.multi_label import load_multi_label
 from leanvit.evaluation.corruptions import parameter_set
 from leanvit.evaluation.measure import (
     Evaluation,
@@ -26,10 +27,10 @@ from leanvit.evaluation.measure import (
     plain_accuracy,
     shift_robustness,
 )
+from leanvit.evaluation.own_metric import measure_own
 from leanvit.evaluation.plan import RESULT_NAME, Json, batch_size_of, check_shifts, conditions, origin, passes
 from leanvit.evaluation.scenes import measure_scenes, print_scenes
 from leanvit.evaluation.subject import Subject, open_subject
-from leanvit.evaluation.vectors import measure_vectors
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import Bar, print_table
 
@@ -72,7 +73,8 @@ def measure_model(config: ValConfig) -> Json:
     if subject.task.data == "scenes":
         return measure_scenes(config, subject)
     if subject.task.returns != "label":
-        return measure_vectors(config, subject, read_images(config, subject.split)[0])
+        labels, images = agreed(subject.labels, read_images(config, subject.split, subject.task.name)[0], config.data)
+        return measure_own(config, replace(subject, labels=labels), images)
     return measure_images(config, subject) if config.is_detailed else measure_accuracy(config, subject)
 
 
@@ -121,14 +123,17 @@ def measure_images(config: ValConfig, subject: Subject) -> Json:
     return work.result
 
 
-def read_images(config: ValConfig, origin: Mapping[str, Any]) -> tuple[ImageSet, NDArray[np.int64]]:
+def read_images(
+    config: ValConfig, origin: Mapping[str, Any], task: str = "classify"
+) -> tuple[ImageSet, NDArray[np.int64]]:
     """The images that a configuration names: all of its split, or `config.limit` of them drawn by `config.seed`.
 
-    origin: of the model, val_fraction and seed of the split that it was trained with.
+    task: of the model. origin: val_fraction and seed of the split that it was trained with.
     Returns the images and their places (N,) in the split, in rising order. Raises DataError.
     """
     split = {key: origin[key] for key in ("val_fraction", "seed") if key in origin}
-    images = load_split(config.data, config.split, **split)
+    load = load_multi_label if task == "multilabel" else load_split
+    images = load(config.data, config.split, **split)
     # Drawn, because folders are in the order of the classes.
     drawn = np.sort(np.random.default_rng(config.seed).permutation(len(images))[: config.limit])
     return images.subset(drawn), drawn
@@ -223,7 +228,8 @@ def print_result(result: Json, title: str = "metrics") -> None:
 
 def _top_line(result: Json) -> str:
     counted = f"({result['correct']} of {result['images']} images)"
-    return f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  {counted}"
+    five = f"  top-5 {result['top5']:.2f}%" if "top5" in result else ""
+    return f"top-1 {result['top1']:.2f}%{five}  {counted}"
 
 
 def print_images(result: Json) -> None:

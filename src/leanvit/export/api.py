@@ -25,6 +25,7 @@ from leanvit.export.gate.rounding import some_tensor
 from leanvit.export.gate.speed import check_speed
 from leanvit.export.gate.verify import least_ratios, leave_out_failed, verify_bundle
 from leanvit.export.network import Exported, Model, exported, network_outputs
+from leanvit.load.labels import task_for
 from leanvit.load.modules import as_network, unwrapped
 from leanvit.load.own import PLAIN_TASKS
 from leanvit.progress import Bar
@@ -145,9 +146,11 @@ def _info_of(model: Model, preprocess: Preprocess | None) -> CheckpointInfo:
             "a quantized network of another task needs its checkpoint's info. Give export(..., info=...)."
         )
     name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    # timm's networks say of themselves that they have no classifier, and quantize keeps that.
-    kept = model.report.get("task") == "embed" if isinstance(model, QuantizedModel) else False
-    task = "embed" if kept or getattr(model, "num_classes", None) == 0 else "classify"
+    # timm's networks say of themselves that they have no classifier or one logit, and quantize keeps that.
+    if isinstance(model, QuantizedModel):
+        task = str(model.report.get("task", "classify"))
+    else:
+        task = task_for(int(getattr(model, "num_classes", 2)))
     return CheckpointInfo(name, (), preprocess or _default_preprocess(model), task=task)
 
 

@@ -19,6 +19,7 @@ from leanvit.data.classes import agreed
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.sets import ImageSet, load_split
+from leanvit.data.sets.multi_label import load_multi_label
 from leanvit.errors import ConfigError
 from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
 from leanvit.export.gate.golden import synthetic_images
@@ -42,7 +43,8 @@ def read_data(task: str, data: str, split: Any, **how: Any) -> Data:
     how: val_fraction and seed of a split that images are cut into. Raises DataError.
     """
     if task_named(task).data == "images":
-        return load_split(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})
+        load = load_multi_label if task == "multilabel" else load_split
+        return load(data, split, **{key: how[key] for key in ("val_fraction", "seed") if key in how})
     scenes = training_task(task).load(data, split)
     note_problems(scenes)
     return scenes

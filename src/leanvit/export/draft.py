@@ -144,6 +144,8 @@ def _labels(job: Job, count: int) -> tuple[str, ...]:
         return ()
     if job.task.data != "images":
         return tuple(given or ())
+    # One logit stands between two labels.
+    count = 2 if job.task.name == "binary" else count
     names = tuple(given) if given is not None else tuple(str(i) for i in range(count))
     if len(names) != count or len(set(names)) != len(names):
         raise ConfigError(

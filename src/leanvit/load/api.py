@@ -84,7 +84,9 @@ def build_classifier(info: CheckpointInfo) -> nn.Module:
     """The same for a network whose only head is its own classifier, or that has none."""
     kind = info.source.get("kind")
     if kind is None:
-        return checkpoint.build(info.architecture, len(info.labels), **info.kwargs)
+        # One logit stands between two labels.
+        outputs = 1 if info.task == "binary" else len(info.labels)
+        return checkpoint.build(info.architecture, outputs, **info.kwargs)
     for source in TABLE:
         if source.name == kind and source.build is not None:
             return source.build(info)

@@ -19,6 +19,13 @@ def adjusted(network: nn.Module, info: CheckpointInfo, options: LoadOptions, spe
 
     Raises ConfigError that names both sides, where they contradict the network.
     """
+    if options.multi_label and info.task != "classify":
+        raise ConfigError(
+            f"--multi-label is of classifiers of at least two outputs, but {spec} is for task {info.task}. "
+            "Leave it out."
+        )
+    if options.multi_label:
+        info = dataclasses.replace(info, task="multilabel")
     if options.labels:
         info = with_labels(info, options.labels, spec)
     preprocess = info.preprocess

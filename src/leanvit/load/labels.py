@@ -13,8 +13,8 @@ from leanvit.progress import note
 
 
 def task_for(classes: int) -> str:
-    """What a network with so many outputs does: without a classifier it embeds."""
-    return "classify" if classes else "embed"
+    """What a network with so many outputs does: without a classifier it embeds, one logit stands between two labels."""
+    return {0: "embed", 1: "binary"}.get(classes, "classify")
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -30,8 +30,10 @@ def are_numbered(labels: Sequence[str]) -> bool:
 def labels_for(count: int, named: Sequence[str] | None, spec: str, *, sure: bool = False) -> tuple[str, ...]:
     """Names of `count` classes: `named` by the network itself, else ImageNet's where it has as many, else numbers.
 
+    One output stands between two labels, the second of which it speaks for.
     Says which, where the network does not name them. sure: that they are ImageNet's where their number is.
     """
+    count = 2 if count == 1 else count
     if named and len(named) == count:
         return unique([str(name) for name in named])
     subset = imagenet_subset(count)

@@ -31,7 +31,7 @@ Build = Callable[[CheckpointInfo], "nn.Module"]
 BUILDERS: dict[str, Build] = {}
 """How the network of each task is built; leanvit.tasks.register adds them, with their heads."""
 
-PLAIN_TASKS = ("classify", "embed")
+PLAIN_TASKS = ("classify", "embed", "multilabel", "binary")
 """Tasks of networks whose only head is their own classifier, or that have none."""
 
 

@@ -24,6 +24,7 @@ from leanvit.checkpoint import CheckpointInfo, digest, preprocess_for
 from leanvit.config import OptimizeOptions, Runtime, to_dict
 from leanvit.errors import LeanvitError, VerificationError, require
 from leanvit.files import only_writer, write_json
+from leanvit.load.labels import numbered, task_for
 from leanvit.optimize.attempt import Workshop, attempt
 from leanvit.optimize.choose import Choice, Times, advice, choose, fastest, summary
 from leanvit.optimize.images import read_images
@@ -103,11 +104,11 @@ def wanted_runtimes(options: OptimizeOptions) -> tuple[Runtime, ...]:
 def described(model: nn.Module) -> CheckpointInfo:
     """What is known of a classifier, or a network without one, that comes without a checkpoint's info."""
     claims: Any = getattr(model, "pretrained_cfg", None) or {}
-    labels = tuple(claims.get("label_names") or ())
-    name = claims.get("architecture") or type(model).__name__
-    if getattr(model, "num_classes", None) == 0:
-        return CheckpointInfo(name, (), preprocess_for(model), task="embed")
-    return CheckpointInfo(name, labels, preprocess_for(model))
+    labels: tuple[str, ...] = tuple(claims.get("label_names") or ())
+    name, classes = claims.get("architecture") or type(model).__name__, int(getattr(model, "num_classes", 2))
+    # What its weights once classified says nothing of a network without a classifier, or with one logit.
+    labels = () if classes == 0 else numbered(2) if classes == 1 else labels
+    return CheckpointInfo(name, labels, preprocess_for(model), task=task_for(classes))
 
 
 @dataclass

@@ -80,6 +80,15 @@ def read_images(network: nn.Module, info: CheckpointInfo, data: str, options: Op
         for part in (train, val):
             agreed_classes(info.labels, part, data)
         return Images(_calibration(info, train, options), _some(val, options), True, info)
+    if task_named(info.task).returns == "labels":
+        read = [
+            agreed_classes(
+                info.labels, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed), data
+            )
+            for split in ("train", "val")
+        ]
+        info = replace(info, labels=read[0][0])
+        return Images(_calibration(info, read[0][1], options), _some(read[1][1], options), True, info)
     folders = _without_classes(Path(data))
     if task_named(info.task).returns == "vector":
         return _embedded(network, info, data, folders, options)

@@ -27,6 +27,7 @@ from torch.fx import GraphModule
 from leanvit.checkpoint import for_channels, preprocess_for
 from leanvit.config import MPTQConfig, Preprocess, to_dict
 from leanvit.errors import ConfigError
+from leanvit.load.labels import task_for
 from leanvit.load.modules import as_network
 from leanvit.progress import note
 from leanvit.quant.attach import Forms, attach
@@ -145,8 +146,8 @@ def quantize_part(
         **sizes(quantized, chosen, work.float_bytes),
         "seconds": time.monotonic() - started,
     }
-    if getattr(model, "num_classes", None) == 0:
-        report["task"] = "embed"
+    if getattr(model, "num_classes", None) in (0, 1):
+        report["task"] = task_for(int(model.num_classes))  # type: ignore[arg-type]
     preprocess = _preprocess(model, tuple(batches[0].shape[1:])) if hasattr(model, "pretrained_cfg") else None
     return QuantizedModel(quantized, chosen, report, config, batches[0][:1].cpu(), preprocess, done.found.forms)
 

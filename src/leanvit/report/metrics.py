@@ -33,11 +33,15 @@ _MEANINGS = {
     "AR100": "recall with at most 100 objects a picture",
     "AR20": "recall with at most 20 objects a picture",
     "miou": "intersection over union, mean over the classes",
+    "mAP": "average precision, mean over the labels",
+    "f1": "harmonic mean of precision and recall over all decisions at a probability of 0.5",
+    "knn_top1": "images that a vote of their 10 nearest others calls by their label",
+    "nearest_top1": "images whose nearest other one has their label",
     "pixel_accuracy": "share of pixels with the right class",
     "mean_accuracy": "share of pixels with the right class, mean over the true classes",
     "pck@0.1": "keypoints at most 0.1 of the object's longer side away from the truth",
 }
-_COUNTS = ("pictures", "objects")
+_COUNTS = ("pictures", "images", "objects")
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def _tables(metrics: Json, names: Names) -> dict[str, dict[str, float | None]]:
         "box_per_class": ("AP50 of boxes", names.labels),
         "mask_per_class": ("AP50 of masks", names.labels),
         "per_class": ("Intersection over union", names.labels),
+        "ap_per_class": ("Average precision", names.labels),
         "pck_per_keypoint": ("Share of correct keypoints (PCK@0.1)", names.keypoints),
         "oks_per_class": ("AP50 of keypoints (OKS)", names.labels),
     }

@@ -39,7 +39,7 @@ from leanvit.errors import BundleError, ConfigError, DataError, did_you_mean
 from leanvit.imaging import Pixels
 from leanvit.runtime.bundle import Manifest, sqnr_db
 from leanvit.runtime.inputs import Inputs, Options, Place, letterboxed
-from leanvit.runtime.tasks import classify, embed, objects, pose, semantic
+from leanvit.runtime.tasks import classify, embed, labels, objects, pose, semantic
 
 if TYPE_CHECKING:
     from leanvit.annotations.load import Task as Annotations
@@ -73,7 +73,8 @@ class Task:
     each_picture: whether the SQNR is that of the worst golden picture or of all together. matched: whether the
     objects of golden pictures (outputs boxes, scores, labels and masks) are looked for again.
 
-    returns: what the continuous output says of an image: "label", logits of which the largest counts; "vector", a point
+    returns: what the continuous output says of an image: "label", logits of which the largest counts;
+    "labels", logits that count each for itself; "vector", a point
     among others, compared by cosine; "other".
 
     data: what it is measured on: "images" are an ImageSet, "scenes" a SceneSet. annotations: of scenes, what
@@ -106,7 +107,7 @@ class Task:
     values_kept: int | None = VALUES_KEPT
     each_picture: bool = True
     matched: bool = False
-    returns: Literal["label", "vector", "other"] = "other"
+    returns: Literal["label", "labels", "vector", "other"] = "other"
     batch_size: int = 8
     options: tuple[str, ...] = ()
     format: Literal["text", "jsonl"] = "jsonl"
@@ -150,6 +151,20 @@ _ROWS = (
         values_kept=None, data="images", inputs=classify.inputs, decode=embed.decode, line=embed.line, text=embed.text,
         measure=embed.measure, batch_size=128, options=("against",), returns="vector",
         caption="The first numbers of the embedding",
+    ),
+    Task(
+        name="multilabel", title="classification with any number of labels",
+        metric="mAP", outputs=("logits",), continuous="logits", values_kept=None, each_picture=False, data="images",
+        inputs=classify.inputs, decode=labels.decode, line=classify.line, text=labels.text, rows=classify.rows,
+        columns=classify.COLUMNS, measure=labels.measure, batch_size=128, options=("score_threshold",), format="text",
+        returns="labels", caption="Labels over the threshold",
+    ),
+    Task(
+        name="binary", title="classification by one logit",
+        metric="top1", points=1.0, outputs=("logits",), continuous="logits", values_kept=None, each_picture=False,
+        data="images", inputs=classify.inputs, decode=labels.decode_two, line=classify.line, text=classify.text,
+        rows=classify.rows, columns=classify.COLUMNS, measure=labels.measure_two, batch_size=128,
+        options=("score_threshold",), format="text", returns="labels", caption="Both labels, the likelier first",
     ),
     Task(name="detect", title="detection", metric="box_AP50", outputs=("boxes", "scores", "labels"),
          measure=objects.measure_boxes, columns=objects.COLUMNS, **_OBJECTS),

@@ -101,6 +101,10 @@ def check_agreement(given: Given) -> list[Check]:
     if task.returns == "label":
         same = 100.0 * float((expected.argmax(1) == found.argmax(1)).mean())
         checks.append(Check("agreement", same >= AGREEMENT, f"{same:.2f}% same top-1", f"at least {AGREEMENT}%", hint))
+    if task.returns == "labels":
+        same = 100.0 * float(((expected > 0) == (found > 0)).mean())
+        text = f"{same:.2f}% of the decisions at 0.5 are the same"
+        checks.append(Check("agreement", same >= AGREEMENT, text, f"at least {AGREEMENT}%", hint))
     if task.matched:
         share = matched_share(given.evaluated, golden_records(evaluation.expected), len(expected))
         text = "NOT verified: no object" if share is None else f"{share:.1%} of the clear objects found again"

@@ -1,4 +1,4 @@
-"""A model measured over labelled images by its task's own metric, as annotated pictures are: embeddings."""
+"""A model measured over labelled images by its task's own metric, as annotated pictures are: all tasks but classify."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class ImageReader:
             yield pixels.numpy(), [Place(int(number)) for number in numbers]
 
 
-def measure_vectors(config: ValConfig, subject: Subject, images: ImageSet) -> Json:
-    """The task's metrics of a model that returns a vector an image, as leanvit.evaluation.scenes.measure_scenes."""
+def measure_own(config: ValConfig, subject: Subject, images: ImageSet) -> Json:
+    """The task's metrics of a model of images, as leanvit.evaluation.scenes.measure_scenes."""
     check_shifts(config, subject)
     with only_writer(config.output) if config.output else contextlib.nullcontext():
         step = batch_size_of(config, subject)
