@@ -54,16 +54,18 @@ def test_commands_for_own_images_run_in_order(
         for index in range(30):
             coarse = generator.integers(level - 50, level + 50, (5, 7, 3)).astype(np.uint8)
             Image.fromarray(coarse).resize((70, 50)).save(tmp_path / "photos" / label / f"{index}.jpg")
+    torch.save(timm.create_model("vit_micro", num_classes=2).state_dict(), tmp_path / "model.pth")
     verbs = [c for c in commands() if c.startswith("leanvit ")]
-    assert [c.split()[1] for c in verbs] == ["train", "quantize", "export", "predict"]
+    assert [c.split()[1] for c in verbs] == ["optimize", "train", "quantize", "export", "predict"]
     for command in verbs:
-        arguments = shlex.split(command)[1:]
+        arguments = shlex.split(command.replace("vit_small_patch16_224", "vit_micro"))[1:]
         if arguments[0] == "train":
             arguments += ["--epochs", "2", "--batch-size", "8"]
         if arguments[0] == "export":
             arguments += ["--max-drop", "100"]
         assert main(arguments) == 0, capsys.readouterr().err
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 60
+    assert (tmp_path / "runs" / "fast" / "bundle" / "bundle.json").is_file()
 
 
 def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
