@@ -88,7 +88,7 @@ def describe_network() -> CheckpointInfo:
 
 @torch.inference_mode()
 def said(network: nn.Module, pixels: imaging.Pixels, info: CheckpointInfo) -> str:
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    x = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
     return CLASSES[int(network((x - 0.5) / 0.5).argmax())]
 
 
