@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from common import LABELS, Outcome, save_image, smooth
 
 pytest_plugins = ("fixtures_run",)
+
+# How long an example takes is the machine's mood, and the first one imports libraries.
+hypothesis.settings.register_profile("leanvit", deadline=None)
+hypothesis.settings.load_profile("leanvit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -507,7 +507,7 @@ def test_a_stopped_training_keeps_its_checkpoint_and_goes_on_with_resume(
 def test_an_interrupted_prediction_exits_130_without_speaking_of_resume(
     shared_bundle: Path, photo: Path, leanvit: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any) -> Any:
+    def interrupt(*args: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("leanvit.runtime.predict.decode", interrupt)

@@ -52,7 +52,7 @@ def budgets_of(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> list[Budget |
         report = {"quantized_bytes": 0, "float_bytes": 0}
         return QuantizedModel(QuantGraph(GraphModule(part, Graph()), {}), {}, report, config, x)
 
-    monkeypatch.setattr(room, "quantize", watched)
+    monkeypatch.setattr(room, "quantize_part", watched)
     info = CheckpointInfo("two", ("a",), Preprocess(input_size=(8, 8)))
     quantize_network(InTwo(), info, torch.zeros(4, 10), MPTQConfig(budget=budget))
     return asked

@@ -95,9 +95,9 @@ def test_sharded_parameters_train_as_whole_ones_and_go_on(tmp_path: Path) -> Non
 THREADS_AFTER_TRAINING = """
 import sys
 from pathlib import Path
-from leanvit.config import TrainConfig, load_yaml
+from leanvit.config import TrainConfig, from_dict, load_yaml
 from leanvit.train import run
-run(TrainConfig(**load_yaml(sys.argv[1])))
+run(from_dict(TrainConfig, load_yaml(sys.argv[1]), "settings"))
 print("threads", *sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
 """
 
