@@ -403,7 +403,7 @@ def test_to_input_is_the_formula_in_float64(seed: int) -> None:
 def test_a_cpu_and_another_device_normalise_to_the_same_bits() -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(9).reshape(3, 16, 16, 3)
     preprocess = Preprocess(input_size=(16, 16), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    elsewhere = data._normalised(images.reshape(3, 16, 48), preprocess).view(3, 16, 16, 3).permute(0, 3, 1, 2)
+    elsewhere = data._normalised(images.reshape(3, 16, 48), preprocess, 3).view(3, 16, 16, 3).permute(0, 3, 1, 2)
     assert torch.equal(to_input(images, preprocess), elsewhere)
     assert to_input(images, preprocess, "meta").shape == (3, 3, 16, 16)
 
