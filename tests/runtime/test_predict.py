@@ -146,10 +146,10 @@ def stopped_at(name: str, error: BaseException) -> Iterator[None]:
     """Let the decoding of the image of this name raise `error`."""
     real = predict.decode
 
-    def decode(path: Path) -> Any:
+    def decode(path: Path, **how: Any) -> Any:
         if path.name == name:
             raise error
-        return real(path)
+        return real(path, **how)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(predict, "decode", decode)
@@ -296,7 +296,7 @@ def test_images_are_decoded_while_those_before_are_classified(
 ) -> None:
     ahead = threading.Event()
 
-    def decode(path: Path) -> Any:
+    def decode(path: Path, **how: Any) -> Any:
         if path.stem == "015":
             ahead.set()
         return Decoded(smooth(8, 8, seed=0))
@@ -328,10 +328,10 @@ from leanvit.runtime import result_files as results
 
 def killing(function, last):
     calls = iter(range(last))
-    def call(*arguments):
+    def call(*arguments, **how):
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
+        return function(*arguments, **how)
     return call
 
 results.SAVE_SECONDS = 0.0
@@ -386,7 +386,7 @@ def test_a_run_that_goes_on_decodes_only_what_is_left_and_counts_all_that_is_cor
 ) -> None:
     decoded: list[Path] = []
     real = predict.decode
-    monkeypatch.setattr(predict, "decode", lambda path: decoded.append(path) or real(path))
+    monkeypatch.setattr(predict, "decode", lambda path, **how: decoded.append(path) or real(path, **how))
     with pytest.raises(PartialError, match=r"^10 of 300 images could not be read"):
         run(stopped)
     assert sorted(path.name for path in decoded) == [f"{number:03}.png" for number in range(120, COUNT)]

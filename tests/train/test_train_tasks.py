@@ -255,7 +255,10 @@ def test_readers_of_classifiers_and_of_tasks_refuse_each_others_files(toys: ToyT
     save_checkpoint(
         tmp_path / "o.safetensors", model, CheckpointInfo("resnet18", ("a",), Preprocess((64, 64)), task="o")
     )
-    with pytest.raises(CheckpointError, match="task 'o', expected one of classify, detect, segment, pose, semantic"):
+    with pytest.raises(
+        CheckpointError,
+        match="task 'o', expected one of classify, detect, segment, embed, multilabel, binary, pose, semantic",
+    ):
         load_network(tmp_path / "o.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_network(tmp_path / "gone")

@@ -74,8 +74,10 @@ def build(info: CheckpointInfo) -> nn.Module:
         return own.BUILDERS[info.task](info)
     if info.task in own.PLAIN_TASKS:
         return build_classifier(info)
+    if not own.BUILDERS:  # nothing that was asked for takes networks with heads
+        raise CheckpointError(f"the checkpoint is a network for the task '{info.task}', expected a classifier.")
     raise CheckpointError(
-        f"the checkpoint is for task '{info.task}', expected one of {', '.join(own.BUILDERS or own.PLAIN_TASKS)}. "
+        f"the checkpoint is for task '{info.task}', expected one of {', '.join(own.BUILDERS)}. "
         "Import the module that registers that task."
     )
 
