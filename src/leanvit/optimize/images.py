@@ -223,7 +223,9 @@ def _embedded(
     train, val = _photographs(data, folders, info, options.seed)
     chosen = cast(ImageSet, _some(val, options))
     vectors = network_outputs(network.eval(), info, _pixels(chosen, info))["embeddings"]
-    drawn = np.random.default_rng(options.seed).permutation(len(chosen))[:ANCHORS]
+    # A label that one image alone has can't be found again among its neighbours, of which 10 are asked.
+    count = max(2, min(ANCHORS, len(chosen) // 10))
+    drawn = np.random.default_rng(options.seed).permutation(len(chosen))[:count]
     labels = nearest(vectors, vectors[drawn], 1)[0][:, 0]
     note(
         f"{val.name} has no labels: what is held is which of {len(drawn)} drawn images each of {len(chosen)} is near "
