@@ -143,6 +143,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     if "sha256" in metadata and metadata["sha256"] != digest(tensors):
         raise CheckpointError(f"{path}: weights differ from their SHA-256; the file was damaged. Copy it again.")
+    require_finite(tensors, path)
+    return tensors, metadata
+
+
+def require_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError where a tensor of a file holds NaN or infinity."""
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         count = int((~tensors[bad[0]].isfinite()).sum())
@@ -150,7 +156,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: {count} values of '{bad[0]}' are NaN or infinite ({len(bad)} tensors in all), expected "
             "finite weights. Use an earlier checkpoint or train again with a lower --lr."
         )
-    return tensors, metadata
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:

@@ -6,6 +6,7 @@ Pillow and NumPy only. What Pillow would do in silence is done on purpose here: 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
@@ -125,30 +126,31 @@ def _open_and_load(
     name: str,
     prepare: Callable[[Image.Image], None] | None,
     convert: Callable[[Image.Image], tuple[Image.Image, tuple[str, ...]]],
-    *,
-    again: bool = False,
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """The pixels; where Pillow stops at metadata, those of the file without it."""
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(opened, name)
-        if prepare:
-            prepare(opened)
-        opened.load()
+        opened = _loaded(data, name, prepare)
     except (ImageError, MemoryError, Image.DecompressionBombError):
         raise
     except Exception:
-        plain = None if again else without_metadata(data)
+        plain = without_metadata(data)
         if plain is None or len(plain) == len(data):
             raise
-        try:
-            image, notes = _open_and_load(plain, name, prepare, convert, again=True)
-        except Exception:
-            plain = None
-        if plain is None:
-            raise  # what was wrong with the file as it is
-        return image, ("metadata that can't be read was ignored", *notes)
+        with contextlib.suppress(Exception):
+            image, notes = convert(_loaded(plain, name, prepare))
+            return image, ("metadata that can't be read was ignored", *notes)
+        raise  # what was wrong with the file as it is
     return convert(opened)
+
+
+def _loaded(data: bytes, name: str, prepare: Callable[[Image.Image], None] | None) -> Image.Image:
+    """The file's image as Pillow decodes it."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image, name)
+    if prepare:
+        prepare(image)
+    image.load()
+    return image
 
 
 _FOREIGN = {

@@ -31,6 +31,7 @@ OPTIONAL = {
     "segmentation-models-pytorch": "tasks", "pycocotools": "tasks", "faster-coco-eval": "tasks",
     "scikit-image": "tasks", "scikit-learn": "data", "datasets": "data",
     "huggingface_hub": "data", "braceexpand": "data",
+    "transformers": "transformers", "pyarrow": "parquet",
     "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
 }  # fmt: skip
 

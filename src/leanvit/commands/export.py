@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
-from leanvit.commands.inputs import open_exportable, read_own_data
+from leanvit.commands.inputs import read_own_data
 
 if TYPE_CHECKING:
     from leanvit import config as configs
@@ -18,10 +18,11 @@ def run(config: configs.ExportConfig) -> int:
     from leanvit.config import save_yaml
     from leanvit.export.api import export as run_it
     from leanvit.export.onnx.profiles import require_known
+    from leanvit.quant.parts import load_any
     from leanvit.runtime.bundle import read_manifest
 
     require_known(config.profile)
-    model, info = open_exportable(config.model, config.load_options())
+    model, info = load_any(config.model, config.load_options())
     data, before = None, None
     if config.data:
         info, data = read_own_data(info, config.data, "val")

@@ -32,21 +32,6 @@ def open_network(spec: str, options: LoadOptions | None = None) -> tuple[nn.Modu
     return load(spec, options)
 
 
-def open_exportable(spec: str, options: LoadOptions | None = None) -> tuple[Any, CheckpointInfo]:
-    """Float or quantized network of any task, and its info.
-
-    Raises CheckpointError, ConfigError for options of which a quantized network can't take any but its labels.
-    """
-    from leanvit.load.describe import of_quantized
-    from leanvit.quant.parts import is_quantized_network, load_quantized_network
-    from leanvit.quant.store import is_quantized, load_quantized
-
-    if not is_quantized(spec) and not is_quantized_network(spec):
-        return open_network(spec, options)
-    model, info = load_quantized(spec) if is_quantized(spec) else load_quantized_network(spec)
-    return model, of_quantized(info, options, spec)
-
-
 def read_own_data(info: CheckpointInfo, data: str, split: Any) -> tuple[CheckpointInfo, Data]:
     """One split of a network's own data, as it was cut in training; and the info, whose classes have names then.
 

@@ -53,11 +53,11 @@ def _compared(path: str, manifest: Any, evaluation: Evaluation) -> Evaluation:
 
     from torch import nn
 
-    from leanvit.commands.inputs import open_exportable
     from leanvit.export.network import network_outputs
     from leanvit.export.simulated import simulated
+    from leanvit.quant.parts import load_any
 
-    model, info = open_exportable(path)
+    model, info = load_any(path)
     if info.task != manifest.task:
         raise errors.ConfigError(
             f"model {path} is for task {info.task}, the bundle for {manifest.task}, expected the network that the "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from leanvit.config import Preprocess, ValConfig
 from leanvit.data.loader import Loader
@@ -33,8 +31,7 @@ class ImageReader:
 
     def __post_init__(self) -> None:
         """Number the images, so that a batch tells which of them could be read."""
-        numbered = replace(self.data, labels=np.arange(len(self.data)), classes=())
-        self.loader = Loader(numbered, self.preprocess, self.batch_size, "skip" if self.skip else "fail")
+        self.loader = Loader(self.data.numbered(), self.preprocess, self.batch_size, "skip" if self.skip else "fail")
 
     @property
     def bad(self) -> list[str]:

@@ -104,33 +104,18 @@ def _open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, t
     """
     import torch
 
-    import leanvit.tasks  # noqa: F401 - registers how the networks of tasks are built
     from leanvit.export.simulated import measured_form
-    from leanvit.load.api import load
-    from leanvit.load.describe import of_quantized
-    from leanvit.quant.parts import is_quantized_network, load_quantized_network
-    from leanvit.quant.store import is_quantized, load_quantized
+    from leanvit.quant.parts import load_any
     from leanvit.train.setup import pick_device
 
     _refuse_runtime(config)
-    options = config.load_options()
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    if is_quantized(config.model):
-        quantized, info = load_quantized(config.model)
-        return (
-            measured_form(quantized, config.profile)[0].to(device),
-            of_quantized(info, options, config.model),
-            device,
-            True,
-        )
-    if is_quantized_network(config.model):
-        parts, info = load_quantized_network(config.model)
-        info = of_quantized(info, options, config.model)
-        return measured_form(parts, config.profile)[0].to(device), info, device, True
-    network, info = load(config.model, options)
-    return network.to(device), info, device, False
+    model, info = load_any(config.model, config.load_options())
+    if isinstance(model, torch.nn.Module):
+        return model.to(device), info, device, False
+    return measured_form(model, config.profile)[0].to(device), info, device, True
 
 
 def _network_outputs(

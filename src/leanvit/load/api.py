@@ -12,6 +12,7 @@ from leanvit.errors import CheckpointError, did_you_mean
 from leanvit.load import files, own, python_files, timm_names, torchvision_models, transformers_models
 from leanvit.load.describe import adjusted
 from leanvit.load.source import Source
+from leanvit.runtime.task_of import task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,10 +52,10 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
 
 def load_classifier(spec: str | Path, options: LoadOptions | None = None) -> tuple[nn.Module, CheckpointInfo]:
     """`load` for a network without another head than its own classifier. Raises CheckpointError for other tasks."""
-    network, info = load(spec, options)
-    if info.task not in own.PLAIN_TASKS:
-        raise CheckpointError(f"{spec} is a network for the task '{info.task}', expected a classifier.")
-    return network, info
+    task = task_of(spec)
+    if task not in own.PLAIN_TASKS:
+        raise CheckpointError(f"{spec} is a network for the task '{task}', expected a classifier.")
+    return load(spec, options)
 
 
 def source_of(spec: str) -> Source:
@@ -74,10 +75,8 @@ def build(info: CheckpointInfo) -> nn.Module:
         return own.BUILDERS[info.task](info)
     if info.task in own.PLAIN_TASKS:
         return build_classifier(info)
-    if not own.BUILDERS:  # nothing that was asked for takes networks with heads
-        raise CheckpointError(f"the checkpoint is a network for the task '{info.task}', expected a classifier.")
     raise CheckpointError(
-        f"the checkpoint is for task '{info.task}', expected one of {', '.join(own.BUILDERS)}. "
+        f"the checkpoint is for task '{info.task}', expected one of {', '.join(own.BUILDERS or own.PLAIN_TASKS)}. "
         "Import the module that registers that task."
     )
 

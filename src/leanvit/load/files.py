@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors
+from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for, read_tensors, require_finite
 from leanvit.config import Interpolation, LoadOptions, Preprocess
 from leanvit.errors import CheckpointError, did_you_mean
 from leanvit.load.describe import for_network
 from leanvit.load.labels import labels_for, task_for
 from leanvit.load.pickles import read_pickle
-from leanvit.load.source import Source
+from leanvit.load.source import Source, config_with
 from leanvit.load.state_dicts import fitted, in_float32, on_meta, without_prefixes
 from leanvit.load.timm_names import takes_size
 from leanvit.progress import note
@@ -56,26 +56,8 @@ def read_weights(path: str | Path, *, ema: bool = True) -> Weights:
         said = answer["said"]
         if ema and answer["key"].endswith("ema"):
             note(f"{path}: the averaged weights ({answer['key']}) are taken. For the others: --no-ema")
-        _require_finite(path, tensors)
-    return Weights(path, in_float32(tensors), _beside(path) | said)
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """What timm's config.json beside a file says."""
-    try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) and "architecture" in config else {}
-
-
-def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    if bad:
-        raise CheckpointError(
-            f"{path}: '{bad[0]}' holds NaN or infinity ({len(bad)} tensors in all), expected finite weights. "
-            "Use an earlier checkpoint or train again with a lower learning rate."
-        )
+        require_finite(tensors, path)
+    return Weights(path, in_float32(tensors), config_with(path.parent, "architecture") | said)
 
 
 def open_file(spec: str, options: LoadOptions) -> tuple[nn.Module, CheckpointInfo]:

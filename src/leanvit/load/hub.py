@@ -7,6 +7,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+
+from leanvit.errors import CheckpointError
 
 PROBE_SECONDS = 3.0
 """How long an answer is waited for: huggingface_hub itself tries for 50 seconds before it looks into its cache."""
@@ -29,6 +32,17 @@ def answers(url: str, seconds: float = PROBE_SECONDS) -> bool:
     thread.start()
     thread.join(seconds)
     return bool(found and found[0])
+
+
+def require_reachable(address: str, spec: str) -> None:
+    """Raise CheckpointError where weights are neither in torch's cache nor at an address that answers."""
+    import torch
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name
+    if not cached.is_file() and not answers(address):
+        raise CheckpointError(
+            f"{spec}: its weights are at {address}, which does not answer. Bring that file to this machine as {cached}"
+        )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import LoadOptions
@@ -29,3 +31,12 @@ class Source:
     claims: Callable[[str], bool]
     open: Callable[[str, LoadOptions], tuple[nn.Module, CheckpointInfo]]
     build: Callable[[CheckpointInfo], nn.Module] | None = None
+
+
+def config_with(folder: str | Path, key: str) -> dict[str, Any]:
+    """What config.json of a folder says, where it has a key by which its library is told; empty for all else."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and key in config else {}

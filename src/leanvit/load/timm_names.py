@@ -13,9 +13,9 @@ from torch import nn
 from leanvit.checkpoint import CheckpointInfo, build, load_weights, preprocess_for
 from leanvit.config import LoadOptions
 from leanvit.errors import CheckpointError, ConfigError, LeanvitError, UnknownModelError, did_you_mean
-from leanvit.load.hub import answers, cache_where_offline, how_to_bring
+from leanvit.load.hub import cache_where_offline, how_to_bring, require_reachable
 from leanvit.load.labels import labels_for, task_for
-from leanvit.load.source import Source
+from leanvit.load.source import Source, config_with
 from leanvit.load.state_dicts import fitted
 from leanvit.progress import note
 
@@ -82,11 +82,7 @@ def _fetched(spec: str, cfg: Any, make: Any) -> nn.Module:
                     f"not in its cache here. {how_to_bring(cfg.hf_hub_id)}"
                 ) from error
     address = cfg.url[0] if isinstance(cfg.url, list | tuple) else cfg.url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name
-    if not cached.is_file() and not answers(address):
-        raise CheckpointError(
-            f"{spec}: its weights are at {address}, which does not answer. Bring that file to this machine as {cached}"
-        )
+    require_reachable(address, spec)
     return make().eval()
 
 
@@ -205,13 +201,7 @@ def is_name(spec: str) -> bool:
 
 def _is_folder(spec: str) -> bool:
     """A folder with timm's config.json, with or without the prefix."""
-    if spec.startswith(_FOLDER):
-        return True
-    try:
-        config = json.loads((Path(spec) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "architecture" in config
+    return spec.startswith(_FOLDER) or bool(config_with(spec, "architecture"))
 
 
 HUB = Source(name="hf-hub", form="hf-hub:ORG/NAME", claims=lambda spec: spec.startswith(_HUB), open=open_hub)

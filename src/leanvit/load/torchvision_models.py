@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import LoadOptions, Preprocess
 from leanvit.errors import CheckpointError, UnknownModelError, did_you_mean
-from leanvit.load.hub import answers
+from leanvit.load.hub import require_reachable
 from leanvit.load.labels import labels_for
 from leanvit.load.source import Source
 from leanvit.load.timm_names import require_no_other_name
@@ -33,11 +31,7 @@ def open_spec(spec: str, options: LoadOptions) -> tuple[nn.Module, CheckpointInf
         raise UnknownModelError(f"torchvision has no classifier '{name}'.{did_you_mean(name, known)}")
     require_no_other_name(spec, name, options)
     weights = _weights(name, wanted, spec)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not cached.is_file() and not answers(weights.url):
-        raise CheckpointError(
-            f"{spec}: its weights are at {weights.url}, which does not answer. Bring that file here as {cached}"
-        )
+    require_reachable(weights.url, spec)
     network = models.get_model(name, weights=weights).eval()
     names = weights.meta.get("categories")
     labels = labels_for(len(names or ()), names, spec)

@@ -17,7 +17,7 @@ from leanvit.errors import CheckpointError, ConfigError, LeanvitError, require
 from leanvit.load.hub import cache_where_offline, how_to_bring
 from leanvit.load.labels import labels_for, task_for
 from leanvit.load.processors import read_processor
-from leanvit.load.source import Source
+from leanvit.load.source import Source, config_with
 from leanvit.load.timm_names import require_no_other_name
 
 KIND = "transformers"
@@ -31,7 +31,6 @@ TOWERS = {
     # Its own encoder hides patches at random; a ViT has the same weights.
     "ViTMAEForPreTraining": "ViTModel",
     "ViTMAEModel": "ViTModel",
-    "DeiTForImageClassificationWithTeacher": "DeiTForImageClassificationWithTeacher",
 }
 """Classes that are opened as others; all others as their config.json says."""
 
@@ -255,13 +254,7 @@ def _line(error: BaseException) -> str:
 
 def claims(spec: str) -> bool:
     """Whether a spec has the prefix, or is a folder with a config.json of transformers."""
-    if spec.startswith(_PREFIX):
-        return True
-    try:
-        config = json.loads((Path(spec) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
+    return spec.startswith(_PREFIX) or bool(config_with(spec, "model_type"))
 
 
 SOURCE = Source(

@@ -114,9 +114,12 @@ def shape_of(state_dict: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
 
 
 def depth_of(state_dict: Mapping[str, Tensor], prefix: str = "blocks.") -> int:
-    """How many numbered modules the keys under `prefix` name."""
+    """How many numbered modules the keys under `prefix` name. Raises CheckpointError where there are none."""
     start = len(prefix)
-    return len({key[start:].split(".", 1)[0] for key in state_dict if key.startswith(prefix)})
+    found = {key[start:].split(".", 1)[0] for key in state_dict if key.startswith(prefix)}
+    if not found:
+        raise CheckpointError(f"checkpoint has missing keys ['{prefix}*']: is it of another family?")
+    return len(found)
 
 
 def _settings_from_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

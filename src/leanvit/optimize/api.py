@@ -8,7 +8,6 @@ holds the accuracy is left (choose.py). Every step is a line of the journal, fro
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ from leanvit.optimize.settings import FLOAT, Row, Setting, settings_for
 from leanvit.optimize.timing import Timer, batch_size_of, milliseconds, targets_of, time_files
 from leanvit.progress import Bar, note
 from leanvit.report import write_report
-from leanvit.runtime.bundle import is_bundle, read_manifest, versions
+from leanvit.runtime.bundle import is_bundle, move_into_place, read_manifest, staging_folder, versions
 from leanvit.runtime.engines import available
 from leanvit.runtime.task import task_named
 
@@ -270,11 +269,6 @@ def place(source: Path, target: Path) -> None:
     """
     if target.exists() and not is_bundle(target):
         raise VerificationError(f"{target} exists and is not a bundle; it is not overwritten. Choose another --output.")
-    staged, aside = (target.with_name(f".{target.name}.{os.getpid()}.{ending}") for ending in ("partial", "old"))
-    for leftover in (staged, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
+    staged = staging_folder(target)
     shutil.copytree(source, staged)
-    if target.exists():
-        os.replace(target, aside)
-    os.replace(staged, target)
-    shutil.rmtree(aside, ignore_errors=True)
+    move_into_place(staged, target)

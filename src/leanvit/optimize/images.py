@@ -25,7 +25,7 @@ from leanvit.export.network import network_outputs
 from leanvit.files import fingerprint
 from leanvit.image_paths import images_below, is_hidden, leave_out_foreign
 from leanvit.imaging import Pixels
-from leanvit.load.labels import are_numbered, imagenet_synsets
+from leanvit.load.labels import are_numbered, imagenet_synsets, numbered
 from leanvit.progress import note
 from leanvit.runtime.neighbours import nearest
 from leanvit.runtime.task import task_named
@@ -75,27 +75,24 @@ def read_images(network: nn.Module, info: CheckpointInfo, data: str, options: Op
     a folder of photographs without classes.
     Raises DataError where classes are others, ImageError for a damaged image.
     """
-    if task_named(info.task).data != "images":
-        train, val = (read_data(info.task, data, split) for split in ("train", "val"))
-        for part in (train, val):
-            agreed_classes(info.labels, part, data)
+    task = task_named(info.task)
+    if task.data != "images" or task.returns == "labels":
+        (labels, train), (_, val) = (agreed_classes(info.labels, part, data) for part in _splits(info, data))
+        info = replace(info, labels=labels)
         return Images(_calibration(info, train, options), _some(val, options), True, info)
-    if task_named(info.task).returns == "labels":
-        read = [
-            agreed_classes(
-                info.labels, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed), data
-            )
-            for split in ("train", "val")
-        ]
-        info = replace(info, labels=read[0][0])
-        return Images(_calibration(info, read[0][1], options), _some(read[1][1], options), True, info)
     folders = _without_classes(Path(data))
-    if task_named(info.task).returns == "vector":
+    if task.returns == "vector":
         return _embedded(network, info, data, folders, options)
     if folders is None:
         return _labelled(network, info, data, options)
     train_set, val_set = _photographs(data, folders, info, options.seed)
     return _with_own_labels(network, info, train_set, val_set, options)
+
+
+def _splits(info: CheckpointInfo, data: str) -> tuple[Data, Data]:
+    """Training and validation data, as a network's own was cut."""
+    how = {"val_fraction": info.val_fraction, "seed": info.seed}
+    return read_data(info.task, data, "train", **how), read_data(info.task, data, "val", **how)
 
 
 def _calibration(info: CheckpointInfo, train: Data, options: OptimizeOptions) -> Tensor:
@@ -118,8 +115,7 @@ def _some(val: Data, options: OptimizeOptions) -> Data:
 
 
 def _labelled(network: nn.Module, info: CheckpointInfo, data: str, options: OptimizeOptions) -> Images:
-    train, val = (cast(ImageSet, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed))
-                  for split in ("train", "val"))  # fmt: skip
+    train, val = cast(tuple[ImageSet, ImageSet], _splits(info, data))
     labels = info.labels or _numbered(network, info)
     if not _speak_of_same(labels, train.classes):
         note(
@@ -156,7 +152,7 @@ def _in_order(images: ImageSet, labels: tuple[str, ...]) -> ImageSet:
 def _numbered(network: nn.Module, info: CheckpointInfo) -> tuple[str, ...]:
     """Names for the outputs of a network that has none: their numbers."""
     pixels = np.zeros((1, *info.preprocess.input_size, info.preprocess.channels), np.uint8)
-    return tuple(str(i) for i in range(network_outputs(network.eval(), info, pixels)["logits"].shape[1]))
+    return numbered(network_outputs(network.eval(), info, pixels)["logits"].shape[1])
 
 
 # --- photographs without labels ---
@@ -217,9 +213,8 @@ def _embedded(
     file that keeps who is near to whom keeps the vote of neighbours for it.
     """
     if folders is None:
-        train, val = (cast(ImageSet, read_data(info.task, data, split, val_fraction=info.val_fraction, seed=info.seed))
-                      for split in ("train", "val"))  # fmt: skip
-        return Images(_calibration(info, train, options), _some(val, options), True, info)
+        labelled = _splits(info, data)
+        return Images(_calibration(info, labelled[0], options), _some(labelled[1], options), True, info)
     train, val = _photographs(data, folders, info, options.seed)
     chosen = cast(ImageSet, _some(val, options))
     vectors = network_outputs(network.eval(), info, _pixels(chosen, info))["embeddings"]

@@ -11,13 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import Budget, MPTQConfig, to_dict
+from leanvit.config import Budget, LoadOptions, MPTQConfig, to_dict
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError
 from leanvit.files import read_json, write_json
+from leanvit.load.api import load
+from leanvit.load.describe import of_quantized
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
 from leanvit.quant.mptq import quantize_part
-from leanvit.quant.store import QUANTIZED_NAME, load_quantized, save_quantized
+from leanvit.quant.store import QUANTIZED_NAME, is_quantized, load_quantized, save_quantized
 from leanvit.runtime.task import task_named
 from leanvit.tasks.build import build_network
 from leanvit.tasks.parts import WHOLE, example_of, part_inputs, parts_of, with_parts
@@ -147,6 +149,24 @@ def save_network(folder: str | Path, quantized: QuantizedNetwork, info: Checkpoi
     write_json(folder / "plan.json", quantized.plan)
     write_json(folder / REPORT_NAME, quantized.report)
     return folder
+
+
+def load_any(
+    spec: str, options: LoadOptions | None = None
+) -> tuple[nn.Module | QuantizedModel | QuantizedNetwork, CheckpointInfo]:
+    """Float or quantized network of any task, and its info.
+
+    spec: whatever leanvit.load takes, or a folder of a quantized network, which of the options takes its labels alone.
+    Raises CheckpointError, ConfigError.
+    """
+    model: QuantizedModel | QuantizedNetwork
+    if is_quantized(spec):
+        model, info = load_quantized(spec)
+    elif is_quantized_network(spec):
+        model, info = load_quantized_network(spec)
+    else:
+        return load(spec, options)
+    return model, of_quantized(info, options, spec)
 
 
 def is_quantized_network(folder: str | Path) -> bool:

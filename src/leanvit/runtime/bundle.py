@@ -230,12 +230,18 @@ def finish(folder: Path, output: Path, manifest: Manifest, checks: dict[str, Any
     write_json(folder / VERIFY_NAME, checks)
     sign(folder, manifest)
     target = output if checks["passed"] else output.with_name(f"{output.name}.rejected")
-    if target.exists():
-        # The old bundle is moved aside first: a crash between the two renames loses neither.
-        aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.replace(target, aside)
-        os.replace(folder, target)
-        shutil.rmtree(aside)
-    else:
-        os.replace(folder, target)
+    move_into_place(folder, target)
     return target
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Move a whole folder to `target`, which may exist: a crash on the way loses neither."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    # The old folder is moved aside first.
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(target, aside)
+    os.replace(folder, target)
+    shutil.rmtree(aside)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +28,7 @@ def measure_images(network: nn.Module, info: CheckpointInfo, images: ImageSet, b
     """Metrics of a torch network on labelled images, where those of its task are not counted as top-1."""
     task = task_of_network(info)
     network.eval()
-    numbered = replace(images, labels=np.arange(len(images)), classes=())
-    loader = Loader(numbered, info.preprocess, batch_size)
+    loader = Loader(images.numbered(), info.preprocess, batch_size)
     batches = (
         (task.outputs(network, to_input(pixels, info.preprocess)), [Place(int(number)) for number in numbers])
         for pixels, numbers in track(loader, f"measuring {task.name}", -(-len(images) // batch_size))

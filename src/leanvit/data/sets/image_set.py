@@ -61,6 +61,10 @@ class ImageSet:
             return imaging.encode_png(source)
         return imaging.read_file(source) if isinstance(source, Path) else source.read()
 
+    def numbered(self) -> ImageSet:
+        """The same images, each with its place for a label: so batches tell which of them could be read."""
+        return replace(self, labels=np.arange(len(self)), classes=())
+
     def decoded(self, index: int) -> imaging.Decoded:
         """One image decoded to RGB. Raises ImageError."""
         source = self.sources[index]
