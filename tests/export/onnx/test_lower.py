@@ -189,6 +189,22 @@ def test_patches_are_read_where_they_lie(form: str, pixels: np.ndarray, tmp_path
     assert len(moves) == {"tokens": 1, "map": 2, "parts": 2, "both": 3}[form]
 
 
+class Resized(Patches):
+    """Patches of an image that the network resizes first, as CrossViT does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.nn.functional.interpolate(x, size=(16, 24), mode="bicubic"))
+
+
+def test_patches_of_a_resized_image_run(pixels: np.ndarray, tmp_path: Path) -> None:
+    result = quantized(Resized("tokens").eval(), pixels)
+    x = to_input(torch.from_numpy(pixels), PREPROCESS)
+    with torch.no_grad():
+        expected = executed_form(result.graph, "w8a8")(x).numpy()
+    path = written(lower(result.graph, PREPROCESS, "w8a8"), tmp_path)
+    assert sqnr_db(expected, open_engine(path, "onnxruntime", 1)(pixels)) >= 45
+
+
 class Masked(torch.nn.Module):
     """A constant of truth values beside a product, as shifted windows have."""
 

@@ -413,8 +413,10 @@ class _Lowering:
             node, tuple(quantizer.codes.shape)
         ):
             return False
+        # ONNX Runtime 1.32 moves the transposition through the Resize, and then can't run it (CrossViT).
+        resized = node_argument(source, 0).target in (aten.upsample_bicubic2d.default, aten.upsample_bicubic2d.vec)
         branches = self._branches_of(activation)
-        if len(branches) > 1:
+        if len(branches) > 1 or resized:
             return False
         linear = self._linear_module(quantizer.codes.permute(0, 2, 3, 1), quantizer.scale, quantizer.bits)
         rows, columns = quantizer.codes.shape[2:]
