@@ -206,13 +206,15 @@ def test_what_has_no_time_left_is_named(finished: Path, data: Path, capsys: pyte
     assert any("--minutes: w8a8" in sentence for sentence in result["next"])
 
 
-def test_a_folder_that_is_no_bundle_is_not_overwritten(finished: Path, data: Path) -> None:
-    shutil.rmtree(finished / "bundle")
-    (finished / "bundle").mkdir()
-    (finished / "bundle" / "thesis.txt").write_text("mine")
+def test_a_folder_that_is_no_bundle_is_not_overwritten_and_no_work_done_before_that_is_said(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "thesis.txt").write_text("mine")
     with pytest.raises(VerificationError, match="not overwritten"):
-        run(data, finished)
-    assert (finished / "bundle" / "thesis.txt").read_text() == "mine"
+        run(data, tmp_path)
+    assert (tmp_path / "bundle" / "thesis.txt").read_text() == "mine"
+    assert not (tmp_path / "journal.jsonl").exists()
 
 
 def test_the_verb_prints_what_was_tried_and_what_to_do_with_it(

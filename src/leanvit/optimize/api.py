@@ -79,6 +79,7 @@ def run(
     runtimes, folder = wanted_runtimes(options), Path(output)
     info = info or described(model)
     with only_writer(folder):
+        require_free(folder / BUNDLE)
         images = read_images(model, info, str(data), options)
         shop = Workshop(model, images, options, runtimes, folder / CANDIDATES)
         facts = {
@@ -262,13 +263,15 @@ class _Run:
         return {**row, "milliseconds": times, "lost": choice.lost.get(name, "")}
 
 
-def place(source: Path, target: Path) -> None:
-    """Copy a bundle to its place, whole: until it is there, what was there before stays.
-
-    Raises VerificationError where something that is no bundle is in the way.
-    """
+def require_free(target: Path) -> None:
+    """Raise VerificationError where something that is no bundle is in the way of one."""
     if target.exists() and not is_bundle(target):
         raise VerificationError(f"{target} exists and is not a bundle; it is not overwritten. Choose another --output.")
+
+
+def place(source: Path, target: Path) -> None:
+    """Copy a bundle to its place, whole: until it is there, what was there before stays."""
+    require_free(target)
     staged = staging_folder(target)
     shutil.copytree(source, staged)
     move_into_place(staged, target)
