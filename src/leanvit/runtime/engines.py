@@ -14,16 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from leanvit.config import Runtime
-from leanvit.errors import BundleError, ConfigError, is_installed, require
-from leanvit.files import read_json, write_json
+from leanvit.errors import BundleError, ConfigError, EnvironmentProblem, is_installed, require
+from leanvit.files import read_json, sha256, write_json
 
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PACKAGES: dict[str, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino", "openvino-bf16": "openvino"}
@@ -31,14 +31,20 @@ PACKAGES: dict[str, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino"
 TURNS = 5
 
 
+Run = Callable[[Any], Sequence[Any]]
+"""From images (N, H, W, 3) uint8 to all outputs of a file, in their order."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """A model file, loaded: engine(images) takes (N, H, W, 3) uint8 and returns logits (N, classes) float32.
 
+    Many threads may call it at once, and it can be pickled. A forked process may call it in ONNX Runtime; in OpenVINO
+    it raises EnvironmentProblem there.
     input_size: H and W that the file takes. names: of its outputs, in their order.
     """
 
-    run: Callable[[Any], Sequence[Any]]
+    run: Run
     input_size: tuple[int, int]
     names: tuple[str, ...] = ("logits",)
 
@@ -49,6 +55,39 @@ class Engine:
     def outputs(self, images: Any) -> dict[str, Any]:
         """All outputs for a batch by name."""
         return dict(zip(self.names, self.run(images), strict=True))
+
+
+class _InEachProcess:
+    """The `Run` of a file, which every other process that calls it opens for itself: after a fork, or from a pickle.
+
+    Threads of a runtime do not survive a fork, and its sessions can't be pickled. There is no lock: one that another
+    thread held while the process was forked would never be free again. At worst two threads open the file twice.
+    """
+
+    def __init__(self, run: Run, open_again: Callable[[], Engine], model: Path) -> None:
+        self._opened: tuple[int, Run | None] = os.getpid(), run
+        self._open_again = open_again
+        self._model = model
+        self._digest = sha256(model)
+
+    def __call__(self, images: Any) -> Sequence[Any]:
+        process, run = self._opened
+        if run is None or process != os.getpid():
+            run = self._open_here()
+        return run(images)
+
+    def _open_here(self) -> Run:
+        if not self._model.is_file() or sha256(self._model) != self._digest:
+            raise BundleError(
+                f"{self._model}: gone or another file, expected the one that was loaded before this process started. "
+                "Load the bundle again."
+            )
+        run = self._open_again().run
+        self._opened = os.getpid(), run
+        return run
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": (0, None)}
 
 
 def open_session(model: Path, threads: int = 0) -> Any:
@@ -81,16 +120,28 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
     """
     if runtime not in RUNTIMES:
         raise ConfigError(f"runtime is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
-    if runtime == "onnxruntime":
-        session = open_session(model, threads)
-        height, width = session.get_inputs()[0].shape[1:3]
-        names = tuple(output.name for output in session.get_outputs())
-        return Engine(lambda images: session.run(None, {"images": images}), (height, width), names)
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if runtime == "openvino-bf16" else "f32"}
+    model = model.absolute()  # a spawned process may stand in another folder
+    open_file = partial(_open_onnxruntime, model, threads)
+    if runtime != "onnxruntime":
+        open_file = partial(_open_openvino, model, threads, "bf16" if runtime == "openvino-bf16" else "f32")
+    opened = open_file()
+    return replace(opened, run=_InEachProcess(opened.run, open_file, model))
+
+
+def _open_onnxruntime(model: Path, threads: int) -> Engine:
+    session = open_session(model, threads)
+    height, width = session.get_inputs()[0].shape[1:3]
+    names = tuple(output.name for output in session.get_outputs())
+    return Engine(lambda images: session.run(None, {"images": images}), (height, width), names)
+
+
+def _open_openvino(model: Path, threads: int, precision: str) -> Engine:
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
+    core = openvino_core()
     try:
-        compiled = openvino_core().compile_model(str(model), "CPU", options)
+        compiled = core.compile_model(str(model), "CPU", options)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{model}: OpenVINO can't load it ({reason}). Use --runtime onnxruntime.") from error
@@ -123,11 +174,26 @@ def without_openvino_telemetry() -> Iterator[None]:
             sys.modules["openvino_telemetry"] = before
 
 
-@lru_cache(maxsize=1)
 def openvino_core() -> Any:
-    """OpenVINO's core, imported without its telemetry. Raises MissingDependencyError where it is not installed."""
+    """OpenVINO's core, imported without its telemetry.
+
+    Raises MissingDependencyError where it is not installed, EnvironmentProblem in a process that was forked from one
+    that uses OpenVINO: there its calls may wait for ever for threads that did not survive the fork.
+    """
+    process, core = _core()
+    if process != os.getpid():
+        raise EnvironmentProblem(
+            "OpenVINO was in use before this process was forked and does not survive that, expected a process of its "
+            "own. Start it by spawn (multiprocessing.get_context('spawn')), or use runtime onnxruntime."
+        )
+    return core
+
+
+@lru_cache(maxsize=1)
+def _core() -> tuple[int, Any]:
+    """The process that made the core, and the core."""
     with without_openvino_telemetry():
-        return require("openvino").Core()
+        return os.getpid(), require("openvino").Core()
 
 
 def cpuinfo() -> dict[str, str]:

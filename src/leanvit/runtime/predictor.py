@@ -16,7 +16,7 @@ import numpy as np
 from leanvit import _moved, imaging
 from leanvit.annotations import Outputs
 from leanvit.config import Runtime, RuntimeChoice
-from leanvit.errors import BundleError, ConfigError, ImageError, VerificationError
+from leanvit.errors import BundleError, ConfigError, ImageError, LeanvitError, VerificationError
 from leanvit.runtime.bundle import MODEL_NAME, Logits, load_golden, load_golden_records, read_manifest
 from leanvit.runtime.decode import Box
 from leanvit.runtime.engines import available, fastest, open_engine
@@ -42,7 +42,7 @@ def run_prepared(
     """What `run`, the engine of the bundle in `folder`, returns for prepared images (N, H, W, 3) uint8.
 
     size, channels: (height, width) and channels of its input. Raises ConfigError for another shape or dtype,
-    BundleError where the graph does not run.
+    BundleError where the graph does not run, EnvironmentProblem in a forked process where the runtime is lost there.
     """
     expected = (*size, channels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
@@ -52,13 +52,18 @@ def run_prepared(
         )
     try:
         return run(images)
+    except LeanvitError:
+        raise
     except Exception as error:  # the runtimes have no public type for what they raise
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{folder}: can't be run ({reason}). Export the model again.") from error
 
 
 class Predictor:
-    """A bundle of any task, loaded and checked; safe to call from several threads.
+    """A bundle of any task, loaded and checked; many threads may call it at once, and it can be pickled.
+
+    A process that was forked after it was made may call it in ONNX Runtime; OpenVINO does not survive a fork, which
+    raises EnvironmentProblem.
 
     manifest: what bundle.json says. task: the row of leanvit.runtime.task.TASKS. labels: class names in the order of
     the network's outputs. runtime: what runs it.
@@ -84,6 +89,14 @@ class Predictor:
         self._engine = open_engine(self.folder / MODEL_NAME, self.runtime, threads)
         if check:
             self._check_golden(2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the task by its name, for tasks are functions; the process that unpickles opens the file."""
+        return {**self.__dict__, "task": self.task.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Raises BundleError for a task that the process that unpickles does not know."""
+        self.__dict__.update(state, task=task_named(state["task"], f"{state['folder']}: "))
 
     def _fastest(self, threads: int) -> Runtime:
         proved = self.manifest.runtimes or {"onnxruntime": self.manifest.minimum_sqnr_db}
