@@ -29,6 +29,7 @@ VERBS = {
     "export": ("ExportConfig", "write a verified ONNX bundle"),
     "verify": ("VerifyConfig", "check a bundle"),
     "predict": ("PredictConfig", "run a bundle of any task on images"),
+    "web": ("WebConfig", "write a folder that runs a bundle in the browser"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
     "data inspect": ("DataInspectConfig", "look at every image of a data set: balance, corrupt files, duplicates"),

@@ -31,6 +31,7 @@ from leanvit.config.optimize import OptimizeConfig, OptimizeOptions
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
+from leanvit.config.web import WebConfig
 
 __all__ = [
     "BEST_PASSES",
@@ -67,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "ValConfig",
     "VerifyConfig",
+    "WebConfig",
     "command_line",
     "convert",
     "from_dict",
