@@ -6,7 +6,7 @@
 The list (timm_networks.txt) has a network a line: NAME | options that make it small | input size, where it is not the
 model's own | words, which are not read. Weights are random (seed 0), BatchNorm has the statistics of some images, and
 logits are centred on them, because what all images share would hide what differs. Calibration and golden images are
-smooth random pictures. Every network runs
+smooth random pictures and charts. Every network runs
 in a process of its own with a time limit; rows are written as they come, and those that are there are not measured
 again. SQNR is that of the ONNX file in ONNX Runtime against the simulation, the worst of the gate's batch sizes.
 """
@@ -34,11 +34,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from leanvit import imaging
 from leanvit.checkpoint import preprocess_for
 from leanvit.config import ExportOptions, MPTQConfig, Preprocess
 from leanvit.data.loader import to_input
 from leanvit.errors import LeanvitError
-from leanvit.export.api import export, synthetic_images
+from leanvit.export.api import export
+from leanvit.export.gate.golden import charts, synthetic_images
 from leanvit.export.onnx.lower import lower
 from leanvit.export.simulated import profile_for, simulated
 from leanvit.files import read_json, write_json
@@ -50,7 +52,7 @@ from measure import SEED, facts
 
 LIST = Path(__file__).with_suffix(".txt")
 SECONDS = 900
-CALIBRATION_IMAGES, CLASSES = 32, 10
+CALIBRATION_IMAGES, CHART_IMAGES, CLASSES = 32, 8, 10
 CALIBRATION_SEED = 1
 """Golden images have seed 0."""
 
@@ -169,10 +171,18 @@ def measure(network: Network, folder: Path) -> dict[str, Any]:
     return row
 
 
+def calibration_pixels(preprocess: Preprocess) -> imaging.Pixels:
+    """Prepared pictures of the kinds that golden images have, of another seed: BatchNorm must have seen such."""
+    size = preprocess.input_size
+    plain = synthetic_images(CALIBRATION_IMAGES - CHART_IMAGES, size, CALIBRATION_SEED)
+    drawn = [imaging.encode_png(pixels) for pixels in charts(CHART_IMAGES, size, CALIBRATION_SEED)]
+    return np.stack([*plain, *(imaging.load(chart, preprocess, "chart") for chart in drawn)])
+
+
 def _walk(network: Network, folder: Path, row: dict[str, Any]) -> None:
     model = network.create()
     preprocess = network.preprocess(model)
-    pixels = np.stack(synthetic_images(CALIBRATION_IMAGES, preprocess.input_size, CALIBRATION_SEED))
+    pixels = calibration_pixels(preprocess)
     images = to_input(torch.from_numpy(pixels), preprocess)
     settle(model, images)
     centre(model, images)

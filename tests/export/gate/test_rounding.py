@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
 from leanvit.export.gate.limits import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
+from leanvit.export.gate.outputs import check_golden_labels
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
 from leanvit.quant import quantize
 from leanvit.quant.quantizers import UniformQuantizer
@@ -102,3 +103,14 @@ def test_objects_that_rounding_loses_are_not_asked_for(moved: int, least: float)
 def test_a_network_that_finds_nothing_leaves_the_share_as_it_is() -> None:
     nothing = {name: value[:, :0] for name, value in found_objects(3, 0).items()}
     assert least_share(nothing, golden_records(nothing), 1) == MATCHED_SHARE
+
+
+@pytest.mark.parametrize(("minimum_db", "wrong"), [(35.0, 1), (20.0, 0)])
+def test_labels_that_the_allowed_noise_may_swap_are_ties(minimum_db: float, wrong: int) -> None:
+    # Of root mean square 1: at 20 dB each logit may be 0.1 off, and a difference of two 4 * 1.41 * 0.1 = 0.57.
+    expected = np.array([[1.2, 0.9, -0.8, -1.05]], np.float32)
+    assert np.sqrt((expected**2).mean()) == pytest.approx(1, abs=0.01)
+    found = expected[:, [1, 0, 2, 3]]
+    check = check_golden_labels(expected, found, minimum_db, "")
+    assert check.passed is not bool(wrong)
+    assert check.found == f"0 of 1 equal, {wrong} clear ones differ"

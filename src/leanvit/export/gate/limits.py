@@ -28,8 +28,8 @@ NEIGHBOURS_KEPT = 0.99
 Fashion-MNIST to another neighbour in vit_micro W8A8, all of them near ties."""
 
 TIED_NOISE = 4.0
-"""Of the change that rounding makes to a cosine, by which two images may differ in nearness and still be tied: one in
-15,000 of a normal distribution is beyond four deviations."""
+"""Of the change that rounding makes to a cosine or a logit, by which two may differ and still be tied: one in 15,000 of
+a normal distribution is beyond four deviations."""
 
 SAME_POINTS = 0.5
 """How far the metric may be, in points, from that at export or in ONNX Runtime on the same data: as much as all of the
@@ -42,7 +42,8 @@ MAX_PIXEL_DIFFERENCE = 0.5
 """Grey levels, in the mean of an image: versions of Pillow round otherwise by less, another filter or crop by more."""
 
 SURE_MARGIN = 0.05
-"""Of the largest logit, by which the first class must lead the second for an image to be no near tie."""
+"""Of the largest logit, by which the first class must lead the second for an image to be no near tie; or by
+what TIED_NOISE says of the noise that is allowed, where that is more."""
 
 SMALLEST_CHANGE = 1e-5
 """Of the largest output: golden outputs that differ by less do not depend on the image."""

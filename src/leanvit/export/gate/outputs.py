@@ -10,7 +10,7 @@ from leanvit.export.gate.calibration import with_worst_sites
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import Given
-from leanvit.export.gate.limits import AGREEMENT, BATCH_SIZES, SMALLEST_CHANGE, SURE_MARGIN
+from leanvit.export.gate.limits import AGREEMENT, BATCH_SIZES, SMALLEST_CHANGE, SURE_MARGIN, TIED_NOISE
 from leanvit.runtime.bundle import load_golden, load_golden_records, sqnr_db
 from leanvit.runtime.golden_objects import golden_records, matched_share
 from leanvit.runtime.task import compare_values, kept_values
@@ -74,14 +74,21 @@ def check_golden(given: Given) -> list[Check]:
                     f"at least {given.bundle.minimum_share:.0%}", hint,
                 )
             )  # fmt: skip
-    return [*checks, _check_golden_labels(expected, found, hint)] if given.task.returns == "label" else checks
+    if given.task.returns == "label":
+        checks.append(check_golden_labels(expected, found, minimum, hint))
+    return checks
 
 
-def _check_golden_labels(expected: Values, found: Values, hint: str) -> Check:
-    """The most probable labels are those recorded. Near ties may flip under rounding and count as no failure."""
+def check_golden_labels(expected: Values, found: Values, minimum_db: float, hint: str) -> Check:
+    """The most probable labels are those recorded. Near ties may flip under rounding and count as no failure.
+
+    minimum_db: the SQNR that is asked of the outputs. What it leaves room for may move two logits apart or together.
+    """
     same = int((expected.argmax(1) == found.argmax(1)).sum())
     ordered = np.sort(expected, axis=1)
-    sure = ordered[:, -1] - ordered[:, -2] > SURE_MARGIN * np.abs(expected).max()
+    noise = float(np.sqrt(np.mean(np.square(expected)))) * 10 ** (-minimum_db / 20)
+    tie = max(SURE_MARGIN * float(np.abs(expected).max()), TIED_NOISE * 2**0.5 * noise)
+    sure = ordered[:, -1] - ordered[:, -2] > tie
     wrong = int(((expected.argmax(1) != found.argmax(1)) & sure).sum())
     return Check(
         "golden labels", wrong == 0, f"{same} of {len(expected)} equal, {wrong} clear ones differ", "0 differ", hint
