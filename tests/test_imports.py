@@ -72,6 +72,10 @@ FORBIDDEN = [
     # What these import needs torch.
     ("runtime/predict.py", "import leanvit.checkpoint", TORCH_FREE),
     ("cli.py", "import leanvit.commands.train", TORCH_FREE),
+    ("serve/app.py", "import torch", TORCH_FREE),
+    ("serve/models.py", "import leanvit.checkpoint", TORCH_FREE),
+    ("commands/serve.py", "import timm", TORCH_FREE),
+    ("runtime/predictor.py", "import leanvit.serve.app", DATA_FLOW),
 ]
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "verify": ("VerifyConfig", "check a bundle"),
     "predict": ("PredictConfig", "run a bundle of any task on images"),
     "web": ("WebConfig", "write a folder that runs a bundle in the browser"),
+    "serve": ("ServeConfig", "serve bundles over HTTP"),
     "benchmark": ("BenchmarkConfig", "time bundles and checkpoints against each other"),
     "analyze": ("AnalyzeConfig", "look into one model or two: attention, tokens, receptive field, cost"),
     "data inspect": ("DataInspectConfig", "look at every image of a data set: balance, corrupt files, duplicates"),

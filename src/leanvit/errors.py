@@ -128,6 +128,12 @@ EXTRAS = {
     "segmentation_models_pytorch": "tasks",
     "transformers": "transformers",
     "skimage": "tasks",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "starlette": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
 }
 # Modules whose package has another name on PyPI.
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}

@@ -72,6 +72,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "size": st.lists(st.integers(32, 4096), min_size=1, max_size=2).map(tuple),
     "scale": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
     "min_objects": st.integers(1, 3),
+    "timeout": st.floats(0.1, 1e6),
     "rotation": st.floats(0, 180),
     "occlusion": share,
     "mean": st.tuples(positive, positive, positive),

@@ -32,6 +32,8 @@ OPTIONAL = {
     "scikit-image": "tasks", "scikit-learn": "data", "datasets": "data",
     "huggingface_hub": "data", "braceexpand": "data",
     "transformers": "transformers", "pyarrow": "parquet",
+    "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "h11": "serve", "prometheus-client": "serve",
+    "python-multipart": "serve", "litserve": "peers",
     "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
 }  # fmt: skip
 

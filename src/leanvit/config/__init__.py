@@ -29,6 +29,7 @@ from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_
 from leanvit.config.load import LoadOptions
 from leanvit.config.optimize import OptimizeConfig, OptimizeOptions
 from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
+from leanvit.config.serve import ServeConfig
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
 from leanvit.config.web import WebConfig
@@ -64,6 +65,7 @@ __all__ = [
     "Runtime",
     "RuntimeChoice",
     "Scheme",
+    "ServeConfig",
     "Task",
     "TrainConfig",
     "ValConfig",

@@ -1,0 +1,18 @@
+"""leanvit serve: bundles over HTTP. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leanvit import errors
+
+if TYPE_CHECKING:
+    from leanvit import config as configs
+
+
+def run(config: configs.ServeConfig) -> int:
+    """Load and check every bundle, then answer until a signal ends it."""
+    from leanvit.serve.run import serve
+
+    serve(config)
+    return errors.EXIT_OK

@@ -1,0 +1,207 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from leanvit._version import __version__
+from leanvit.serve import infer, metrics
+from leanvit.serve.models import summary
+from leanvit.serve.predict import predict
+from leanvit.serve.refusals import Gone, Refusal
+from leanvit.serve.service import Service
+from leanvit.serve.surround import CLIENT_LEFT, INTERNAL, refusal_response
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+PAGE_TYPES = {
+    "html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8",
+    "mjs": "text/javascript; charset=utf-8", "svg": "image/svg+xml", "png": "image/png", "ico": "image/x-icon",
+    "woff2": "font/woff2",
+}  # fmt: skip
+
+PAGE_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.([a-z0-9]+)")
+
+
+def described(**texts: str) -> dict[int | str, dict[str, Any]]:
+    """Entries of errors for the OpenAPI description: e400="what it means"."""
+    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    content = {"application/json": {"schema": schema}}
+    return {int(code[1:]): {"description": text, "content": content} for code, text in texts.items()}
+
+
+UNKNOWN = described(e401="No token, or a wrong one", e404="No such model")
+WORK = UNKNOWN | described(
+    e400="Malformed request, or no image in it",
+    e408="The body did not arrive in time",
+    e413="Body or picture too large",
+    e415="An encoding or a form that is not taken",
+    e429="Too much to do; Retry-After says when to come again",
+)
+
+IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
+            },
+        },
+    },
+    "parameters": [
+        {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+        {"name": "score_threshold", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
+        {"name": "boxes", "in": "query", "schema": {"type": "array", "items": {"type": "string"}}},
+        {"name": "map", "in": "query", "schema": {"type": "boolean"}},
+        {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer", "minimum": 0}},
+    ],
+}
+"""Of the route that takes images, what its signature does not say. Which parameters a model takes its facts say."""
+
+TENSOR_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def json_response(values: Any, code: int = 200) -> Response:
+    """A response of JSON values."""
+    return Response(json.dumps(values, allow_nan=False), code, media_type="application/json")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application, without what surrounds it (leanvit.serve.surround)."""
+    app = FastAPI(
+        title="leanvit", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )  # fmt: skip
+    add_errors(app, service)
+    add_page(app)
+    add_models(app, service)
+    add_protocol(app, service)
+
+    @app.get("/metrics", responses=described(e401="No token, or a wrong one"))
+    async def numbers() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    return app
+
+
+def add_errors(app: FastAPI, service: Service) -> None:
+    """Every error is {"error": sentence}."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        refusal = error if isinstance(error, Refusal) else INTERNAL
+        service.metrics.refused.labels(refusal.reason or str(refusal.code)).inc()
+        return await refusal_response(refusal, request.receive)
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        code = error.status_code if isinstance(error, HTTPException) else 400
+        sentences = {404: "no such path; GET /openapi.json lists them", 405: "another method is expected here"}
+        return json_response({"error": sentences.get(code, "malformed request")}, code)
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(Gone, gone)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_http)
+
+
+def add_page(app: FastAPI) -> None:
+    """The page at / and its files."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return page_file("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        return page_file(name)
+
+
+def page_file(name: str) -> Response:
+    """A file of the folder `page` in this room. Raises Refusal for any other."""
+    found = PAGE_NAME.fullmatch(name)
+    kind = PAGE_TYPES.get(found[1]) if found else None
+    path = resources.files("leanvit.serve") / "page" / name
+    if kind is None or not path.is_file():
+        raise Refusal(404, "no such file of the page")
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
+    return Response(path.read_bytes(), headers=headers, media_type=kind)
+
+
+def add_models(app: FastAPI, service: Service) -> None:
+    """The models, what each is, and predictions on images."""
+
+    @app.get("/v1/models", responses=described(e401="No token, or a wrong one"))
+    async def models() -> Response:
+        """The models that are served."""
+        return json_response({"models": [summary(model.name, model.predictor) for model in service.models]})
+
+    @app.get("/v1/models/{name}", responses=UNKNOWN)
+    async def facts(name: str) -> Response:
+        """What a model is and what its bundle proves."""
+        return json_response(service.model(name).facts)
+
+    @app.post("/v1/models/{name}:predict", responses=WORK, openapi_extra=IMAGE_BODY)
+    async def prediction(name: str, request: Request) -> Response:
+        """What the network finds in one image."""
+        return await predict(service, request, name)
+
+
+def add_protocol(app: FastAPI, service: Service) -> None:
+    """The Open Inference Protocol v2."""
+
+    @app.get("/v2", responses=described(e401="No token, or a wrong one"))
+    async def server() -> Response:
+        """The server."""
+        return json_response(infer.server_metadata())
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        """Whether the process answers."""
+        return json_response({"live": True})
+
+    @app.get("/v2/health/ready", responses=described(e503="About to end"))
+    async def ready() -> Response:
+        """Whether requests should be sent here: every model is loaded and checked, and the server is not ending."""
+        return json_response({"ready": not service.draining}, 503 if service.draining else 200)
+
+    async def model(name: str) -> Response:
+        """The tensors of a model."""
+        return json_response(infer.model_metadata(service.model(name)))
+
+    async def model_ready(name: str) -> Response:
+        """Whether a model is ready."""
+        found = service.model(name)
+        return json_response({"name": found.name, "ready": not service.draining}, 503 if service.draining else 200)
+
+    async def inference(name: str, request: Request) -> Response:
+        """Outputs of the network for encoded images or prepared pixels."""
+        return await infer.infer(service, request, name)
+
+    for prefix in ("/v2/models/{name}", f"/v2/models/{{name}}/versions/{infer.VERSION}"):
+        app.get(prefix, responses=UNKNOWN)(model)
+        app.get(f"{prefix}/ready", responses=UNKNOWN | described(e503="About to end"))(model_ready)
+        app.post(f"{prefix}/infer", responses=WORK, openapi_extra=TENSOR_BODY)(inference)
