@@ -94,7 +94,7 @@ class Running:
 @contextlib.contextmanager
 def serving(*arguments: Any, drain: float = 0.2) -> Iterator[Running]:
     """`leanvit serve` with these arguments, until the block ends."""
-    command = [sys.executable, "-m", "leanvit", "serve", *map(str, arguments), "--port", "0", "--drain", str(drain)]
+    command = [sys.executable, "-m", "leanvit", "serve", "--port", "0", "--drain", str(drain), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()

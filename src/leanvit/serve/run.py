@@ -27,6 +27,9 @@ GRACE = 30
 
 BACKLOG = 1024
 
+LAST_REQUESTS = 0.3
+"""Seconds after the port was closed in which connections that are open may still bring their request."""
+
 
 def serve(config: ServeConfig) -> None:
     """Load every bundle, check it, and answer requests until a signal ends it, which is raised again at the end.
@@ -119,6 +122,15 @@ class Server(uvicorn.Server):
         models = {model.name: model.digest for model in self.service.models}
         host, port = sockets[0].getsockname()[:2] if sockets else ("", 0)
         log.write("serving", host=host, port=port, process=os.getpid(), models=models)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, then every connection once it has its answer."""
+        if self.service.draining:
+            for server in self.servers:
+                server.close()
+            # Connections that were accepted just now have a request on its way.
+            await asyncio.sleep(LAST_REQUESTS)
+        await super().shutdown(sockets)
 
     def _hang_up(self) -> None:
         self.hung_up = True
