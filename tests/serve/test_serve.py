@@ -199,7 +199,7 @@ from leanvit.serve.app import create_app
 from leanvit.serve.limits import Limits
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Models
-from leanvit.serve.run import serve
+from leanvit.serve.start import serve
 from leanvit.serve.service import Service
 from leanvit.serve.workers import serve_by_many
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def run(config: configs.ServeConfig) -> int:
     """Load and check every bundle, then answer until a signal ends it."""
-    from leanvit.serve.run import serve
+    from leanvit.serve.start import serve
 
     serve(config)
     return errors.EXIT_OK

@@ -13,10 +13,10 @@ from types import FrameType
 import uvicorn
 
 from leanvit.config import ServeConfig
-from leanvit.errors import ConfigError, EnvironmentProblem, require
+from leanvit.errors import ConfigError, EnvironmentProblem
 from leanvit.serve import log
 from leanvit.serve.app import create_app
-from leanvit.serve.limits import HEADER_BYTES, Limits, protocol, read_token
+from leanvit.serve.limits import HEADER_BYTES, Limits, protocol
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Models
 from leanvit.serve.service import Service
@@ -29,23 +29,6 @@ BACKLOG = 1024
 
 LAST_REQUESTS = 0.3
 """Seconds after the port was closed in which connections that are open may still bring their request."""
-
-
-def serve(config: ServeConfig) -> None:
-    """Load every bundle, check it, and answer requests until a signal ends it, which is raised again at the end.
-
-    Raises what Predictor raises for a bundle, ConfigError for an address or token that does not do,
-    EnvironmentProblem where the port is taken.
-    """
-    token = read_token(config)
-    require("python_multipart")
-    if config.workers > 1:
-        from leanvit.serve.workers import serve_by_many
-
-        serve_by_many(config)
-        return
-    listening = listen(config, reuse=False)
-    run(config, token, listening)
 
 
 def listen(config: ServeConfig, reuse: bool) -> socket.socket:

@@ -19,6 +19,7 @@ from leanvit.errors import EXIT_BUG, EnvironmentProblem, LeanvitError
 from leanvit.serve import log
 from leanvit.serve.limits import read_token
 from leanvit.serve.metrics import FOLDER
+from leanvit.serve.run import listen, run
 
 RESTART_SECONDS = 1.0
 """Between two starts of one worker: one that can't start must not take the machine."""
@@ -31,8 +32,6 @@ def serve_by_many(config: ServeConfig) -> None:
 
     Raises EnvironmentProblem where a worker can't start at first: it has said why.
     """
-    from leanvit.serve.run import listen
-
     # Bound and never listening: it keeps the port for the workers, and finds it where a free one is asked for.
     reserved = listen(config, reuse=True)
     config = replace(config, port=reserved.getsockname()[1])
@@ -110,8 +109,6 @@ def forget(process: int) -> None:
 
 def work(config: ServeConfig, parent: int) -> None:
     """One worker: a socket of its own on the shared port."""
-    from leanvit.serve.run import listen, run
-
     try:
         run(config, read_token(config), listen(config, reuse=True), parent)
     except LeanvitError as error:
