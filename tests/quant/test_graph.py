@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from functools import cache
 
@@ -124,6 +125,25 @@ def test_masked_attention_is_written_out_exactly() -> None:
         graph = trace(model, x)
         assert [s.kind for s in graph.sites.values()] == ["matmul", "matmul"]
         assert torch.allclose(graph.module(x), model(x), atol=1e-6)
+
+
+def test_a_mask_that_hides_nothing_is_left_out_and_others_have_no_infinity() -> None:
+    class Masked(nn.Module):
+        def __init__(self, last: int) -> None:
+            super().__init__()
+            self.last = last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.flatten(2)
+            mask = (torch.arange(6) <= self.last)[None, None].expand(x.shape[0], 6, -1)  # as transformers makes its own
+            return nn.functional.scaled_dot_product_attention(q, q * 2, q + 1, attn_mask=mask)
+
+    x = torch.randn(3, 6, 2, 4)
+    for last, masks in ((5, 0), (3, 1)):
+        graph = trace(Masked(last), x)
+        fills = [n for n in graph.module.graph.nodes if n.target is torch.ops.aten.masked_fill.Scalar]
+        assert [math.isfinite(node.args[2]) for node in fills] == [True] * masks
+        assert torch.allclose(graph.module(x), Masked(last)(x), atol=1e-6)
 
 
 @cache

@@ -92,7 +92,7 @@ def export(
     job = Job(subject, staging_folder(output), options, labels, images, float_metric, batch_size, data)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target, checks = _write(job, output, _origin(model))
+        target, checks = _write(job, output, _origin(model, info))
     except BaseException:
         shutil.rmtree(job.staging, ignore_errors=True)
         raise
@@ -185,14 +185,18 @@ def _default_preprocess(model: nn.Module | QuantizedModel) -> Preprocess:
     return preprocess_for(model)
 
 
-def _origin(model: Model) -> Origin:
-    """What the model itself says of its labels and its preprocessing."""
+def _origin(model: Model, info: CheckpointInfo | None) -> Origin:
+    """What the model itself says of its labels and its preprocessing.
+
+    info: of the checkpoint. Where there is one, timm's names are of other weights of the same architecture.
+    """
     if isinstance(model, QuantizedModel):
         return Origin(preprocess=model.preprocess)
     claims: Any = getattr(model, "pretrained_cfg", None)
     if not claims or isinstance(model, QuantizedNetwork):
         return Origin()
-    return Origin(tuple(claims.get("label_names") or ()) or None, preprocess_for(model))
+    names = claims.get("label_names") if info is None else None
+    return Origin(tuple(names or ()) or None, preprocess_for(model))
 
 
 __all__ = ["Exported", "export", "network_outputs", "synthetic_images"]

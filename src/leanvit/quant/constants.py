@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, map_arg
 
-from leanvit.quant.ops import ANY_CONVOLUTION, LINEAR, OTHER_PRODUCTS, PRODUCTS, VIEWS
+from leanvit.quant.ops import ANY_CONVOLUTION, LINEAR, OTHER_PRODUCTS, PRODUCTS, VIEWS, aten
 
 WEIGHTED = (LINEAR, *ANY_CONVOLUTION)
 """Operations whose operands 1 and 2 are weight and bias."""
@@ -55,6 +55,13 @@ def fold_constants(module: GraphModule) -> None:
         if constant.users:
             _rename(module, constant, path)
     module.recompile()
+
+
+def hides_nothing(module: GraphModule, mask: Node) -> bool:
+    """Whether a boolean mask of attention is True everywhere, for every image: transformers passes one under export."""
+    while mask.target is aten.expand.default:
+        mask = mask.all_input_nodes[0]
+    return mask in _constants(module) and bool(_value(module, mask, {}).all())
 
 
 def _constants(module: GraphModule) -> set[Node]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.errors import ExportError
-from leanvit.quant.constants import depends_on_input, fold_constants
+from leanvit.quant.constants import depends_on_input, fold_constants, hides_nothing
 from leanvit.quant.einsum import write_einsum_out
 from leanvit.quant.ops import (
     ADD,
@@ -234,11 +234,12 @@ def _write_attention_out(module: GraphModule, node: Node) -> None:
         scaled = call(aten.mul.Tensor, query, scale)
         scores = call(aten.matmul.default, scaled, call(aten.transpose.int, key, -2, -1))
         if mask is not None:
-            if mask.meta["val"].dtype == torch.bool:
-                blocked = call(aten.logical_not.default, mask)
-                scores = call(aten.masked_fill.Scalar, scores, blocked, float("-inf"))
-            else:
+            if mask.meta["val"].dtype != torch.bool:
                 scores = call(aten.add.Tensor, scores, mask)
+            elif not hides_nothing(module, mask):
+                # Not -inf: a bundle's constants are finite, and the softmax of this is 0 as well.
+                blocked = call(aten.logical_not.default, mask)
+                scores = call(aten.masked_fill.Scalar, scores, blocked, torch.finfo(torch.float32).min)
         output = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
     node.replace_all_uses_with(output)
     graph.erase_node(node)
