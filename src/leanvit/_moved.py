@@ -142,7 +142,7 @@ GONE = {
     "leanvit.downstream.export.measure_bundle": "leanvit.evaluation.run.measure_model(ValConfig(model=BUNDLE, ...))",
     "leanvit.downstream.golden.golden_values": "leanvit.runtime.task.kept_values(task, outputs)",
     "leanvit.downstream.golden.worst_sqnr_db": "leanvit.runtime.task.compare_values(task, expected, found)",
-    "leanvit.downstream.predictor.SCORE_THRESHOLD": "leanvit.runtime.task.Options().score_threshold",
+    "leanvit.downstream.predictor.SCORE_THRESHOLD": "leanvit.runtime.task.Options().least_score",
     "leanvit.downstream.predictor.TaskPredictor": _PREDICT,
     "leanvit.downstream.predictor.plain": "leanvit.runtime.tasks.objects.plain(found, labels)",
     "leanvit.downstream.train.TaskResult": "leanvit.train.TrainResult",

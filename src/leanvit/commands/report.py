@@ -63,14 +63,14 @@ def photographs(count: int) -> list[int]:
 
 
 def _caption(predictor: Predictor, task: Task) -> str:
-    scores = f" with a score of at least {CLEAR_SCORE}" if "score_threshold" in task.options else ""
+    scores = f" with a score of at least {CLEAR_SCORE}" if task.matched else ""
     how = f"found in the bundle's golden pictures by {predictor.runtime} when this page was drawn"
     return f"{task.caption}{scores}, {how}."
 
 
 def _shot(predictor: Predictor, task: Task, image: bytes, place: int) -> Shot:
     pixels = imaging.decode(image, f"golden picture {place}").pixels
-    threshold = CLEAR_SCORE if "score_threshold" in task.options else None
+    threshold = CLEAR_SCORE if task.matched else None
     found = predictor.predict(pixels, score_threshold=threshold)
     drawn = next(iter(task.draw(pixels, found, predictor.manifest).values())) if task.draw else pixels
     name = f"Picture {place // 2 + 1}"

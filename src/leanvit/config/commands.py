@@ -117,7 +117,9 @@ class PredictConfig:
     )
     draw: str | None = option(None, "Folder for pictures with what was found (all but classify).")
     boxes: str | None = option(None, "Objects whose keypoints are wanted: a detector's JSON lines or COCO (pose).")
-    score_threshold: float | None = option(None, "Least score of an object; default: 0.5 (detect, segment).")
+    score_threshold: float | None = option(
+        None, "Least score of an object or a label; default: 0.5, of several labels the bundle's own."
+    )
     resume: bool = option(False, "Go on with the run that left OUTPUT.partial.")
     version: int = option(1, "Version of this configuration's format.")
 

@@ -35,6 +35,9 @@ class ValConfig(LoadOptions):
     )
     threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")
     bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are counted.")
+    score_threshold: float | None = option(
+        None, "Least probability of a label, where f1 is measured; default: the model's own, else 0.5 (multilabel)."
+    )
     detailed: bool = option(False, "Throughput as well; of a classifier each class, confusion and calibration too.")
     corruptions: list[Corruption] = option([], "The metric on corrupted images: 'all', or names as in ImageNet-C.")
     severities: list[int] = option([1, 2, 3, 4, 5], "Severities of the corruptions, of 1 to 5.")
@@ -49,6 +52,8 @@ class ValConfig(LoadOptions):
         super().__post_init__()
         require_at_least(self, 1, "batch_size", "limit")
         require_at_least(self, 0, "threads", "shifts", "seed")
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"score_threshold is {self.score_threshold}, expected 0 to 1")
         if not self.severities or not set(self.severities) <= {1, 2, 3, 4, 5}:
             raise ConfigError(f"severities is {self.severities}, expected some of 1 2 3 4 5")
 

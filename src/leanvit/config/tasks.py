@@ -12,6 +12,10 @@ Task = str
 """The name of a task; the tables of tasks are leanvit.runtime.task.TASKS and leanvit.tasks.TASKS."""
 
 CLASSIFY = "classify"
+MULTILABEL = "multilabel"
+LABELLED = (CLASSIFY, MULTILABEL)
+"""Those that learn from labels of whole images."""
+
 OBJECTS = ("detect", "segment")
 PICTURES = (*OBJECTS, "semantic", "pose")
 """Those that learn from annotated pictures."""
@@ -28,8 +32,11 @@ PICTURES_DEFAULTS: dict[str, Any] = {
     "min_lr": 1e-6, "warmup_epochs": 0.5, "clip_grad": 10.0, "hflip": 0.5,
 }  # fmt: skip
 
+MULTILABEL_DEFAULTS: dict[str, Any] = {name: value for name, value in IMAGES_DEFAULTS.items() if name != "data"}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     CLASSIFY: IMAGES_DEFAULTS,
+    MULTILABEL: MULTILABEL_DEFAULTS,
     **dict.fromkeys(PICTURES, PICTURES_DEFAULTS),
     "pose": {**PICTURES_DEFAULTS, "degrees": 30.0},
 }

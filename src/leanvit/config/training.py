@@ -9,13 +9,23 @@ from typing import Any, Literal
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
 from leanvit.config.load import NETWORK_KINDS
-from leanvit.config.tasks import CLASSIFY, DEFAULTS, IMAGES_DEFAULTS, OBJECTS, PICTURES, PICTURES_DEFAULTS, STRIDE
+from leanvit.config.tasks import (
+    CLASSIFY,
+    DEFAULTS,
+    IMAGES_DEFAULTS,
+    LABELLED,
+    MULTILABEL,
+    OBJECTS,
+    PICTURES,
+    PICTURES_DEFAULTS,
+    STRIDE,
+)  # fmt: skip
 from leanvit.errors import ConfigError
 from leanvit.progress import note
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
-_IMAGES = (CLASSIFY,)
+_IMAGES, _ONE_LABEL = LABELLED, (CLASSIFY,)
 
 OLD_DEGREES = 30.0
 """What config.yaml of leanvit 0.1 says of `degrees` for every task of annotated pictures."""
@@ -37,13 +47,17 @@ class TrainConfig:
 
     task: str = option(
         CLASSIFY,
-        "classify: a label an image; detect: boxes; segment: boxes and masks; semantic: a class a pixel; pose: "
+        "classify: a label an image; multilabel: any number of labels an image; detect: boxes; segment: boxes and "
+        "masks; semantic: a class a pixel; pose: "
         "keypoints in given boxes.",
+    )
+    multi_label: bool = option(
+        False, "The same as --task multilabel: every class is a label of its own (sigmoid), from a table of images."
     )
     data: str = by_task(
         "data",
-        f"Labelled images: {DATA_KINDS}; for other tasks a folder of `leanvit data compose`, COCO root, YOLO "
-        "data.yaml, ADE20K, Cityscapes or image + mask root.",
+        f"Labelled images: {DATA_KINDS}; of multilabel a table (.csv, .jsonl); for other tasks a folder of `leanvit "
+        "data compose`, COCO root, YOLO data.yaml, ADE20K, Cityscapes or image + mask root.",
     )
     model: str = by_task("model", "Any timm architecture; see: leanvit models.")
     output: str = by_task("output", "Folder for checkpoints, log and resolved config.")
@@ -62,7 +76,7 @@ class TrainConfig:
     clip_grad: float = by_task("clip_grad", "Largest gradient norm; 0 turns clipping off.")
     smoothing: float = option(0.1, "Label smoothing.", tasks=_IMAGES)
     class_weights: Literal["none", "balanced"] = option(
-        "none", "Weigh classes by one over their number of images.", tasks=_IMAGES
+        "none", "Weigh classes by one over their number of images.", tasks=_ONE_LABEL
     )
     drop: float = option(0.0, "Dropout rate of the classifier and the MLPs.", tasks=_IMAGES)
     drop_path: float = option(0.0, "Stochastic depth rate.")
@@ -81,7 +95,7 @@ class TrainConfig:
     hflip: float = by_task("hflip", "Probability of a horizontal flip.")
     color_jitter: float = option(0.2, "Strength of random brightness, contrast and saturation.", tasks=PICTURES)
     degrees: float = by_task(
-        "degrees", "Largest random rotation, in degrees. Default: 10, 30 for pose.", tasks=(CLASSIFY, "pose")
+        "degrees", "Largest random rotation, in degrees. Default: 10, 30 for pose.", tasks=(*LABELLED, "pose")
     )
     aa: str | None = option(None, "timm's AutoAugment or RandAugment policy, e.g. rand-m9-mstd0.5-inc1.", tasks=_IMAGES)
     reprob: float = option(0.0, "Probability of erasing a random rectangle.", tasks=_IMAGES)
@@ -89,14 +103,14 @@ class TrainConfig:
     cutmix: float = option(0.0, "Parameter of CutMix' beta distribution; 0 turns it off.", tasks=_IMAGES)
     mixup_prob: float = option(1.0, "Share of steps that are mixed, where mixup or cutmix is on.", tasks=_IMAGES)
     mixup_switch_prob: float = option(0.5, "Share of mixed steps that use CutMix, where both are on.", tasks=_IMAGES)
-    teacher: str | None = option(None, f"Network to learn from: {NETWORK_KINDS}.", tasks=_IMAGES)
+    teacher: str | None = option(None, f"Network to learn from: {NETWORK_KINDS}.", tasks=_ONE_LABEL)
     distillation: Literal["soft", "hard", "token"] = option(
-        "soft", "Learn the teacher's probabilities, its top label, or its top label on DeiT's token.", tasks=_IMAGES
+        "soft", "Learn the teacher's probabilities, its top label, or its top label on DeiT's token.", tasks=_ONE_LABEL
     )
-    distillation_alpha: float = option(0.5, "Share of the teacher in the loss.", tasks=_IMAGES)
-    distillation_tau: float = option(2.0, "Temperature of soft labels.", tasks=_IMAGES)
+    distillation_alpha: float = option(0.5, "Share of the teacher in the loss.", tasks=_ONE_LABEL)
+    distillation_tau: float = option(2.0, "Temperature of soft labels.", tasks=_ONE_LABEL)
     hint_weight: float = option(
-        0.0, "Weight of the distance between feature maps of student and teacher.", tasks=_IMAGES
+        0.0, "Weight of the distance between feature maps of student and teacher.", tasks=_ONE_LABEL
     )
     channels: int = option(256, "Channels of the feature pyramid.", tasks=OBJECTS)
     anchor_scale: float = option(8.0, "Side of an anchor in strides of its level.", tasks=OBJECTS)
@@ -126,7 +140,7 @@ class TrainConfig:
         0.2, "Share held out where the data has no validation split of its own.", tasks=_IMAGES
     )
     train_fraction: float = option(1.0, "Share of the training images to use; of every class for classify.")
-    images_per_class: int | None = option(None, "Training images of each class to use.", tasks=_IMAGES)
+    images_per_class: int | None = option(None, "Training images of each class to use.", tasks=_ONE_LABEL)
     annotations: Literal["skip", "fail"] = option(
         "skip", "What a broken annotation does; all are named.", tasks=PICTURES
     )
@@ -152,6 +166,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
             object.__setattr__(self, "img_size", self.img_size[0])
+        if self.multi_label and self.task not in LABELLED:
+            raise ConfigError(
+                f"multi_label is of images with labels, not of task {self.task}. Leave --multi-label out."
+            )
+        if self.multi_label:
+            object.__setattr__(self, "task", MULTILABEL)
+        object.__setattr__(self, "multi_label", self.task == MULTILABEL)
         if self.task in DEFAULTS:
             self._leave_out_old_rotation()
             refuse_options(self, self.task)
@@ -196,7 +217,7 @@ class TrainConfig:
         elif self.img_size is not None and (len(self.img_size) != 2 or min(self.img_size) < 1):
             raise ConfigError(f"img_size is {self.img_size}, expected one side or height and width, at least 1 each")
         size = self.input_size
-        if self.task != CLASSIFY and size and any(side < STRIDE or side % STRIDE for side in size):
+        if self.task not in LABELLED and size and any(side < STRIDE or side % STRIDE for side in size):
             raise ConfigError(f"img_size is {size}, expected two multiples of {STRIDE}")
 
     @property

@@ -198,7 +198,8 @@ class _Work:
 
     def metrics(self, what: str, change: Change | None = None, shift: tuple[int, int] = (0, 0)) -> Json:
         """The task's metrics on changed inputs; shift: by which the change moved them, down and right."""
-        return measure_task(self.subject.task, self.reader.data, self._batches(what, change, shift))
+        batches = self._batches(what, change, shift)
+        return measure_task(self.subject.task, self.reader.data, batches, self.subject.thresholds)
 
     def _batches(self, what: str, change: Change | None, shift: tuple[int, int]) -> Iterator[Batch]:
         done, size = 0, self.subject.preprocess.input_size

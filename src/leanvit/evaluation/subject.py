@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +34,7 @@ class Subject:
     runtime: what computes, such as "PyTorch, cpu". threads: of the CPU, None where another device computes.
     simulated: low bits are computed in float, so its speed says nothing of what they are for.
     split: val_fraction and seed of the split that it was trained with, where it is known.
+    thresholds: least probability of each label, where it has its own.
     """
 
     outputs: Callable[[NDArray[np.uint8]], Outputs]
@@ -46,6 +47,7 @@ class Subject:
     threads: int | None
     simulated: bool
     split: Mapping[str, Any]
+    thresholds: tuple[float, ...] = ()
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """A classifier's logits (N, classes) float32 of prepared images (N, H, W, 3) uint8."""
@@ -72,6 +74,7 @@ def open_subject(config: ValConfig) -> Subject:
         threads=_torch_threads() if device.type == "cpu" else None,
         simulated=quantized,
         split={"val_fraction": info.val_fraction, "seed": info.seed},
+        thresholds=_thresholds(config, task, info.metrics.get(task.answers.get("thresholds", "")), len(info.labels)),
     )
 
 
@@ -94,7 +97,22 @@ def _open_bundle(config: ValConfig) -> Subject:
         threads=threads,
         simulated=manifest.simulated,
         split=manifest.data,
+        thresholds=_thresholds(config, predictor.task, manifest.answers.get("thresholds"), len(manifest.labels)),
     )
+
+
+def _thresholds(config: ValConfig, task: Task, own: Sequence[float] | None, labels: int) -> tuple[float, ...]:
+    """Least probability of each label: what is asked for, else the model's own; none where it has none.
+
+    Raises ConfigError where one is asked for and the task has none.
+    """
+    if config.score_threshold is None:
+        return tuple(own or ())
+    if "thresholds" not in task.answers:
+        raise ConfigError(
+            f"score_threshold does not fit task {task.name} of {config.model}, expected multilabel. Leave it out."
+        )
+    return (config.score_threshold,) * labels
 
 
 def _open_network(config: ValConfig) -> tuple[torch.nn.Module, CheckpointInfo, torch.device, bool]:

@@ -171,7 +171,8 @@ def _measure(job: Job, network: nn.Module, manifest: Manifest, evaluation: Evalu
     }
     if job.before is not None:
         accuracy |= {"float": job.before, f"float_{name}": job.before, "max_drop": job.max_drop}
-    manifest = sign(job.staging, replace(manifest, accuracy=accuracy))
+    answers = manifest.answers | {kept: metrics[key] for kept, key in job.task.answers.items()}
+    manifest = sign(job.staging, replace(manifest, accuracy=accuracy, answers=answers))
     measured = Measured(metrics, manifest.files[MODEL_NAME])
     expected = network_outputs(network, job.subject.info, evaluation.pixels)
     return manifest, replace(evaluation, expected=expected, measured=measured)
@@ -180,6 +181,8 @@ def _measure(job: Job, network: nn.Module, manifest: Manifest, evaluation: Evalu
 def _manifest(job: Job, labels: tuple[str, ...], lifted: list[str], minimum: float, share: float) -> Manifest:
     subject = job.subject
     answers: dict[str, Any] = {"matched_share": share} if job.task.matched else {}
+    known = subject.info.metrics  # of the training, until the file itself is measured
+    answers |= {kept: known[key] for kept, key in job.task.answers.items() if key in known}
     if job.task.returns == "vector":
         answers["normalize"] = job.options.normalize
     if subject.info.keypoints:

@@ -55,7 +55,7 @@ class Manifest:
     claimed. runtimes: {runtime: least SQNR of its golden logits in dB}, those that the gate has proved.
     files: SHA-256 of every other file. sha256: of this file, written with zeros in its place. task: "classify", or
     what else the network does (docs/tasks.md). answers: how its outputs are read: their names, for a pose network
-    also `keypoints`, for a detector `score_threshold`.
+    also `keypoints`, for one of several labels an image `thresholds`, the least probability of each.
     """
 
     architecture: str

@@ -16,13 +16,19 @@ from leanvit.runtime.letterbox import Placement, place
 class Options:
     """What may be asked of a prediction; a task says in `Task.options` which of these it follows.
 
-    top_k: labels a picture, at least 1. score_threshold: least score of an object, 0 to 1. boxes: (x1, y1, x2, y2) in
+    top_k: labels a picture, at least 1. score_threshold: least score of an object or a label, 0 to 1; None: the
+    bundle's own for each label, else 0.5. boxes: (x1, y1, x2, y2) in
     pixels of the picture, of the objects that are looked at; None: the whole picture is one.
     """
 
     top_k: int = 5
-    score_threshold: float = 0.5
+    score_threshold: float | None = None
     boxes: Sequence[Box] | None = None
+
+    @property
+    def least_score(self) -> float:
+        """The threshold where a bundle has none of its own."""
+        return 0.5 if self.score_threshold is None else self.score_threshold
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def run(config: PredictConfig) -> int:
         bar.advance(results.images)
         if drawings:
             drawings.pass_over()
-        options = Options(top_k=config.top_k or 1, score_threshold=config.score_threshold or 0.0)
+        options = Options(top_k=config.top_k or 1, score_threshold=config.score_threshold)
         size = config.batch_size or 1
         with contextlib.closing(find(predictor, paths, size, options, boxes, keep=bool(drawings))) as batches:
             for batch in batches:
@@ -144,7 +144,6 @@ def settled(config: PredictConfig, task: Task) -> PredictConfig:
         format=config.format or task.format,
         batch_size=config.batch_size or min(MOST_INPUTS, task.batch_size),
         top_k=config.top_k or 1,
-        score_threshold=Options().score_threshold if config.score_threshold is None else config.score_threshold,
     )
 
 

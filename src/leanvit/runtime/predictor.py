@@ -217,8 +217,9 @@ class Predictor:
         (height, width) uint8.
 
         source: path, encoded bytes, or decoded pixels (height, width, 3) uint8 RGB of any size. top_k: labels, 5
-        where it is not given (classify). score_threshold: least score of an object, 0.5 (detect, segment). boxes:
-        (x1, y1, x2, y2) of the objects whose keypoints are wanted; None: the whole picture is one (pose).
+        where it is not given (classify). score_threshold: least score of an object or label, 0.5 where it is not given
+        and the bundle has none of its own (detect, segment, multilabel, binary). boxes: (x1, y1, x2, y2) of the objects
+        whose keypoints are wanted; None: the whole picture is one (pose).
         Raises ImageError where the image can't be decoded, ConfigError for an argument that does not fit the task.
         """
         asked = {"top_k": top_k, "score_threshold": score_threshold, "boxes": boxes}

@@ -26,8 +26,8 @@ The torch half (heads, losses, training) is in `leanvit.tasks`, under the same n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -81,6 +81,7 @@ class Task:
     leanvit.annotations.load.load_scenes reads: "detect" boxes, "segment" masks, "semantic" class maps, "pose"
     keypoints.
     batch_size: inputs a step where a user does not say.
+    answers: what was measured that bundles keep: the name in their `answers`, and the key of `measure`.
     options: fields of PredictConfig that mean something for it, beside those that all tasks have.
     format: of `leanvit predict` where a user does not say. columns: of `rows`.
     drawn: the keys that `draw` returns. caption: what its pictures show, for the report's page.
@@ -96,7 +97,7 @@ class Task:
     decode: Callable[[Outputs, Inputs, Manifest, Options], Any]
     line: Callable[[Any, Manifest], dict[str, Any]]
     text: Callable[[Any, Manifest], str]
-    measure: Callable[[Any, Iterable[Batch]], dict[str, Any]]
+    measure: Callable[..., dict[str, Any]]
     rows: Callable[[Any, Manifest], list[list[Any]]] | None = None
     columns: tuple[str, ...] = ()
     draw: Callable[[Pixels, Any, Manifest], dict[str, Pixels]] | None = None
@@ -109,6 +110,7 @@ class Task:
     matched: bool = False
     returns: Literal["label", "labels", "vector", "other"] = "other"
     batch_size: int = 8
+    answers: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     format: Literal["text", "jsonl"] = "jsonl"
     caption: str = "What was found"
@@ -157,7 +159,7 @@ _ROWS = (
         metric="mAP", outputs=("logits",), continuous="logits", values_kept=None, each_picture=False, data="images",
         inputs=classify.inputs, decode=labels.decode, line=classify.line, text=labels.text, rows=classify.rows,
         columns=classify.COLUMNS, measure=labels.measure, batch_size=128, options=("score_threshold",), format="text",
-        returns="labels", caption="Labels over the threshold",
+        returns="labels", caption="Labels over their thresholds", answers={"thresholds": "best_thresholds"},
     ),
     Task(
         name="binary", title="classification by one logit",
@@ -232,13 +234,14 @@ def compare_values(task: Task, expected: Floats, found: Floats) -> float:
     return min(sqnr_db(*pair) for pair in zip(expected, found, strict=True))
 
 
-def measure_task(task: Task, data: Any, batches: Iterable[Batch]) -> dict[str, Any]:
+def measure_task(task: Task, data: Any, batches: Iterable[Batch], thresholds: Sequence[float] = ()) -> dict[str, Any]:
     """The task's metrics over a split; `task.metric` names the one that counts.
 
     data: ImageSet or SceneSet, as `task.data` says. batches: outputs for its pictures or crops, and where those lie.
+    thresholds: least probability of each label, of a task that has such.
     Raises DataError for a split on which the task can't be measured.
     """
-    metrics = task.measure(data, batches)
+    metrics = task.measure(data, batches, thresholds) if thresholds else task.measure(data, batches)
     if metrics[task.metric] is None:
         raise DataError(
             f"{data.name}: nothing is annotated that task {task.name} is measured on, expected some. Annotate the "

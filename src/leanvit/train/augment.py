@@ -100,9 +100,9 @@ def erase(x: Tensor, config: TrainConfig, step: int, positions: range) -> Tensor
 def mix(x: Tensor, labels: Tensor, config: TrainConfig, step: int, classes: int) -> tuple[Tensor, Tensor]:
     """Mixup or CutMix between neighbours, with one share for the whole step.
 
-    x: (B, 3, H, W). labels: (B,). Returns the images and labels (B, classes) that sum to 1; without mixing the labels
-    as they are. timm pairs an image with its mirror in the batch; neighbours stay together when processes
-    share a batch. A last image without a neighbour is paired with itself.
+    x: (B, 3, H, W). labels: (B,), or (B, classes) of 0 and 1. Returns the images and labels (B, classes), of one label
+    with sum 1; without mixing the labels as they are. timm pairs an image with its mirror in the batch; neighbours stay
+    together when processes share a batch. A last image without a neighbour is paired with itself.
     Sources: Mixup arXiv 1710.09412, CutMix arXiv 1905.04899.
     """
     generator = np.random.default_rng(seed_of(MIXING, config.seed, step))
@@ -122,7 +122,7 @@ def mix(x: Tensor, labels: Tensor, config: TrainConfig, step: int, classes: int)
         x[:, :, top:bottom, left:right] = other
     else:
         x = share * x + (1 - share) * x[partner]
-    target = F.one_hot(labels, classes).float()
+    target = (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()
     return x, share * target + (1 - share) * target[partner]
 
 

@@ -26,8 +26,8 @@ from leanvit.train.processes import Processes
 class Part:
     """What one process works on at once: a part of an optimizer step.
 
-    images: (B, H, W, 3) uint8. labels: (B,) int64. indices: (B,) of the images in their set.
-    position: of the first image within the step. total: images of the step over all processes.
+    images: (B, H, W, 3) uint8. labels: (B,) int64, of several an image (B, classes). indices: (B,) of the images in
+    their set. position: of the first image within the step. total: images of the step over all processes.
     last: whether it is this process' last part of the step. unreadable: what was wrong with images that
         are left out and were not before.
     """

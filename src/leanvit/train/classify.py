@@ -109,8 +109,11 @@ class Classification:
         with self.setting.autocast(), running_averages(self.learner, len(part)):
             output = self.output(running, x)
         losses = self.losses(output, target, x)
-        correct = (output.logits.argmax(1) == part.labels.to(self.setting.device)).sum()
-        return Learned({"loss": losses}, correct)
+        return Learned({"loss": losses}, self.correct(output, part))
+
+    def correct(self, output: Outputs, part: Part) -> Tensor | None:
+        """How many images of a part were right; None where that is no number of images."""
+        return (output.logits.argmax(1) == part.labels.to(self.setting.device)).sum()
 
     def output(self, running: Any, x: Tensor) -> Outputs:
         """What the network returns for x."""

@@ -1,7 +1,7 @@
 """Training: run(config) fits a network to its task and leaves a checkpoint that carries everything.
 
 One trainer for all tasks: steps, optimizer, saves, logs and processes are here; what a task adds is a Learning
-(train/classify.py, train/scenes.py).
+(train/classify.py, train/labels.py, train/scenes.py).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from leanvit.tasks import task_named
 from leanvit.tasks.task import not_trained
 from leanvit.train.accuracy import Accuracy
 from leanvit.train.classify import Classification
+from leanvit.train.labels import MultiLabel
 from leanvit.train.learning import AnyPart, Learning, Scored, Setting
 from leanvit.train.logs import Tracker, numbers, open_trackers, write_history
 from leanvit.train.optimizer import freeze, learning_rate, optimizer_of, set_learning_rate
@@ -381,9 +382,9 @@ def _going_on(progress: Progress, epochs: int) -> str:
 
 def make_learning(config: TrainConfig, setting: Setting) -> Learning:
     """What the task of a configuration adds to a training."""
-    if task_named(config.task).samples is None:
-        return Classification(config, setting)
-    return SceneLearning(config, setting)
+    if task_named(config.task).samples is not None:
+        return SceneLearning(config, setting)
+    return MultiLabel(config, setting) if config.multi_label else Classification(config, setting)
 
 
 def _total(sums: Totals) -> Tensor:

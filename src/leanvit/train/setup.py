@@ -104,6 +104,7 @@ def build_model(
         data=config.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
+        task=config.task,
     )
     return model.to(device, memory_format=memory_format), info  # type: ignore[call-overload]
 

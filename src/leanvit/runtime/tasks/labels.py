@@ -27,10 +27,16 @@ def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def decode(outputs: Outputs, inputs: Inputs, manifest: Manifest, options: Options) -> Labels:
-    """The labels of one picture whose probability is at least the threshold, most probable first."""
+    """The labels of one picture whose probability is at least the threshold, most probable first.
+
+    The threshold is the one that is asked for, else the bundle's own of each label, else 0.5.
+    """
     row = sigmoid(outputs["logits"])[0]
+    least = np.full(len(row), options.least_score)
+    if options.score_threshold is None:
+        least = np.asarray(manifest.answers.get("thresholds", least))
     order = np.argsort(-row, kind="stable").tolist()
-    return [(manifest.labels[i], float(row[i])) for i in order if row[i] >= options.score_threshold]
+    return [(manifest.labels[i], float(row[i])) for i in order if row[i] >= least[i]]
 
 
 def text(found: Labels, manifest: Manifest) -> str:
@@ -53,25 +59,53 @@ def average_precision(scores: NDArray[Any], truth: NDArray[Any]) -> float | None
     return float((np.diff(recall, prepend=0) * hits[last] / (last + 1)).sum())
 
 
-def measure(data: Labelled, batches: Iterable[tuple[Outputs, Sequence[Place]]]) -> dict[str, Any]:
-    """mAP: mean of the average precision of each label that an image has; f1 over all decisions at 0.5.
+def best_threshold(scores: NDArray[Any], truth: NDArray[Any]) -> float:
+    """The probability from which on a label is called, so that its F1 is the largest: 2 hits / (called + positive).
 
-    data: labels are (N, labels) int64 of 0 and 1. Raises ShapeError, NumericalError where a logit is not finite,
-    DataError where no image could be read.
+    scores: (N,) probabilities. truth: (N,), positive where not 0. It lies in the middle between the least score that is
+    called and the next; of equally good ones the highest is taken. 0.5 where nothing is positive.
+    """
+    positive = truth.astype(bool)
+    if not positive.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(positive[order])
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    f1 = 2 * hits[last] / (last + 1 + hits[-1])
+    place = last[int(np.argmax(f1))]
+    below = ranked[place + 1] if place + 1 < len(ranked) else 0.0
+    return float((ranked[place] + below) / 2)
+
+
+def micro_f1(called: NDArray[Any], truth: NDArray[Any]) -> float | None:
+    """F1 over all decisions (N, labels); None where nothing is called and nothing is positive."""
+    said = int(called.sum() + (truth > 0).sum())
+    return 2 * int((called & (truth > 0)).sum()) / said if said else None
+
+
+def measure(
+    data: Labelled, batches: Iterable[tuple[Outputs, Sequence[Place]]], thresholds: Sequence[float] = ()
+) -> dict[str, Any]:
+    """mAP: mean of the average precision of each label that an image has; f1 over all decisions at the thresholds.
+
+    data: labels are (N, labels) int64 of 0 and 1. thresholds: least probability of each label; none: 0.5.
+    best_thresholds: those with the largest F1 of each label on these images, best_f1: over all decisions at them.
+    Raises ShapeError, NumericalError where a logit is not finite, DataError where no image could be read.
     """
     logits, truth = _joined(data, batches)
     if truth.ndim != 2 or truth.shape != logits.shape:
         raise ShapeError(f"logits have shape {logits.shape}, labels {truth.shape}, expected (images, labels) of both.")
+    scores = sigmoid(logits)
     each = [average_precision(logits[:, i], truth[:, i]) for i in range(truth.shape[1])]
+    best = [best_threshold(scores[:, i], truth[:, i]) for i in range(truth.shape[1])]
     known = [value for value in each if value is not None]
-    called = logits >= 0
-    right = int((called & (truth > 0)).sum())
-    said = int(called.sum() + (truth > 0).sum())
     return {
         "mAP": sum(known) / len(known) if known else None,
-        "f1": 2 * right / said if said else None,
+        "f1": micro_f1(scores >= np.asarray(thresholds or 0.5), truth),
         "images": len(truth),
         "ap_per_class": each,
+        "best_f1": micro_f1(scores >= np.asarray(best), truth),
+        "best_thresholds": best,
     }
 
 
@@ -97,7 +131,7 @@ def decode_two(outputs: Outputs, inputs: Inputs, manifest: Manifest, options: Op
     """Both labels of one picture; the second label is first where its probability is at least the threshold."""
     second = float(sigmoid(outputs["logits"])[0, 0])
     pairs = [(manifest.labels[0], 1 - second), (manifest.labels[1], second)]
-    return pairs[::-1] if second >= options.score_threshold else pairs
+    return pairs[::-1] if second >= options.least_score else pairs
 
 
 def measure_two(data: Labelled, batches: Iterable[tuple[Outputs, Sequence[Place]]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Batches = Iterable[tuple[Outputs, Sequence[Place]]]
 
 def decode(outputs: Outputs, inputs: Inputs, manifest: Manifest, options: Options) -> list[Found]:
     """Objects of one picture, best first; with masks where the outputs have them."""
-    return objects_of(outputs, 0, placement_of(inputs.places[0]), inputs.size, options.score_threshold)
+    return objects_of(outputs, 0, placement_of(inputs.places[0]), inputs.size, options.least_score)
 
 
 def objects_of(
