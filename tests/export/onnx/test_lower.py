@@ -205,6 +205,30 @@ def test_patches_of_a_resized_image_run(pixels: np.ndarray, tmp_path: Path) -> N
     assert sqnr_db(expected, open_engine(path, "onnxruntime", 1)(pixels)) >= 45
 
 
+class Twice(torch.nn.Module):
+    """A layer that is used at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.shared = torch.nn.Linear(3 * SIDE**2, 24), torch.nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.shared(torch.relu(self.enter(x.flatten(1))))
+        return self.shared(torch.relu(x))
+
+
+def test_a_layer_at_two_places_runs(pixels: np.ndarray, tmp_path: Path) -> None:
+    result = quantized(Twice().eval(), pixels)
+    with torch.no_grad():
+        expected = executed_form(result.graph, "w8a8")(to_input(torch.from_numpy(pixels), PREPROCESS)).numpy()
+    proto = lower(result.graph, PREPROCESS, "w8a8")
+    assert sqnr_db(expected, open_engine(written(proto, tmp_path), "onnxruntime", 1)(pixels)) >= 45
+    products = [node for node in proto.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert {node.input[1] for node in products} >= {"shared.weight"}
+    assert len({node.input[1] for node in products}) == len(products)
+
+
 class Masked(torch.nn.Module):
     """A constant of truth values beside a product, as shifted windows have."""
 

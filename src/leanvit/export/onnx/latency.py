@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.bench import table_of_times
 from leanvit.errors import require
 from leanvit.export.onnx.fused_matmul import fuse_products
-from leanvit.export.onnx.zero_points import add_zero_points
+from leanvit.export.onnx.int8_weights import add_zero_points
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

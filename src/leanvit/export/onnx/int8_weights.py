@@ -1,4 +1,4 @@
-"""Zero points of int8 weights, for ONNX Runtime on CPUs without VNNI."""
+"""What ONNX Runtime needs of int8 weights on CPUs without VNNI, where it takes them as uint8."""
 
 from __future__ import annotations
 
@@ -28,4 +28,26 @@ def add_zero_points(proto: Any) -> Any:
             constants[name] = numpy_helper.from_array(np.zeros(tuple(scale.dims), np.int8), name)
             proto.graph.initializer.append(constants[name])
         node.input.append(name)
+    return proto
+
+
+def copy_shared_weights(proto: Any) -> Any:
+    """Give every MatMulIntegerToFloat a weight of its own, where a network has one layer at two places; returns proto.
+
+    Where a CPU has no VNNI, ONNX Runtime 1.32 puts a uint8 weight in the place of each product's, and does not open a
+    file in which it comes to the same weight twice.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    seen: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.op_type != "MatMulIntegerToFloat" or node.input[1] not in constants:
+            continue
+        weight = node.input[1]
+        seen[weight] = seen.get(weight, 0) + 1
+        if seen[weight] == 1:
+            continue
+        copied = proto.graph.initializer.add()
+        copied.CopyFrom(constants[weight])
+        copied.name = f"{weight}_{seen[weight]}"
+        node.input[1] = copied.name
     return proto
