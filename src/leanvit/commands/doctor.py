@@ -33,7 +33,7 @@ OPTIONAL = {
     "huggingface_hub": "data", "braceexpand": "data",
     "transformers": "transformers", "pyarrow": "parquet",
     "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "h11": "serve", "prometheus-client": "serve",
-    "python-multipart": "serve",
+    "python-multipart": "serve", "litserve": "peers",
     "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
 }  # fmt: skip
 
