@@ -260,13 +260,18 @@ def test_a_killed_process_goes_on(shared_run: Path, data: Path, tmp_path: Path) 
     helpers = str(Path(__file__).parents[1] / "helpers")
     process = subprocess.Popen([sys.executable, "-c", code, helpers, str(data), str(tmp_path / "run")])
     journal = tmp_path / "run" / "journal.jsonl"
-    while process.poll() is None and not journal.is_file():
+    # At half: the float file is made, the 8-bit one is on its way.
+    while process.poll() is None and not (journal.is_file() and '"float"' in journal.read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     subprocess.run([sys.executable, "-c", code, helpers, str(data), str(tmp_path / "run")], check=True)
     files = [folder / "bundle" / MODEL_NAME for folder in (shared_run, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    plans = [read_manifest(folder / "bundle").plan for folder in (shared_run, tmp_path / "run")]
+    assert plans[0] == plans[1]
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line.get("key") for line in lines if line.get("kind") == "file"] == ["float", "w8a8"]
 
 
 @pytest.mark.slow

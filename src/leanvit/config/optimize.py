@@ -32,6 +32,7 @@ class OptimizeOptions:
     )
     calibration_images: int = option(128, "How many training images calibrate the ranges.")
     val_images: int = option(500, "How many validation images, at most, every file is measured on; 0: all.")
+    bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are named.")
     threads: int = option(0, "Threads when files are timed; 0: all cores.")
     seed: int = option(0, "Seed of the choice of images.")
 

@@ -38,6 +38,8 @@ __all__ = [
     "to_input",
 ]
 
+TO_SKIP = "To leave such images out: --bad-images skip (train, val, optimize)."
+
 MEMORY_LIMIT_BYTES = 4 * 2**30
 
 
@@ -96,7 +98,7 @@ class Loader:
 
     def _require_all_classes(self, good: NDArray[np.int64]) -> None:
         # A few images drawn from many need not have every class in the first place.
-        gone = set(self.images.labels.tolist()) - set(self.images.labels[good].tolist())
+        gone = _labels_in(self.images.labels) - _labels_in(self.images.labels[good])
         lost = [name for i, name in enumerate(self.images.classes) if i in gone]
         if lost:
             raise DataError(f"{self.images.name}: class '{lost[0]}' has no readable image. Replace its files.")
@@ -107,7 +109,7 @@ class Loader:
             return self.images.resized(index, self.preprocess)
         except ImageError as error:
             if self.bad_images == "fail":
-                raise ImageError(f"{error} To leave such images out: --bad-images skip") from error
+                raise ImageError(f"{error} {TO_SKIP}") from error
             return None
 
     def _readable(
@@ -179,6 +181,11 @@ class Loader:
     def __len__(self) -> int:
         """Number of batches."""
         return math.ceil(len(self.images) / self.batch_size)
+
+
+def _labels_in(labels: NDArray[np.int64]) -> set[int]:
+    """Classes that some image has: labels are (N,), or (N, classes) of 0 and 1."""
+    return set((labels if labels.ndim == 1 else np.nonzero(labels)[1]).tolist())
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

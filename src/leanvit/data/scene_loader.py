@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.annotations import SceneSet
-from leanvit.data.loader import epoch_order
+from leanvit.data.loader import TO_SKIP, epoch_order
 from leanvit.data.scene_augment import Augmentation
 from leanvit.data.scene_samples import Pictures, Sample, SampleKind, Size, read_sample
 from leanvit.errors import ConfigError, DataError, ImageError, LeanvitError
@@ -208,7 +208,7 @@ class SceneLoader:
             # A new one: this one is held by frames that it would hold, and workers end late in such a cycle.
             raise type(error)(str(error)) from error
         if self.on_bad == "fail":
-            raise ImageError(f"{error} To leave such images out: --bad-images skip") from error
+            raise ImageError(f"{error} {TO_SKIP}") from error
 
     def _leave_out(self, scenes: set[int]) -> None:
         names = [str(self.dataset.scene_set.scenes[scene].path) for scene in sorted(scenes)]

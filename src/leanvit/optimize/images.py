@@ -19,6 +19,7 @@ from leanvit.data.loader import Loader
 from leanvit.data.sets import ImageSet
 from leanvit.data.sets.local import SPLIT_NAMES
 from leanvit.errors import DataError
+from leanvit.evaluation.scenes import SceneReader
 from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data
 from leanvit.export.gate.evaluation import Evaluation
 from leanvit.export.network import network_outputs
@@ -79,7 +80,7 @@ def read_images(network: nn.Module, info: CheckpointInfo, data: str, options: Op
     if task.data != "images" or task.returns == "labels":
         (labels, train), (_, val) = (agreed_classes(info.labels, part, data) for part in _splits(info, data))
         info = replace(info, labels=labels)
-        return Images(_calibration(info, train, options), _some(val, options), True, info)
+        return Images(_calibration(info, train, options), _some(val, info, options), True, info)
     folders = _without_classes(Path(data))
     if task.returns == "vector":
         return _embedded(network, info, data, folders, options)
@@ -96,19 +97,36 @@ def _splits(info: CheckpointInfo, data: str) -> tuple[Data, Data]:
 
 
 def _calibration(info: CheckpointInfo, train: Data, options: OptimizeOptions) -> Tensor:
+    if options.bad_images == "skip" and isinstance(train, ImageSet):
+        # Of annotated pictures the loader of `calibration_inputs` leaves bad ones out.
+        train = _readable(_drawn(train, options.calibration_images, options.seed), info)
     return calibration_inputs(info, train, options.calibration_images, options.seed)
 
 
-def _some(val: Data, options: OptimizeOptions) -> Data:
+def _some(val: Data, info: CheckpointInfo, options: OptimizeOptions) -> Data:
     """At most `val_images` of a split, drawn by the seed; what that leaves out is said."""
     count = len(val.scenes) if isinstance(val, SceneSet) else len(val)
-    if not options.val_images or count <= options.val_images:
-        return val
-    note(f"measured on {options.val_images} of {count} validation images; all of them: --val-images 0")
-    picks = np.sort(np.random.default_rng(options.seed).permutation(count)[: options.val_images])
-    if isinstance(val, SceneSet):
-        return replace(val, scenes=tuple(val.scenes[i] for i in picks))
-    return val.subset(picks)
+    if options.val_images and count > options.val_images:
+        note(f"measured on {options.val_images} of {count} validation images; all of them: --val-images 0")
+        val = _drawn(val, options.val_images, options.seed)
+    return _readable(val, info) if options.bad_images == "skip" else val
+
+
+def _drawn(data: Data, count: int, seed: int) -> Data:
+    """`count` images of a set, drawn by the seed, in their order."""
+    total = len(data.scenes) if isinstance(data, SceneSet) else len(data)
+    picks = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+    if isinstance(data, SceneSet):
+        return replace(data, scenes=tuple(data.scenes[i] for i in picks))
+    return data.subset(picks)
+
+
+def _readable(data: Data, info: CheckpointInfo) -> Data:
+    """Those images of a set that can be read; the others are named. Raises DataError where a class has none left."""
+    if isinstance(data, SceneSet):
+        reader = SceneReader(data, task_named(info.task), info.preprocess, 1, skip=True)
+        return reader.scenes
+    return Loader(data, info.preprocess, 64, "skip", in_memory=True).images
 
 
 # --- labels ---
@@ -130,7 +148,7 @@ def _labelled(network: nn.Module, info: CheckpointInfo, data: str, options: Opti
         else:
             parts.append(cast(ImageSet, agreed_classes(labels, part, data)[1]))
     info = replace(info, labels=parts[0].classes)
-    return Images(_calibration(info, parts[0], options), _some(parts[1], options), True, info)
+    return Images(_calibration(info, parts[0], options), _some(parts[1], info, options), True, info)
 
 
 def _speak_of_same(labels: tuple[str, ...], classes: tuple[str, ...]) -> bool:
@@ -196,7 +214,7 @@ def _with_own_labels(
 ) -> Images:
     """Images whose labels are what the float network says of them, so that accuracy is agreement with it."""
     named = replace(info, labels=info.labels or _numbered(network, info))
-    chosen = cast(ImageSet, _some(val, options))
+    chosen = cast(ImageSet, _some(val, info, options))
     logits = network_outputs(network.eval(), named, _pixels(chosen, named))["logits"]
     note(f"{val.name} has no labels: what is held is agreement with the float network, on {len(chosen)} images")
     labels: NDArray[np.int64] = logits.argmax(1).astype(np.int64)
@@ -214,9 +232,9 @@ def _embedded(
     """
     if folders is None:
         labelled = _splits(info, data)
-        return Images(_calibration(info, labelled[0], options), _some(labelled[1], options), True, info)
+        return Images(_calibration(info, labelled[0], options), _some(labelled[1], info, options), True, info)
     train, val = _photographs(data, folders, info, options.seed)
-    chosen = cast(ImageSet, _some(val, options))
+    chosen = cast(ImageSet, _some(val, info, options))
     vectors = network_outputs(network.eval(), info, _pixels(chosen, info))["embeddings"]
     # A label that one image alone has can't be found again among its neighbours, of which 10 are asked.
     count = max(2, min(ANCHORS, len(chosen) // 10))
