@@ -95,11 +95,14 @@ def _detector(masks: bool) -> Any:
     outputs = {"boxes": TensorProto.FLOAT, "scores": TensorProto.FLOAT, "labels": TensorProto.INT64,
                "objectness": TensorProto.FLOAT}  # fmt: skip
     if masks:
-        constants["to_masks"] = rng.normal(0, 9, (3, DETECTIONS * 28 * 28)).astype(np.float32)
+        constants["to_masks"] = rng.normal(0, 0.7, (3, DETECTIONS * 28 * 28)).astype(np.float32)
+        y, x = (np.mgrid[:28, :28] - 13.5) / 13.5
+        constants["ellipses"] = np.tile(6 * (0.8 - x**2 - y**2), (DETECTIONS, 1, 1)).reshape(1, -1).astype(np.float32)
         constants["shape"] = np.array([-1, DETECTIONS, 28, 28])
         nodes += [
             helper.make_node("MatMul", ["means", "to_masks"], ["rows"]),
-            helper.make_node("Reshape", ["rows", "shape"], ["cells"]),
+            helper.make_node("Add", ["rows", "ellipses"], ["shifted"]),
+            helper.make_node("Reshape", ["shifted", "shape"], ["cells"]),
             helper.make_node("Sigmoid", ["cells"], ["masks"]),
         ]
         outputs["masks"] = TensorProto.FLOAT

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from skimage import data
 
 from chromium import drive, plain_server, running, unavailable
 from common import LABELS, ROOT, smooth
@@ -162,6 +163,8 @@ def told(
     broken = [folder / "a.txt", folder / "cut.jpg"]
     broken[0].write_text("no picture", encoding="utf-8")
     broken[1].write_bytes(photos[0].read_bytes()[:200])
+    cat = folder / "chelsea.jpg"
+    Image.fromarray(data.chelsea()).save(cat)
     picture = PICTURE if os.environ.get("LEANVIT_SCREENSHOTS") else folder / "web.png"
     with ExitStack() as stack:
         serve = lambda site: stack.enter_context(running(stack.enter_context(open_server(site))))  # noqa: E731
@@ -178,7 +181,7 @@ def told(
             "site": serve(folder / "site"), "plain": stack.enter_context(plain_server(folder / "site")),
             "photos": [str(path) for path in photos], "broken": [str(path) for path in broken],
             "refused": refused, "tasks": tasks,
-            "picture": {"site": tasks["segment"]["site"], "photo": str(photos[1]), "path": str(picture)},
+            "picture": {"site": tasks["segment"]["site"], "photo": str(cat), "path": str(picture)},
         }  # fmt: skip
         yield drive("web_page.mjs", values, folder)
 

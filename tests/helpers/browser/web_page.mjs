@@ -11,6 +11,8 @@ async function answers({ page, said, context }) {
   await page.setInputFiles("#files", given.photos);
   told.cards = await cards(page, given.photos.length);
   told.verdict = await verdict(page);
+  told.browser = browser.version();
+  told.threads = await page.$eval("#proof dl dd:last-of-type", (element) => element.textContent);
   told.violations = await accessibility(page);
   told.order = await tabOrder(page);
   await page.click("#measure");
