@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common import ROOT
 
 STATIC = ROOT / "src" / "leanvit" / "web" / "static"
+PAGE = ROOT / "src" / "leanvit" / "serve" / "page"
 
 START = """
 import fs from "node:fs";
@@ -48,11 +49,12 @@ def required_tool(name: str, package: str) -> str:
 
 
 class Node:
-    """A folder with the modules, in which code is run."""
+    """A folder with the modules of both pages, in which code is run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(STATIC, folder, dirs_exist_ok=True)
+        for modules in (STATIC, PAGE):
+            shutil.copytree(modules, folder, dirs_exist_ok=True)
         (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
 
     def run(self, code: str, values: Any = None, **arrays: NDArray[Any]) -> Any:

@@ -65,7 +65,8 @@ def told(
     one = f"first={bundles['first']}"
     with serving(*names, "--threads", 1) as server, serving(one, "--token-file", folder / "token") as guarded:
         values = {
-            "server": f"http://localhost:{server.port}/", "guarded": f"http://localhost:{guarded.port}/", "token": TOKEN,
+            "server": f"http://localhost:{server.port}/", "guarded": f"http://localhost:{guarded.port}/",
+            "token": TOKEN,
             "photos": [str(path) for path in photos], "broken": [str(folder / "a.txt")], "tasks": TASKS,
             "boxes": "10 5 90 70 0 0 40 40", "picture": str(PICTURE) if os.environ.get("LEANVIT_SCREENSHOTS") else None,
         }  # fmt: skip
@@ -104,7 +105,9 @@ def test_the_page_is_usable_by_all(told: dict[str, Any]) -> None:
     for name in ("classify", "ways", "tasks", "token"):
         assert told[name]["violations"] == [], name
     assert told["ways"]["overflow"] <= 0
-    order = [name for name in told["classify"]["order"] if name in ("model", "beside", "files", "Camera", "option-topK")]
+    order = [
+        name for name in told["classify"]["order"] if name in ("model", "beside", "files", "Camera", "option-topK")
+    ]
     assert order == ["model", "beside", "files", "Camera", "option-topK"]
 
 
@@ -124,7 +127,9 @@ def test_pictures_are_pasted_dropped_and_taken_and_what_is_none_is_named(told: d
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_other_tasks_are_drawn_and_told(task: str, told: dict[str, Any], bundles: dict[str, Path], photos: list[Path]) -> None:
+def test_other_tasks_are_drawn_and_told(
+    task: str, told: dict[str, Any], bundles: dict[str, Path], photos: list[Path]
+) -> None:
     scene = told["tasks"]["told"][task]
     found = Predictor(bundles[task]).predict(photos[0], **({"boxes": BOXES} if task == "pose" else {}))
     picture = np.asarray(Image.open(photos[0]).convert("RGB")).astype(int)

@@ -141,11 +141,13 @@ def add_page(app: FastAPI) -> None:
 
 
 def page_file(name: str) -> Response:
-    """A file of the folder `page` in this room. Raises Refusal for any other."""
+    """A file of the folder `page` in this room, or one that both pages share. Raises Refusal for any other."""
     found = PAGE_NAME.fullmatch(name)
     kind = PAGE_TYPES.get(found[1]) if found else None
-    path = resources.files("leanvit.serve") / "page" / name
-    if kind is None or not path.is_file():
+    # What the page shares with that of `leanvit web` is there once.
+    rooms = (resources.files("leanvit.serve") / "page", resources.files("leanvit.web") / "static")
+    path = next((room / name for room in rooms if (room / name).is_file()), None)
+    if kind is None or path is None:
         raise Refusal(404, "no such file of the page")
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
     return Response(path.read_bytes(), headers=headers, media_type=kind)
