@@ -61,6 +61,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "img_size": st.none() | multiples | st.tuples(multiples, multiples),
     # An average and sharded weights exclude each other.
     "fsdp": st.just(False),
+    "multi_label": st.just(False),  # of labelled images alone, which text of a task is not
     "model_ema_decay": share,
     "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
     "train_fraction": st.floats(0, 1, exclude_min=True),
@@ -421,5 +422,5 @@ def test_a_file_of_0_1_may_hold_the_rotation_that_its_task_never_did(
     assert config.degrees is None
     assert f"degrees 30 is left out, as 0.1 did: task {task}" in capsys.readouterr().err
     assert from_dict(TrainConfig, {"task": "pose", "data": "scenes", "degrees": 30.0}).degrees == 30.0
-    with pytest.raises(ConfigError, match="degrees is for classify, pose"):
+    with pytest.raises(ConfigError, match="degrees is for classify, multilabel, pose"):
         TrainConfig(task=task, data="scenes", degrees=20.0)
