@@ -268,7 +268,7 @@ def test_defaults_of_a_task_are_resolved_and_come_back(task: str, tmp_path: Path
     config = TrainConfig(task=task, data="x")
     expected = {name: value for name, value in TASKS[task].defaults.items() if name != "data"}
     assert {name: getattr(config, name) for name in expected} == expected
-    assert (config.degrees is None) == (task not in ("classify", "pose"))
+    assert (config.degrees is None) == (task not in ("classify", "multilabel", "pose"))
     save_yaml(config, tmp_path / "config.yaml")
     assert from_dict(TrainConfig, load_yaml(tmp_path / "config.yaml")) == config
 
