@@ -24,8 +24,11 @@ INTERNAL = Refusal(500, "internal error", close=True)
 
 
 async def refusal_response(refusal: Refusal, receive: Receive) -> Response:
-    """What a client is told; before that the rest of its body is read where the connection is closed after it."""
-    if refusal.close:
+    """What a client is told; before that the rest of its body is read where the connection is closed after it.
+
+    One whose body did not come in time (408) has had its time.
+    """
+    if refusal.close and refusal.code != 408:
         await drain(receive, DRAIN_BYTES, DRAIN_SECONDS)
     body = json.dumps({"error": refusal.message})
     return Response(body, refusal.code, refusal.headers, media_type="application/json")
