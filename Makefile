@@ -25,11 +25,11 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 	@echo "make: running leanvit demo, under 5 minutes on 2 cores; results in runs/demo"
 	$(BIN)/leanvit demo
 
-test: $(STAMP)  ## run the tests (about 15 minutes on 2 cores)
-	@echo "make: running the tests, about 15 minutes on 2 cores"
+test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
+	@echo "make: running the tests, about 45 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-coverage: $(STAMP)  ## run the tests and measure which lines and branches they reach (about 25 minutes on 2 cores)
+coverage: $(STAMP)  ## run the tests and measure which lines and branches they reach (about 90 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 	$(BIN)/coverage report --format=total
 
