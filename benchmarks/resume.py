@@ -38,7 +38,7 @@ from leanvit.train import LAST_NAME, run, state
 from leanvit.train.state import Progress
 from measure import facts
 
-LONGEST_SECONDS = 120
+LONGEST_SECONDS = 400
 
 
 @dataclass(frozen=True)
