@@ -48,7 +48,7 @@ def unavailable(reason: str) -> None:
     pytest.skip(reason)
 
 
-def drive(script: str, values: Any, folder: Path, timeout: int = 300) -> Any:
+def drive(script: str, values: Any, folder: Path, timeout: int = 1200) -> Any:
     """Run a script of tests/helpers/browser with `values`; returns what it tells."""
     chromium = next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -26,7 +26,7 @@ export async function open(browser, { width = 1100, height = 900, dark = false, 
     viewport: { width, height }, colorScheme: dark ? "dark" : "light", permissions: ["camera"], extraHTTPHeaders: headers,
   });
   const page = await context.newPage();
-  page.setDefaultTimeout(given.timeout ?? 60_000);
+  page.setDefaultTimeout(given.timeout ?? 300_000);
   const said = { console: [], elsewhere: [] };
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) said.console.push(message.text());
