@@ -61,7 +61,7 @@ function numbers(embedding) {
 
 function boxes(objects) {
   const rows = objects.map(({ label, score, box }) => [label, score.toFixed(2), box.map(Math.round).join(", ")]);
-  return table("Objects, best first", ["label", "score", "box in pixels"], rows);
+  return table("Objects", ["label", "score", "box in pixels"], rows);
 }
 
 function keypoints(objects, model) {
