@@ -95,7 +95,11 @@ class Running:
 def serving(*arguments: Any, drain: float = 0.2) -> Iterator[Running]:
     """`leanvit serve` with these arguments, until the block ends."""
     command = [sys.executable, "-m", "leanvit", "serve", "--port", "0", "--drain", str(drain), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Where a script runs the tests in the background, ctrl-C is ignored, and what it starts inherits that.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None
     first = process.stdout.readline()
     if not first:
