@@ -5,8 +5,8 @@
 ViT-S/16 at 224 pixels with random weights, a head of 100 classes that tells pictures apart, as float and as W8A8. The
 JPEGs are parts of the photographs that scikit-image carries, of odd sizes, with and without subsampling, some turned by
 EXIF, some grey. Milliseconds are medians of seven rounds in turns, by the page's own button, in WebAssembly with
---browser-threads threads; where the cores have other work too, more than one were seen to be many times slower. Needs chromium,
-node and npm; about 6 minutes on 2 cores that have nothing else to do.
+--browser-threads threads; where the cores have other work too, more than one were seen to be many times slower.
+Needs chromium, node and npm; about 6 minutes on 2 cores that have nothing else to do.
 """
 
 from __future__ import annotations
