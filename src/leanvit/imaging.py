@@ -455,10 +455,14 @@ def normalize(images: Pixels, preprocess: Preprocess) -> NDArray[np.float32]:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """Encode (height, width, 3) uint8 as PNG bytes; one channel as grey, four with the last as transparency."""
+def encode_png(pixels: Pixels, compress_level: int = -1) -> bytes:
+    """Encode (height, width, 3) uint8 as PNG bytes; one channel or a map as grey, four with the last as transparency.
+
+    compress_level: zlib's, 0 to 9; -1 is its default.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    flat = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    Image.fromarray(flat).save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
 
 

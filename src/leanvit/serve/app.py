@@ -146,8 +146,8 @@ def page_file(name: str) -> Response:
     kind = PAGE_TYPES.get(found[1]) if found else None
     # What the page shares with that of `leanvit web` is there once.
     rooms = (resources.files("leanvit.serve") / "page", resources.files("leanvit.web") / "static")
-    path = next((room / name for room in rooms if (room / name).is_file()), None)
-    if kind is None or path is None:
+    path = next((room / name for room in rooms if kind and (room / name).is_file()), None)
+    if path is None:
         raise Refusal(404, "no such file of the page")
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache", "Referrer-Policy": "no-referrer"}
     return Response(path.read_bytes(), headers=headers, media_type=kind)

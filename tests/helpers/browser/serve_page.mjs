@@ -1,8 +1,7 @@
 /** What the page of `leanvit serve` does in Chromium: a scene a key, each told under its name. */
 
-import { accessibility, cards, given, hand, launch, open, overflow, tabOrder, tell } from "./session.mjs";
+import { accessibility, cards, given, handInAllWays, launch, open, overflow, state, tabOrder, tell } from "./session.mjs";
 
-const state = (page) => page.waitForFunction(() => document.body.dataset.state).then((handle) => handle.jsonValue());
 const texts = (page, selector) => page.$$eval(selector, (found) => found.map((element) => element.innerText));
 
 async function classify({ page, said }) {
@@ -23,15 +22,7 @@ async function classify({ page, said }) {
 }
 
 async function ways({ page, said }) {
-  await page.goto(given.server);
-  await state(page);
-  await hand(page, "paste", given.photos[0]);
-  await cards(page, 1);
-  await hand(page, "drop", given.photos[0]);
-  await cards(page, 2);
-  await page.click("text=Camera");
-  await page.click("text=Take picture");
-  await cards(page, 3);
+  await handInAllWays(page, given.server);
   await page.setInputFiles("#files", given.broken);
   const found = await cards(page, 4);
   return { cards: found, violations: await accessibility(page), overflow: await overflow(page), said };

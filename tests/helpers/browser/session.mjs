@@ -102,3 +102,19 @@ export async function cards(page, count) {
     })),
   );
 }
+
+/** Wait until a page says how it stands; returns that. */
+export const state = (page) => page.waitForFunction(() => document.body.dataset.state).then((handle) => handle.jsonValue());
+
+/** Open a page and hand it a picture in each way but choosing a file: pasted, dropped, taken by the camera. */
+export async function handInAllWays(page, address) {
+  await page.goto(address);
+  await state(page);
+  await hand(page, "paste", given.photos[0]);
+  await cards(page, 1);
+  await hand(page, "drop", given.photos[0]);
+  await cards(page, 2);
+  await page.click("text=Camera");
+  await page.click("text=Take picture");
+  await cards(page, 3);
+}

@@ -1,8 +1,7 @@
 /** What the page of `leanvit web` does in Chromium: a scene a key, each told under its name. */
 
-import { accessibility, cards, given, hand, launch, open, overflow, tabOrder, tell } from "./session.mjs";
+import { accessibility, cards, given, handInAllWays, launch, open, overflow, state, tabOrder, tell } from "./session.mjs";
 
-const state = (page) => page.waitForFunction(() => document.body.dataset.state).then((handle) => handle.jsonValue());
 const verdict = (page) => page.textContent("#verdict");
 
 async function answers({ page, said, context }) {
@@ -27,15 +26,7 @@ async function answers({ page, said, context }) {
 }
 
 async function ways({ page, said }) {
-  await page.goto(given.site);
-  await state(page);
-  await hand(page, "paste", given.photos[0]);
-  await cards(page, 1);
-  await hand(page, "drop", given.photos[0]);
-  await cards(page, 2);
-  await page.click("text=Camera");
-  await page.click("text=Take picture");
-  await cards(page, 3);
+  await handInAllWays(page, given.site);
   await page.click("text=Close camera");
   await page.setInputFiles("#files", given.broken);
   const found = await cards(page, 3 + given.broken.length);
