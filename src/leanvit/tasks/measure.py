@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,11 +29,21 @@ def measure_images(network: nn.Module, info: CheckpointInfo, images: ImageSet, b
     task = task_of_network(info)
     network.eval()
     loader = Loader(images.numbered(), info.preprocess, batch_size)
-    batches = (
-        (task.outputs(network, to_input(pixels, info.preprocess)), [Place(int(number)) for number in numbers])
-        for pixels, numbers in track(loader, f"measuring {task.name}", -(-len(images) // batch_size))
-    )
-    return measure_task(served_task(task.name), images, batches)
+    batches = track(loader, f"measuring {task.name}", -(-len(images) // batch_size))
+    return measure_task(served_task(task.name), images, outputs_of_numbered(network, info, batches))
+
+
+def outputs_of_numbered(
+    network: nn.Module,
+    info: CheckpointInfo,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
+    """Raw outputs of batches (pixels, numbers) of images that were numbered (ImageSet.numbered), and their places."""
+    task, where = task_of_network(info), device or torch.device("cpu")
+    for pixels, numbers in batches:
+        x = to_input(pixels, info.preprocess, where)
+        yield task.outputs(network, x), [Place(int(number)) for number in numbers]
 
 
 def batches_of(

@@ -8,15 +8,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from leanvit.config import TrainConfig
-from leanvit.data.loader import to_input
 from leanvit.data.sets import ImageSet
 from leanvit.data.sets.multi_label import load_multi_label
 from leanvit.errors import DataError
 from leanvit.progress import note
-from leanvit.runtime.inputs import Place
 from leanvit.runtime.task import measure_task
 from leanvit.runtime.task import task_named as served_task
-from leanvit.tasks import task_named
+from leanvit.tasks.measure import outputs_of_numbered
 from leanvit.train.batches import Part
 from leanvit.train.classify import Classification
 from leanvit.train.distill import Outputs
@@ -61,15 +59,9 @@ class MultiLabel(Classification):
 
     def validate(self, model: nn.Module) -> Scored:
         """mAP, and the thresholds with the best F1, over all validation images; every process measures all of them."""
-        task, name = task_named(self.config.task), self.metric.metric
+        name = self.metric.metric
         model.eval()
-        batches = (
-            (
-                task.outputs(model, to_input(pixels, self.info.preprocess, self.setting.device)),
-                [Place(int(number)) for number in numbers],
-            )
-            for pixels, numbers in self.val_loader.batches()
-        )
+        batches = outputs_of_numbered(model, self.info, self.val_loader.batches(), self.setting.device)
         metrics = measure_task(self.metric, self.val_images, batches)
         if self.setting.processes.first:
             note(f"{name} {metrics[name]:.4f}")

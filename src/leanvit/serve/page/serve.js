@@ -1,5 +1,6 @@
 /** The page of `leanvit serve`: pictures in, what one model or two find in them. */
 
+import { cardList } from "./cards.js";
 import { Client, TokenNeeded, optionsOf } from "./client.js";
 import { difference } from "./differences.js";
 import { definitions, element, megabytes, table } from "./dom.js";
@@ -13,10 +14,7 @@ const client = new Client();
 
 let chosen = []; // what GET /v1/models/NAME says of the models that answer: one, or two side by side
 let asked = optionInputs([], () => {});
-let last = Promise.resolve();
-const shown = [];
-
-const again = () => shown.forEach((one) => one());
+const cards = cardList(by("results"), { card: "card sides", problem: "problem all" }, fill);
 
 // --- models ---
 
@@ -67,9 +65,9 @@ async function choose() {
   }
   by("proof").classList.toggle("two", chosen.length > 1);
   by("proof").replaceChildren(...chosen.map(proofOf));
-  asked = optionInputs(optionsOf(chosen[0]), again);
+  asked = optionInputs(optionsOf(chosen[0]), cards.again);
   by("asked").replaceChildren(asked.element);
-  again();
+  cards.again();
 }
 
 const number = (value) => (value === null || value === undefined ? null : Number.isInteger(value) ? String(value) : value.toFixed(3));
@@ -95,33 +93,23 @@ function proofOf(info) {
 
 // --- pictures ---
 
-function take(blob, name) {
-  const card = element("article", { class: "card sides", "aria-busy": "true" }, element("h3", {}, name), element("p", {}, "Working"));
-  by("results").prepend(card);
-  const fillAgain = () => { last = last.then(() => fill(card, blob, name)); };
-  shown.push(fillAgain);
-  fillAgain();
-}
-
 async function fill(card, blob, name) {
-  card.setAttribute("aria-busy", "true");
+  const infos = chosen;
+  const answers = [];
   try {
-    const infos = chosen;
-    const answers = [];
     for (const info of infos) answers.push(await client.predict(info, blob, asked.values()));
-    const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" }).catch(() => null);
-    const sides = answers.map((answer, index) => side(answer, infos[index], bitmap, name, infos.length > 1));
-    card.classList.toggle("two", infos.length > 1);
-    card.dataset.models = infos.map((info) => info.name).join(" ");
-    const words = answers.length > 1 ? element("p", { class: "all difference" }, `Difference: ${difference(...answers)}`) : null;
-    card.replaceChildren(...[element("h3", {}, name), words, ...sides].filter(Boolean));
-    bitmap?.close();
-    if (answers.some((answer, index) => answer.bundle !== infos[index].bundle)) last.then(choose); // replaced meanwhile
   } catch (error) {
     if (error instanceof TokenNeeded) failed(error);
-    card.replaceChildren(element("h3", {}, name), element("p", { class: "problem all", role: "alert" }, `${name}: ${error.message}`));
+    throw error;
   }
-  card.removeAttribute("aria-busy");
+  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" }).catch(() => null);
+  const sides = answers.map((answer, index) => side(answer, infos[index], bitmap, name, infos.length > 1));
+  card.classList.toggle("two", infos.length > 1);
+  card.dataset.models = infos.map((info) => info.name).join(" ");
+  const words = answers.length > 1 ? element("p", { class: "all difference" }, `Difference: ${difference(...answers)}`) : null;
+  card.replaceChildren(...[element("h3", {}, name), words, ...sides].filter(Boolean));
+  bitmap?.close();
+  if (answers.some((answer, index) => answer.bundle !== infos[index].bundle)) cards.afterwards(choose); // replaced meanwhile
 }
 
 function side(answer, info, bitmap, name, named) {
@@ -138,5 +126,5 @@ by("token-form").addEventListener("submit", (event) => {
   client.token = by("token").value.trim();
   start();
 });
-by("inputs").append(pictureInput(take, say));
+by("inputs").append(pictureInput(cards.take, say));
 start();

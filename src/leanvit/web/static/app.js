@@ -1,5 +1,6 @@
 /** The page of `leanvit web`: proves the bundle in this browser, then answers. */
 
+import { cardList } from "./cards.js";
 import { definitions, element, megabytes, milliseconds, table } from "./dom.js";
 import { optionInputs } from "./options.js";
 import { pictureInput } from "./pictures.js";
@@ -113,34 +114,20 @@ function answers(call, opened) {
   const { manifest } = opened;
   const model = { labels: manifest.labels, keypoints: manifest.answers.keypoints ?? null };
   const say = (text) => { by("problem").textContent = text; };
-  const shown = [];
-  const asked = optionInputs(opened.options, () => shown.forEach((one) => one()));
-  let last = Promise.resolve();
-
-  function take(blob, name) {
-    const card = element("article", { class: "card", "aria-busy": "true" }, element("h3", {}, name), element("p", {}, "Working"));
-    by("results").prepend(card);
-    const again = () => { last = last.then(() => fill(card, blob, name)); };
-    shown.push(again);
-    again();
-  }
+  const cards = cardList(by("results"), { card: "card", problem: "problem" }, fill);
+  const asked = optionInputs(opened.options, cards.again);
 
   async function fill(card, blob, name) {
-    try {
-      const answer = await call("predict", { picture: blob, options: asked.values() });
-      const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
-      card.replaceChildren(
-        element("h3", {}, name), drawing(bitmap, answer, model, name),
-        element("div", { class: "found" }, details(answer, model), latency(answer.milliseconds)),
-      );
-      bitmap.close();
-    } catch (error) {
-      card.replaceChildren(element("h3", {}, name), element("p", { class: "problem", role: "alert" }, `${name}: ${error.message}`));
-    }
-    card.removeAttribute("aria-busy");
+    const answer = await call("predict", { picture: blob, options: asked.values() });
+    const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
+    card.replaceChildren(
+      element("h3", {}, name), drawing(bitmap, answer, model, name),
+      element("div", { class: "found" }, details(answer, model), latency(answer.milliseconds)),
+    );
+    bitmap.close();
   }
 
-  by("inputs").append(pictureInput(take, say), asked.element);
+  by("inputs").append(pictureInput(cards.take, say), asked.element);
   by("ask").hidden = false;
 }
 
