@@ -140,7 +140,11 @@ def _larger_side(lines: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
     return np.where((index > 0) & (index < last), side, 0)
 
 
-def pose_region(box: Box, aspect: float, padding: float = 1.25) -> Box:
+POSE_PADDING = 1.25
+"""By which both sides of an object's region grow, as in Simple Baselines (arXiv 1804.06208)."""
+
+
+def pose_region(box: Box, aspect: float, padding: float = POSE_PADDING) -> Box:
     """The part of a picture that a pose network sees of an object: around its box, may exceed the picture.
 
     box: (x1, y1, x2, y2) in pixels. aspect: width over height of the network's input; the shorter side of the box

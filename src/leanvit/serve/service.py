@@ -19,6 +19,7 @@ from starlette.types import Receive
 from leanvit import imaging
 from leanvit.config import ServeConfig
 from leanvit.errors import ImageError
+from leanvit.runtime.decode import POSE_PADDING
 from leanvit.runtime.inputs import Inputs, Options
 from leanvit.serve.batcher import Computed, Dropped, Ticket
 from leanvit.serve.limits import Limits
@@ -30,9 +31,6 @@ DECODERS = min(4, os.cpu_count() or 1)
 
 DEADLINE = "x-timeout-ms"
 """Header with the milliseconds after which the client waits no longer."""
-
-POSE_PADDING = 1.25
-"""Of leanvit.runtime.decode.pose_region: what a crop takes around its object."""
 
 Result = TypeVar("Result")
 
