@@ -69,7 +69,9 @@ def numbers(*shape: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
 
 def test_every_task_of_a_bundle_has_its_row_in_the_page(node: Node) -> None:
     rows = node.run('import { TASKS } from "./tasks.js"; tell(TASKS);')
-    assert set(rows) == set(TASKS_OF_THE_PAGE) == set(TASKS)
+    # Other tests of this process may have registered tasks of their own.
+    ours = {name for name, task in TASKS.items() if task.decode.__module__.startswith("leanvit.")}
+    assert set(rows) == set(TASKS_OF_THE_PAGE) == ours
     for name, row in rows.items():
         task = TASKS[name]
         assert (row["continuous"], row["eachPicture"]) == (task.continuous, task.each_picture)
