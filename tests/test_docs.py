@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -147,6 +148,24 @@ def test_the_description_for_triton_is_that_of_a_bundle_s_file(shared_bundle: Pa
         batch, *rest = tensor.type.tensor_type.shape.dim
         assert batch.dim_param, "Triton batches only where the first dimension is dynamic"
         assert len(dims.split(",")) == len(rest)
+
+
+def test_the_configuration_for_openvino_model_server_has_keys_that_it_knows() -> None:
+    (text,) = blocks(DEPLOY, "json")
+    (model,) = json.loads(text)["model_config_list"]
+    # "additionalProperties": false in the server's src/schema.cpp.
+    known = {
+        "name",
+        "base_path",
+        "batch_size",
+        "model_version_policy",
+        "shape",
+        "nireq",
+        "target_device",
+        "plugin_config",
+    }
+    assert {"name", "base_path"} <= set(model["config"]) <= known
+    assert model["config"]["base_path"].endswith(f"/{model['config']['name']}")
 
 
 def test_the_container_has_what_the_package_asks_for_and_no_torch() -> None:

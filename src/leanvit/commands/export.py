@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
@@ -19,8 +20,12 @@ def run(config: configs.ExportConfig) -> int:
     from leanvit.export.api import export as run_it
     from leanvit.export.onnx.profiles import require_known
     from leanvit.quant.parts import load_any
-    from leanvit.runtime.bundle import read_manifest
+    from leanvit.runtime.bundle import is_bundle, read_manifest
 
+    if config.triton and is_bundle(Path(config.model)):
+        _refuse_others(config)
+        _add_to_triton(Path(config.model), config.triton)
+        return errors.EXIT_OK
     require_known(config.profile)
     model, info = load_any(config.model, config.load_options())
     data, before = None, None
@@ -37,8 +42,35 @@ def run(config: configs.ExportConfig) -> int:
     print(f"bundle {bundle}: every check passed" + ("" if config.data else "; accuracy NOT verified (give --data)"))
     if config.explain:
         _explain(model, manifest)
+    if config.triton:
+        _add_to_triton(bundle, config.triton)
     print(f"next: leanvit predict {bundle} IMAGE")
     return errors.EXIT_OK
+
+
+def _refuse_others(config: configs.ExportConfig) -> None:
+    """Raise ConfigError for options that say how a bundle is made, where it is made already."""
+    from dataclasses import fields
+
+    from leanvit.config.base import flag_of
+
+    others = [item for item in fields(config) if item.name not in ("model", "triton", "version")]
+    if given := [flag_of(item) for item in others if getattr(config, item.name) != item.default]:
+        raise errors.ConfigError(
+            f"{', '.join(given)}: of an export, but {config.model} is a bundle already. Leave it out, or give the "
+            "network."
+        )
+
+
+def _add_to_triton(bundle: Path, repository: str) -> None:
+    from leanvit.export.triton import saturates, write_triton
+    from leanvit.runtime.bundle import read_manifest
+
+    version = write_triton(bundle, repository)
+    print(f"triton model {version.parent}, version {version.name}: the bundle as it is")
+    if saturates(read_manifest(version)):
+        print("- on a CPU without VNNI its int8 products saturate in Triton's ONNX Runtime: use leanvit serve there")
+    print(f"next: tritonserver --model-repository={Path(repository).resolve()}")
 
 
 def _explain(model: Any, manifest: Manifest) -> None:

@@ -59,8 +59,13 @@ class ExportOptions:
 class ExportConfig(ExportOptions, LoadOptions):
     """Write a bundle: ONNX file, manifest, golden outputs and the proof that they agree."""
 
-    model: str = option(MISSING, f"Quantized model, or the network: {NETWORK_KINDS}.", positional=True)
+    model: str = option(
+        MISSING, f"Quantized model, or the network: {NETWORK_KINDS}; with --triton also a bundle.", positional=True
+    )
     output: str = option("runs/bundle", "Bundle folder; a failed gate leaves OUTPUT.rejected instead.")
+    triton: str | None = option(
+        None, "Triton model repository to which the bundle is added, as the next version of the model of its name."
+    )
     data: str | None = option(
         None,
         f"Labelled images, to measure accuracy in the runtime (without: NOT verified): {DATA_KINDS}; {OR_ANNOTATED}.",

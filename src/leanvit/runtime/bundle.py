@@ -38,6 +38,10 @@ GOLDEN_NAME = "golden.npz"
 VERIFY_NAME = "verify.json"
 
 
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Names under which a bundle can be served: they stand in paths of folders and of URLs."""
+
+
 _UNSIGNED = "0" * 64
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,14 +14,12 @@ import numpy as np
 from leanvit.config import ServeConfig, to_dict
 from leanvit.errors import ConfigError, LeanvitError
 from leanvit.files import read_json
-from leanvit.runtime.bundle import VERIFY_NAME
+from leanvit.runtime.bundle import SERVED_NAME, VERIFY_NAME
 from leanvit.runtime.predictor import Predictor
 from leanvit.serve import log
 from leanvit.serve.batcher import Batcher
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.tensors import DATATYPES
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -65,7 +62,7 @@ def named_folders(bundles: list[str]) -> dict[str, Path]:
         # A folder may have = in its path.
         if not equals or "/" in name:
             name, folder = Path(text).resolve().name, text
-        if not NAME.fullmatch(name):
+        if not SERVED_NAME.fullmatch(name):
             raise ConfigError(
                 f"'{name}' can't be the name of a model, expected letters, digits, _, - and . in it. Give NAME={folder}"
             )
