@@ -510,7 +510,7 @@ def test_an_interrupted_prediction_exits_130_without_speaking_of_resume(
     def interrupt(*args: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leanvit.runtime.predict.decode", interrupt)
+    monkeypatch.setattr("leanvit.runtime.predictor.Predictor.read", interrupt)
     done = leanvit("predict", shared_bundle, photo)
     assert done.code == 130
     assert done.error == "leanvit: interrupted; what was finished before is kept"

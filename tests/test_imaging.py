@@ -415,6 +415,19 @@ def test_load_is_decode_then_resize(tmp_path: Path) -> None:
         load(b"", preprocess, "my name")
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_was_resized_while_it_was_decoded_is_decode_then_resize(channels: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(smooth(24, 40, seed=2), format, exif=exif)
+    preprocess = Preprocess(input_size=(16, 12), mean=(0.5,) * channels, std=(0.5,) * channels, crop_pct=0.9)
+    whole, found = decode(encoded), imaging.decode_resized(encoded, preprocess)
+    assert whole.size == found.size == (40, 24)
+    grey = np.asarray(Image.fromarray(whole.pixels).convert("L"))[:, :, None]
+    np.testing.assert_array_equal(found.pixels, resize(grey if channels == 1 else whole.pixels, preprocess))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), mean=st.floats(0, 1), std=st.floats(0.01, 1))
 def test_normalize_is_the_formula_in_float64(seed: int, mean: float, std: float) -> None:

@@ -67,10 +67,17 @@ class Decoded:
 
     pixels: (height, width, 3) uint8, RGB, values 0 to 255.
     notes: what was converted on the way, one sentence each; empty for a plain RGB or grey image.
+    resized_from: (height, width) that a resized image had before; None where it has all its pixels.
     """
 
     pixels: Pixels
     notes: tuple[str, ...] = ()
+    resized_from: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture, before any resizing."""
+        return self.resized_from or (self.pixels.shape[0], self.pixels.shape[1])
 
 
 def decode(source: str | Path | bytes, name: str | None = None, channels: int = 3) -> Decoded:
@@ -357,9 +364,10 @@ def load(source: str | Path | bytes, preprocess: Preprocess, name: str | None = 
 def decode_resized(source: str | Path | bytes, preprocess: Preprocess, name: str | None = None) -> Decoded:
     """`decode`, then `resize`, without an array in between. Raises ImageError as `decode` does."""
     image, notes = _decode_image(source, name, channels=preprocess.channels)
+    size = image.height, image.width
     if preprocess.channels == 1:
-        return Decoded(_resize_image(image.convert("L"), preprocess)[:, :, None], notes)
-    return Decoded(_resize_image(image, preprocess), notes)
+        return Decoded(_resize_image(image.convert("L"), preprocess)[:, :, None], notes, size)
+    return Decoded(_resize_image(image, preprocess), notes, size)
 
 
 def crop_resize(

@@ -25,8 +25,6 @@ from timm.data import create_transform, resolve_model_data_config
 from common import LABELS, Outcome, save_image, smooth
 from leanvit.config import PredictConfig
 from leanvit.errors import ConfigError, DataError, EnvironmentProblem, PartialError
-from leanvit.imaging import Decoded
-from leanvit.runtime import predict
 from leanvit.runtime import result_files as results
 from leanvit.runtime.bundle import read_manifest, write_manifest
 from leanvit.runtime.predict import find, run
@@ -144,15 +142,15 @@ def test_results_go_to_a_file_and_not_to_standard_output(
 @contextlib.contextmanager
 def stopped_at(name: str, error: BaseException) -> Iterator[None]:
     """Let the decoding of the image of this name raise `error`."""
-    real = predict.decode
+    real = Predictor.read
 
-    def decode(path: Path, **how: Any) -> Any:
+    def read(self: Predictor, path: Path, options: Options) -> Any:
         if path.name == name:
             raise error
-        return real(path, **how)
+        return real(self, path, options)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(predict, "decode", decode)
+        monkeypatch.setattr(Predictor, "read", read)
         yield
 
 
@@ -296,16 +294,16 @@ def test_images_are_decoded_while_those_before_are_classified(
 ) -> None:
     ahead = threading.Event()
 
-    def decode(path: Path, **how: Any) -> Any:
+    def read(self: Predictor, path: Path, options: Options) -> Any:
         if path.stem == "015":
             ahead.set()
-        return Decoded(smooth(8, 8, seed=0))
+        return self.inputs(smooth(8, 8, seed=0)), ()
 
     def results(self: Predictor, pictures: Any, options: Options, batch_size: int) -> Any:
         assert ahead.wait(60), "the second batch is not decoded before the network runs on the first one"
         return [[("label", 1.0)]] * len(pictures)
 
-    monkeypatch.setattr(predict, "decode", decode)
+    monkeypatch.setattr(Predictor, "read", read)
     monkeypatch.setattr(Predictor, "results", results)
     paths = sorted(many.rglob("*.png"))
     batches = list(find(Predictor(shared_bundle, check=False), paths, 8, Options(top_k=1)))
@@ -323,8 +321,8 @@ def test_a_list_names_the_images_in_its_order(shared_bundle: Path, many: Path, t
 KILLED = """
 import os, signal, sys
 from leanvit.cli import main
-from leanvit.runtime import predict
 from leanvit.runtime import result_files as results
+from leanvit.runtime.predictor import Predictor
 
 def killing(function, last):
     calls = iter(range(last))
@@ -337,7 +335,7 @@ def killing(function, last):
 results.SAVE_SECONDS = 0.0
 where, last = sys.argv[1], int(sys.argv[2])
 if where == "decode":
-    predict.decode = killing(predict.decode, last)
+    Predictor.read = killing(Predictor.read, last)
 else:
     setattr(os, where, killing(getattr(os, where), last))
 sys.exit(main(sys.argv[3:]))
@@ -385,8 +383,10 @@ def test_a_run_that_goes_on_decodes_only_what_is_left_and_counts_all_that_is_cor
     stopped: PredictConfig, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[Path] = []
-    real = predict.decode
-    monkeypatch.setattr(predict, "decode", lambda path, **how: decoded.append(path) or real(path, **how))
+    real = Predictor.read
+    monkeypatch.setattr(
+        Predictor, "read", lambda self, path, options: decoded.append(path) or real(self, path, options)
+    )
     with pytest.raises(PartialError, match=r"^10 of 300 images could not be read"):
         run(stopped)
     assert sorted(path.name for path in decoded) == [f"{number:03}.png" for number in range(120, COUNT)]

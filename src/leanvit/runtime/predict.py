@@ -199,18 +199,23 @@ class _Prepared:
 
 
 def _prepare(predictor: Predictor, path: Path, options: Options, boxes: KnownBoxes | None, keep: bool) -> _Prepared:
+    own = boxes_of(boxes, path) if boxes is not None else None
+    if boxes is not None:
+        options = replace(options, boxes=own or [])
+    pixels = None
     try:
-        decoded = decode(path, channels=predictor.channels)
+        if keep:
+            decoded = decode(path, channels=predictor.channels)
+            pixels, sentences = decoded.pixels, decoded.notes
+            inputs = predictor.inputs(pixels, options)
+        else:
+            inputs, sentences = predictor.read(path, options)
     except ImageError as error:
         return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
-    notes = [f"{path}: {sentence}" for sentence in decoded.notes]
-    if boxes is not None:
-        own = boxes_of(boxes, path)
-        if own is None:
-            notes.append(f"{path}: not among the pictures of --boxes, so nothing is looked for")
-        options = replace(options, boxes=own or [])
-    inputs = predictor.inputs(decoded.pixels, options)
-    return _Prepared(Picture(path, pixels=decoded.pixels if keep else None), inputs, notes)
+    notes = [f"{path}: {sentence}" for sentence in sentences]
+    if boxes is not None and own is None:
+        notes.append(f"{path}: not among the pictures of --boxes, so nothing is looked for")
+    return _Prepared(Picture(path, pixels=pixels), inputs, notes)
 
 
 def in_order(

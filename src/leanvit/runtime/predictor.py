@@ -21,7 +21,7 @@ from leanvit.runtime.bundle import MODEL_NAME, Logits, load_golden, load_golden_
 from leanvit.runtime.decode import Box
 from leanvit.runtime.engines import available, fastest, open_engine
 from leanvit.runtime.golden_objects import MATCHED_SHARE, matched_share
-from leanvit.runtime.task import Inputs, Options, compare_values, kept_values, task_named
+from leanvit.runtime.task import Inputs, Options, Place, compare_values, kept_values, task_named
 from leanvit.runtime.tasks import classify
 
 AUTO_BATCH = 8
@@ -154,6 +154,16 @@ class Predictor:
     def inputs(self, pixels: imaging.Pixels, options: Options | None = None) -> Inputs:
         """What the network sees of one decoded picture (height, width, 3) uint8: one input, for pose one a box."""
         return self.task.inputs(pixels, self.manifest.preprocess, options or Options())
+
+    def read(
+        self, source: str | Path | bytes, options: Options | None = None, name: str | None = None
+    ) -> tuple[Inputs, tuple[str, ...]]:
+        """`inputs` of one encoded image whose pixels nobody else needs, and the decoder's notes. Raises ImageError."""
+        if self.task.inputs is classify.inputs:  # no array of the whole picture is made
+            decoded = imaging.decode_resized(source, self.manifest.preprocess, name)
+            return Inputs(decoded.pixels[None], (Place(),), decoded.size), decoded.notes
+        decoded = imaging.decode(source, name, channels=self.channels)
+        return self.inputs(decoded.pixels, options), decoded.notes
 
     def outputs(self, images: imaging.Pixels) -> Outputs:
         """Outputs of the network by name for prepared images (N, H, W, 3) uint8: leanvit.annotations.types.Outputs.

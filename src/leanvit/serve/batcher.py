@@ -53,6 +53,9 @@ class Computed:
     compute_ms: float
 
 
+Result = tuple["asyncio.Future[Computed]", Computed | Exception]
+
+
 @dataclass(eq=False)
 class _Job:
     ticket: Ticket
@@ -83,13 +86,17 @@ class Batcher:
     async def compute(self, ticket: Ticket, images: Pixels) -> Computed:
         """The outputs for the images of one request. Raises Dropped, or what the network raised."""
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        self.put(ticket, images, future)
+        return await future
+
+    def put(self, ticket: Ticket, images: Pixels, future: asyncio.Future[Computed]) -> None:
+        """Queue the images of one request, from any thread; `future` gets what `compute` returns or raises."""
         with self._changed:
             self._jobs.append(_Job(ticket, images, future))
             self._changed.notify()
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._work, name="network", daemon=True).start()
-        return await future
 
     def close(self) -> None:
         """End the thread once everything that queues has been run; what comes later still is."""
@@ -105,9 +112,9 @@ class Batcher:
                     self._runs = False
                     return
                 taken, dropped = self._take()
-            _settle([(job, Dropped()) for job in dropped])
+            settle([(job.future, Dropped()) for job in dropped])
             if taken:
-                _settle(self._computed(taken))
+                settle(self._computed(taken))
 
     def _take(self) -> tuple[list[_Job], list[_Job]]:
         """The jobs of the next batch, first come first served, and those for which nobody waits any more."""
@@ -125,24 +132,24 @@ class Batcher:
                 taken.append(self._jobs.popleft())
         return taken, dropped
 
-    def _computed(self, jobs: list[_Job]) -> list[tuple[_Job, Computed | Exception]]:
+    def _computed(self, jobs: list[_Job]) -> list[Result]:
         started = time.perf_counter()
         try:
             outputs = self._in_steps([job.images for job in jobs])
         except Exception as error:
-            return [(job, error) for job in jobs]
+            return [(job.future, error) for job in jobs]
         seconds = time.perf_counter() - started
         count = sum(len(job.images) for job in jobs)
         mean = self.seconds_an_image
         self.seconds_an_image = 0.9 * mean + 0.1 * seconds / count if mean else seconds / count
         if self._observe:
             self._observe(count, seconds)
-        results: list[tuple[_Job, Computed | Exception]] = []
+        results: list[Result] = []
         first = 0
         for job in jobs:
             last = first + len(job.images)
             own = {name: values[first:last] for name, values in outputs.items()}
-            results.append((job, Computed(own, 1e3 * (started - job.queued), 1e3 * seconds)))
+            results.append((job.future, Computed(own, 1e3 * (started - job.queued), 1e3 * seconds)))
             first = last
         return results
 
@@ -154,15 +161,15 @@ class Batcher:
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _settle(results: Sequence[tuple[_Job, Computed | Exception]]) -> None:
+def settle(results: Sequence[Result]) -> None:
     """Hand results to the event loops that wait for them: one call a loop, for each call wakes it up."""
-    for loop in {job.future.get_loop() for job, _ in results}:
-        own = [(job.future, result) for job, result in results if job.future.get_loop() is loop]
+    for loop in {future.get_loop() for future, _ in results}:
+        own = [(future, result) for future, result in results if future.get_loop() is loop]
         if not loop.is_closed():
             loop.call_soon_threadsafe(_set_all, own)
 
 
-def _set_all(results: Sequence[tuple[asyncio.Future[Computed], Computed | Exception]]) -> None:
+def _set_all(results: Sequence[Result]) -> None:
     for future, result in results:
         if future.done():
             continue

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, QueryParams, UploadFile
@@ -55,9 +56,9 @@ async def _answer(
     options, wants_map = asked
     seconds = service.metrics.seconds
     since = time.perf_counter()
-    picture = await service.in_pool(ticket, decode, model, image, options, service.config.max_pixels, since)
+    work = partial(decode, model, image, options, service.config.max_pixels, since)
+    picture, computed = await service.decode_and_compute(model, ticket, work)
     seconds.labels(model.name, "decode").observe(picture.ms / 1e3)
-    computed = await service.compute(model, ticket, picture.inputs.images)
     queued = picture.waited_ms + computed.queue_ms
     seconds.labels(model.name, "queue").observe(queued / 1e3)
     spent = {"decode": round(picture.ms, 3), "queue": round(queued, 3), "compute": round(computed.compute_ms, 3)}
@@ -81,7 +82,9 @@ def respond(
     predictor = model.predictor
     task, manifest = predictor.task, predictor.manifest
     found = task.decode(outputs, picture.inputs, manifest, options)
-    drawn = task.draw(picture.pixels, found, manifest) if task.draw and (wants_map or wants_picture) else {}
+    drawn: dict[str, imaging.Pixels] = {}
+    if task.draw and picture.pixels is not None and (wants_map or wants_picture):
+        drawn = task.draw(picture.pixels, found, manifest)
     if wants_picture:
         return Response(imaging.encode_png(drawn["drawn"], FAST), media_type="image/png")
     height, width = picture.inputs.size

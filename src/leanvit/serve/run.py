@@ -15,7 +15,7 @@ import uvicorn
 from leanvit.config import ServeConfig
 from leanvit.errors import ConfigError, EnvironmentProblem
 from leanvit.serve import log
-from leanvit.serve.app import create_app
+from leanvit.serve.app import create_app, with_shortcut
 from leanvit.serve.limits import HEADER_BYTES, Limits, protocol
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Models
@@ -55,8 +55,9 @@ def run(config: ServeConfig, token: bytes | None, listening: socket.socket, pare
     """Load the bundles and answer on a bound socket. parent: a process with whose end this one ends, 0: none."""
     metrics = Metrics()
     service = Service(config, Models(config, metrics), metrics, Limits(config, token))
+    app = Surround(with_shortcut(create_app(service), service), service)
     settings = uvicorn.Config(
-        Surround(create_app(service), service), http=protocol(config), ws="none", lifespan="off", log_config=None,
+        app, http=protocol(config), ws="none", lifespan="off", log_config=None,
         access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_keep_alive=max(1, round(config.timeout)), timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
     )  # fmt: skip

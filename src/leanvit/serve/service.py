@@ -21,7 +21,7 @@ from leanvit.config import ServeConfig
 from leanvit.errors import ImageError
 from leanvit.runtime.decode import POSE_PADDING
 from leanvit.runtime.inputs import Inputs, Options
-from leanvit.serve.batcher import Computed, Dropped, Ticket
+from leanvit.serve.batcher import Computed, Dropped, Ticket, settle
 from leanvit.serve.limits import Limits
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Model, Models
@@ -37,9 +37,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image as the network sees it. ms: milliseconds of decoding and resizing; waited_ms: before it."""
+    """A decoded image as the network sees it. pixels: of the whole picture, for tasks that draw on it.
 
-    pixels: imaging.Pixels
+    ms: milliseconds of decoding and resizing; waited_ms: before it.
+    """
+
+    pixels: imaging.Pixels | None
     inputs: Inputs
     notes: tuple[str, ...]
     ms: float
@@ -92,6 +95,28 @@ class Service:
             return work(*arguments)
 
         return await asyncio.get_running_loop().run_in_executor(self.pool, unless_dropped)
+
+    async def decode_and_compute(
+        self, model: Model, ticket: Ticket, work: Callable[[], Picture]
+    ) -> tuple[Picture, Computed]:
+        """work() in one of the threads that decode, which hands the images to the network by itself: the event loop
+        wakes up once a request. Raises Dropped, and what `work` and the network raise."""
+        future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        pictures: list[Picture] = []
+
+        def decode_and_queue() -> None:
+            try:
+                if ticket.is_dropped:
+                    raise Dropped
+                pictures.append(work())
+                model.batcher.put(ticket, pictures[0].inputs.images, future)
+            except Exception as error:
+                settle([(future, error)])
+
+        self.pool.submit(decode_and_queue)
+        computed = await future
+        self.metrics.seconds.labels(model.name, "compute").observe(computed.compute_ms / 1e3)
+        return pictures[0], computed
 
     @contextlib.contextmanager
     def dropping(self, model: Model, ticket: Ticket) -> Iterator[None]:
@@ -152,15 +177,20 @@ def decode(model: Model, data: bytes, options: Options, most_pixels: int, since:
     started = time.perf_counter()
     check_size(data, most_pixels)
     predictor = model.predictor
+    pixels = None
     try:
-        decoded = imaging.decode(data, "the image", channels=predictor.channels)
+        if predictor.task.draw is None:
+            inputs, notes = predictor.read(data, options, "the image")
+        else:
+            decoded = imaging.decode(data, "the image", channels=predictor.channels)
+            pixels, notes = decoded.pixels, decoded.notes
+            if "boxes" in predictor.task.options:
+                check_boxes(*decoded.size, options, most_pixels)
+            inputs = predictor.inputs(pixels, options)
     except ImageError as error:
         raise Refusal(400, presentable(str(error))) from None
-    if "boxes" in predictor.task.options:
-        check_boxes(decoded.pixels.shape[0], decoded.pixels.shape[1], options, most_pixels)
-    inputs = predictor.inputs(decoded.pixels, options)
     ms = 1e3 * (time.perf_counter() - started)
-    return Picture(decoded.pixels, inputs, decoded.notes, ms, 1e3 * (started - since))
+    return Picture(pixels, inputs, notes, ms, 1e3 * (started - since))
 
 
 def prepare(model: Model, images: list[bytes], most_pixels: int) -> list[imaging.Pixels]:

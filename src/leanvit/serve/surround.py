@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanvit.serve import log
 from leanvit.serve.limits import drain
-from leanvit.serve.refusals import Refusal
+from leanvit.serve.refusals import Gone, Refusal
 from leanvit.serve.service import Service
 
 DRAIN_BYTES = 8 * 2**20
@@ -62,6 +62,8 @@ class Surround:
             self.service.metrics.refused.labels(refusal.reason or str(refusal.code)).inc()
             response = await refusal_response(refusal, receive)
             await response(scope, receive, send_noting)
+        except Gone:
+            await Response(status_code=CLIENT_LEFT)(scope, receive, send_noting)
         except Exception as error:
             # The message may hold what belongs to the client, so only its kind is logged.
             log.write("bug", error=type(error).__name__, where=_where(error), path=scope["path"])
