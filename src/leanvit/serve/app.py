@@ -11,12 +11,33 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leanvit._version import __version__
 from leanvit.serve import infer, metrics
 from leanvit.serve.models import summary
+from leanvit.serve.openapi import (
+    CLOSED,
+    FACTS,
+    IMAGE_BODY,
+    INFERENCE,
+    LIVE,
+    METADATA,
+    MODEL_READY,
+    MODELS,
+    OPEN,
+    PREDICTION,
+    READY,
+    SERVER,
+    TENSOR_BODY,
+    UNKNOWN,
+    WORK,
+    described,
+    not_ready,
+    returns,
+    without_validation,
+)
 from leanvit.serve.predict import predict
 from leanvit.serve.refusals import Gone, Refusal
 from leanvit.serve.service import Service
@@ -39,51 +60,12 @@ PREDICT_PATH = re.compile(r"/v1/models/([^/]+):predict")
 PAGE_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.([a-z0-9]+)")
 
 
-def described(**texts: str) -> dict[int | str, dict[str, Any]]:
-    """Entries of errors for the OpenAPI description: e400="what it means"."""
-    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    content = {"application/json": {"schema": schema}}
-    return {int(code[1:]): {"description": text, "content": content} for code, text in texts.items()}
+class App(FastAPI):
+    """FastAPI, with the document as it is here."""
 
-
-UNKNOWN = described(e401="No token, or a wrong one", e404="No such model")
-WORK = UNKNOWN | described(
-    e400="Malformed request, or no image in it",
-    e408="The body did not arrive in time",
-    e413="Body or picture too large",
-    e415="An encoding or a form that is not taken",
-    e429="Too much to do; Retry-After says when to come again",
-)
-
-IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-            },
-        },
-    },
-    "parameters": [
-        {"name": "top_k", "in": "query", "schema": {"type": "integer", "minimum": 1}},
-        {"name": "score_threshold", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
-        {"name": "boxes", "in": "query", "schema": {"type": "array", "items": {"type": "string"}}},
-        {"name": "map", "in": "query", "schema": {"type": "boolean"}},
-        {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer", "minimum": 0}},
-    ],
-}
-"""Of the route that takes images, what its signature does not say. Which parameters a model takes its facts say."""
-
-TENSOR_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        return without_validation(super().openapi())
 
 
 def json_response(values: Any, code: int = 200) -> Response:
@@ -93,7 +75,7 @@ def json_response(values: Any, code: int = 200) -> Response:
 
 def create_app(service: Service) -> FastAPI:
     """The application, without what surrounds it (leanvit.serve.surround)."""
-    app = FastAPI(
+    app = App(
         title="leanvit", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
         redirect_slashes=False,
     )  # fmt: skip
@@ -102,7 +84,7 @@ def create_app(service: Service) -> FastAPI:
     add_models(app, service)
     add_protocol(app, service)
 
-    @app.get("/metrics", responses=described(e401="No token, or a wrong one"))
+    @app.get("/metrics", responses=CLOSED, response_class=PlainTextResponse)
     async def numbers() -> Response:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
@@ -141,7 +123,10 @@ def add_errors(app: FastAPI, service: Service) -> None:
     async def of_http(request: Request, error: Exception) -> Response:
         code = error.status_code if isinstance(error, HTTPException) else 400
         sentences = {404: "no such path; GET /openapi.json lists them", 405: "another method is expected here"}
-        return json_response({"error": sentences.get(code, "malformed request")}, code)
+        response = json_response({"error": sentences.get(code, "malformed request")}, code)
+        # The methods that are taken, of a 405.
+        response.headers.update(getattr(error, "headers", None) or {})
+        return response
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(Gone, gone)
@@ -177,17 +162,19 @@ def page_file(name: str) -> Response:
 def add_models(app: FastAPI, service: Service) -> None:
     """The models, what each is, and predictions on images."""
 
-    @app.get("/v1/models", responses=described(e401="No token, or a wrong one"))
+    @app.get("/v1/models", responses=CLOSED | returns(MODELS))
     async def models() -> Response:
         """The models that are served."""
         return json_response({"models": [summary(model.name, model.predictor) for model in service.models]})
 
-    @app.get("/v1/models/{name}", responses=UNKNOWN)
+    @app.get("/v1/models/{name}", responses=UNKNOWN | returns(FACTS))
     async def facts(name: str) -> Response:
         """What a model is and what its bundle proves."""
         return json_response(service.model(name).facts)
 
-    @app.post(PREDICT, responses=WORK, openapi_extra=IMAGE_BODY)
+    drawn = returns(PREDICTION, "image/png") | described(e406="The task draws no picture")
+
+    @app.post(PREDICT, responses=WORK | drawn, openapi_extra=IMAGE_BODY)
     async def prediction(name: str, request: Request) -> Response:
         """What the network finds in one image."""
         return await predict(service, request, name)
@@ -196,17 +183,17 @@ def add_models(app: FastAPI, service: Service) -> None:
 def add_protocol(app: FastAPI, service: Service) -> None:
     """The Open Inference Protocol v2."""
 
-    @app.get("/v2", responses=described(e401="No token, or a wrong one"))
+    @app.get("/v2", responses=CLOSED | returns(SERVER))
     async def server() -> Response:
         """The server."""
         return json_response(infer.server_metadata())
 
-    @app.get("/v2/health/live")
+    @app.get("/v2/health/live", responses=OPEN | returns(LIVE))
     async def live() -> Response:
         """Whether the process answers."""
         return json_response({"live": True})
 
-    @app.get("/v2/health/ready", responses=described(e503="About to end"))
+    @app.get("/v2/health/ready", responses=OPEN | returns(READY) | not_ready(READY))
     async def ready() -> Response:
         """Whether requests should be sent here: every model is loaded and checked, and the server is not ending."""
         return json_response({"ready": not service.draining}, 503 if service.draining else 200)
@@ -225,6 +212,8 @@ def add_protocol(app: FastAPI, service: Service) -> None:
         return await infer.infer(service, request, name)
 
     for prefix in ("/v2/models/{name}", f"/v2/models/{{name}}/versions/{infer.VERSION}"):
-        app.get(prefix, responses=UNKNOWN)(model)
-        app.get(f"{prefix}/ready", responses=UNKNOWN | described(e503="About to end"))(model_ready)
-        app.post(f"{prefix}/infer", responses=WORK, openapi_extra=TENSOR_BODY)(inference)
+        app.get(prefix, responses=UNKNOWN | returns(METADATA))(model)
+        ready_or_not = UNKNOWN | returns(MODEL_READY) | not_ready(MODEL_READY)
+        app.get(f"{prefix}/ready", responses=ready_or_not)(model_ready)
+        binary = returns(INFERENCE, "application/octet-stream")
+        app.post(f"{prefix}/infer", responses=WORK | binary, openapi_extra=TENSOR_BODY)(inference)
