@@ -100,6 +100,56 @@ def test_labels_that_count_each_for_itself(node: Node, threshold: float) -> None
     near(found["predictions"], line["predictions"])
 
 
+def thresholds_at(outputs: dict[str, np.ndarray], shift: float) -> list[float]:
+    """Thresholds below the probabilities, every second one by `shift` from its own."""
+    probabilities = 1 / (1 + np.exp(-outputs["logits"][0].astype(np.float64)))
+    return [float(p + (shift if i % 2 else -0.01)) for i, p in enumerate(probabilities)]
+
+
+@pytest.mark.parametrize("asked", [None, 0.2])
+@pytest.mark.parametrize("shift", [-0.01, 0.01])
+def test_several_labels_are_called_at_the_bundle_s_own_thresholds(
+    node: Node, asked: float | None, shift: float
+) -> None:
+    outputs = {"logits": numbers(1, 6, seed=2)}
+    own = thresholds_at(outputs, shift)
+    expected = expected_line(manifest("multilabel", thresholds=own), outputs, Options(score_threshold=asked))[1]
+    found = page_answer(node, manifest("multilabel", thresholds=own), outputs, {"scoreThreshold": asked})
+    near(found["predictions"], expected["predictions"])
+    if asked is None:
+        called = {0, 2, 4} | ({1, 3, 5} if shift < 0 else set())
+        assert {one["label"] for one in found["predictions"]} == {LABELS[i] for i in called}
+
+
+@pytest.mark.parametrize("task", ["multilabel", "binary", "detect"])
+def test_without_a_score_the_one_of_predict_counts(node: Node, task: str) -> None:
+    outputs = detections(masks=False) if task == "detect" else {"logits": numbers(1, 6, seed=1)}
+    if task == "binary":
+        outputs = {"logits": np.full((1, 1), -0.1, np.float32)}
+    of = manifest(task, LABELS[:2] if task == "binary" else LABELS)
+    found = page_answer(node, of, outputs, {"scoreThreshold": None})
+    _, line = expected_line(of, outputs)
+    key = "objects" if task == "detect" else "predictions"
+    assert [one["label"] for one in found[key]] == [one["label"] for one in line[key]]
+    assert found[key]
+
+
+OPTIONS = """
+globalThis.document = {
+  createElement: (tag) => ({ tag, attributes: {}, append() {}, addEventListener() {},
+    setAttribute(name, value) { this.attributes[name] = value; this[name] = String(value); } }),
+};
+const { optionInputs } = await import("./options.js");
+const { queryOf } = await import("./client.js");
+const info = { options: ["score_threshold"], drawn: [] };
+tell(given.values.map((task) => queryOf(optionInputs(["scoreThreshold"], task, () => {}).values(), info)));
+"""
+
+
+def test_the_page_asks_for_no_score_where_a_bundle_may_have_its_own(node: Node) -> None:
+    assert node.run(OPTIONS, ["multilabel", "detect"]) == ["", "score_threshold=0.5"]
+
+
 @pytest.mark.parametrize("logit", [-800.0, -0.3, 0.0, 0.3, 800.0])
 def test_one_logit_between_two_labels(node: Node, logit: float) -> None:
     two, outputs = manifest("binary", LABELS[:2]), {"logits": np.full((1, 1), logit, np.float32)}

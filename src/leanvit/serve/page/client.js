@@ -11,7 +11,7 @@ export function queryOf(values, info) {
   for (const name of optionsOf(info)) {
     const value = values[name];
     if (name === "boxes") (value ?? []).forEach((box) => query.append("boxes", box.join(",")));
-    else if (value !== undefined) query.set(OPTIONS[name], String(value));
+    else if (value !== undefined && value !== null) query.set(OPTIONS[name], String(value));
   }
   if (info.drawn.includes("map")) query.set("map", "true");
   return query.toString();

@@ -13,7 +13,7 @@ const say = (text) => { by("problem").textContent = text; };
 const client = new Client();
 
 let chosen = []; // what GET /v1/models/NAME says of the models that answer: one, or two side by side
-let asked = optionInputs([], () => {});
+let asked = optionInputs([], "", () => {});
 const cards = cardList(by("results"), { card: "card sides", problem: "problem all" }, fill);
 
 // --- models ---
@@ -65,7 +65,7 @@ async function choose() {
   }
   by("proof").classList.toggle("two", chosen.length > 1);
   by("proof").replaceChildren(...chosen.map(proofOf));
-  asked = optionInputs(optionsOf(chosen[0]), cards.again);
+  asked = optionInputs(optionsOf(chosen[0]), chosen[0].task, cards.again);
   by("asked").replaceChildren(asked.element);
   cards.again();
 }

@@ -115,7 +115,7 @@ function answers(call, opened) {
   const model = { labels: manifest.labels, keypoints: manifest.answers.keypoints ?? null };
   const say = (text) => { by("problem").textContent = text; };
   const cards = cardList(by("results"), { card: "card", problem: "problem" }, fill);
-  const asked = optionInputs(opened.options, cards.again);
+  const asked = optionInputs(opened.options, manifest.task, cards.again);
 
   async function fill(card, blob, name) {
     const answer = await call("predict", { picture: blob, options: asked.values() });

@@ -6,12 +6,15 @@ const KINDS = {
   topK: { label: "Labels", type: "number", min: 1, max: 1000, step: 1, value: 5, read: (text) => Math.max(1, Math.trunc(Number(text)) || 1) },
   scoreThreshold: {
     label: "Least score", type: "number", min: 0, max: 1, step: 0.05, value: 0.5,
-    read: (text) => Math.min(1, Math.max(0, Number(text))),
+    read: (text) => (text.trim() === "" ? null : Math.min(1, Math.max(0, Number(text)))),
   },
   boxes: {
     label: "Boxes of objects, x1 y1 x2 y2 each; empty: the whole picture", type: "text", value: "", read: readBoxes,
   },
 };
+
+/** What a task shows otherwise: a bundle of several labels may have a least score of each, as `leanvit predict` asks. */
+const OF_TASK = { multilabel: { scoreThreshold: { label: "Least score; empty: the model's own of each label", value: "" } } };
 
 /** Boxes in pixels, four numbers each; null where the text is empty. Throws where one has no area or lacks a number. */
 export function readBoxes(text) {
@@ -24,10 +27,10 @@ export function readBoxes(text) {
   return boxes.length ? boxes : null;
 }
 
-/** Inputs for options of these names: {element, values()}; changed() is called when one has changed. */
-export function optionInputs(names, changed) {
+/** Inputs for options of these names and a task: {element, values()}; changed() is called when one has changed. */
+export function optionInputs(names, task, changed) {
   const inputs = names.filter((name) => name in KINDS).map((name) => {
-    const { label, read, ...attributes } = KINDS[name];
+    const { label, read, ...attributes } = { ...KINDS[name], ...OF_TASK[task]?.[name] };
     const input = element("input", { ...attributes, id: `option-${name}`, change: changed });
     return { name, read, input, field: element("p", { class: "option" }, element("label", { for: input.id }, label), input) };
   });

@@ -2,13 +2,16 @@
  * What a bundle of each task is: one row a task, as in leanvit/runtime/task.py.
  *
  * continuous: the output whose SQNR is asked for. eachPicture: whether that of the worst picture counts, or of all
- * together. all: whether golden.npz has all its values. options: what a user may set.
+ * together. all: whether golden.npz has all its values. options: what a user may set; a score of null: nothing set.
  * inputs(picture, manifest, options): [{pixels, place}], what the network sees. answer(rows, inputs, manifest, options,
  * size): what was found, in the JSON that `leanvit predict` and the service write; rows: tensors by name of each input.
  */
 
 import { classMap, foundObjects, heatmapKeypoints, pasteMask, ranked, row, sigmoid, softmax } from "./outputs.js";
 import { cropRegion, place, poseRegion, prepare } from "./prepare.js";
+
+/** The least score where neither the user nor the bundle says another. */
+const LEAST_SCORE = 0.5;
 
 /** Larger maps take a browser minutes; the picture's own pixels are asked for where it is smaller. */
 export const MAX_MAP_SIDE = 1024;
@@ -30,14 +33,15 @@ function classes([{ logits }], inputs, manifest, { topK }) {
 
 function labels([{ logits }], inputs, manifest, { scoreThreshold }) {
   const shares = Array.from(logits.data, sigmoid);
-  const said = ranked(shares).filter((place) => shares[place] >= scoreThreshold);
+  const own = manifest.answers.thresholds ?? [];
+  const said = ranked(shares).filter((place) => shares[place] >= (scoreThreshold ?? own[place] ?? LEAST_SCORE));
   return labelled(said.map((place) => [manifest.labels[place], shares[place]]));
 }
 
 function oneOfTwo([{ logits }], inputs, manifest, { scoreThreshold }) {
   const second = sigmoid(logits.data[0]);
   const pairs = [[manifest.labels[0], 1 - second], [manifest.labels[1], second]];
-  return labelled(second >= scoreThreshold ? pairs.reverse() : pairs);
+  return labelled(second >= (scoreThreshold ?? LEAST_SCORE) ? pairs.reverse() : pairs);
 }
 
 function vector([{ embeddings }], inputs, manifest) {
@@ -49,7 +53,7 @@ function vector([{ embeddings }], inputs, manifest) {
 
 function objects([outputs], [input], manifest, { scoreThreshold }, size) {
   const { boxes, scores } = outputs;
-  const found = foundObjects(boxes, scores, outputs.labels, input.place, size, scoreThreshold);
+  const found = foundObjects(boxes, scores, outputs.labels, input.place, size, scoreThreshold ?? LEAST_SCORE);
   return {
     objects: found.map(({ label, score, box, whole: around, index }) => ({
       label: manifest.labels[label],
