@@ -27,7 +27,7 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 
 test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
 	@echo "make: running the tests, about 45 minutes on 2 cores"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=30 --durations-min=5
 
 coverage: $(STAMP)  ## run the tests and measure which lines and branches they reach (about 90 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered

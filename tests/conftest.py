@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from common import LABELS, Outcome, save_image, smooth
+from made_once import made_once, shared_folder
 
 pytest_plugins = ("fixtures_run",)
 
@@ -81,7 +82,8 @@ def shared_bundle(micro_model: Any, tmp_path_factory: pytest.TempPathFactory) ->
     """A float bundle of `micro_model`; shared, so nobody may change it."""
     from leanvit.export.api import export
 
-    return export(micro_model, tmp_path_factory.mktemp("bundles") / "micro", labels=LABELS)
+    folder = shared_folder(tmp_path_factory) / "micro"
+    return made_once(folder, lambda output: export(micro_model, output, labels=LABELS))
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from common import ROOT
+from fixtures_run import FULL_RUN
 from leanvit.checkpoint import load_checkpoint
 from leanvit.commands.demo import format_rows, markdown
 from leanvit.files import read_json, sha256
 from leanvit.runtime.bundle import read_manifest
 from sessions import SATURATES
-
-FULL_RUN = ROOT / "runs" / "demo"
 
 
 def test_the_short_run_leaves_everything(demo_run: Path) -> None:

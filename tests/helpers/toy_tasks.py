@@ -1,4 +1,4 @@
-"""A tiny composed set and, of each task, one trained network, its quantized parts and its bundles; made once a session.
+"""A tiny composed set and, of each task, a trained network, its quantized parts and bundles; made once for all workers.
 
 A test module gets them with `pytest_plugins = ("toy_tasks",)`. They are shared, so nobody may change them.
 PYTEST_DONT_REWRITE: there is no assert here, and modules import this one before pytest does.
@@ -26,6 +26,7 @@ from leanvit.export.data import calibration_inputs
 from leanvit.quant.parts import QuantizedNetwork, quantize_network, save_network
 from leanvit.tasks.build import load_network
 from leanvit.train import run
+from made_once import made_once, shared_folder
 
 TASKS = ("detect", "segment", "semantic", "pose")
 SIZE = (64, 64)
@@ -61,9 +62,8 @@ class ToyTasks:
     @functools.cache  # noqa: B019
     def run(self, task: str) -> Path:
         """Folder of a training long enough that answers depend on the picture."""
-        output = self.folder / task
-        run(self.config(task, output, epochs=10 if task in ("detect", "segment") else 3))
-        return output
+        epochs = 10 if task in ("detect", "segment") else 3
+        return made_once(self.folder / task, lambda output: run(self.config(task, output, epochs=epochs)))
 
     @functools.cache  # noqa: B019
     def calibration(self, task: str) -> Tensor:
@@ -80,7 +80,9 @@ class ToyTasks:
     def quantized(self, task: str) -> Path:
         """Folder of `quantize`."""
         _, info = load_network(self.run(task))
-        return save_network(self.folder / f"{task}_quantized", self.quantize(task), info)
+        return made_once(
+            self.folder / f"{task}_quantized", lambda output: save_network(output, self.quantize(task), info)
+        )
 
     def load(self, task: str, precision: str) -> tuple[Any, CheckpointInfo]:
         """The torch network ("fp32") or the QuantizedNetwork ("w8a8")."""
@@ -90,17 +92,20 @@ class ToyTasks:
     @functools.cache  # noqa: B019
     def bundle(self, task: str, precision: str) -> Path:
         """A bundle that has passed the gate; its metric is recorded, with that of the float network."""
-        network, info = self.load(task, precision)
-        output = self.folder / f"{task}_{precision}"
-        return export(network, output, info=info, images=self.split(task, "val"), float_metric=0.0)
+
+        def make(output: Path) -> None:
+            network, info = self.load(task, precision)
+            export(network, output, info=info, images=self.split(task, "val"), float_metric=0.0)
+
+        return made_once(self.folder / f"{task}_{precision}", make)
 
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> ToyTasks:
-    folder = tmp_path_factory.mktemp("tasks")
-    config = DataComposeConfig(output=str(folder / "scenes"), train=TRAIN, val=VAL, size=SIZE[:1], classes="groups")
-    compose.run(config)
-    return ToyTasks(folder, folder / "scenes")
+    folder = shared_folder(tmp_path_factory)
+    settings: dict[str, Any] = {"train": TRAIN, "val": VAL, "size": SIZE[:1], "classes": "groups"}
+    scenes = made_once(folder / "scenes", lambda output: compose.run(DataComposeConfig(output=str(output), **settings)))
+    return ToyTasks(folder, scenes)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
