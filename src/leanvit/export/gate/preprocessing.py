@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import PIL
 
 from leanvit.config import to_dict
 from leanvit.export.gate.check import Check
@@ -25,6 +26,7 @@ def check_preprocessing(given: Given) -> list[Check]:
     checks = [
         Check(name, found == written, _differences(found, written), "as in golden.npz", hint),
         _check_pixels(given, records["pixels"]),
+        *_check_pillow(given.manifest.versions.get("pillow")),
     ]
     if given.origin.preprocess is not None:
         own = to_dict(given.origin.preprocess) | {"input_size": found["input_size"]}
@@ -43,6 +45,20 @@ def check_preprocessing(given: Given) -> list[Check]:
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     different = [f"{k} is {found.get(k)}, not {expected.get(k)}" for k in expected if found.get(k) != expected[k]]
     return "; ".join(different) or "equal"
+
+
+def _check_pillow(made_with: str | None) -> list[Check]:
+    """Pillow 13 shrinks some pictures along the height first (its pull request 9549), and rounds in between."""
+    here = PIL.__version__
+    if made_with is None or made_with.partition(".")[0] == here.partition(".")[0]:
+        return []
+    return [
+        Check(
+            "Pillow", None, f"made with Pillow {made_with}, here {here}: tall pictures round otherwise",
+            f"Pillow {made_with.partition('.')[0]}",
+            f"Where every pixel counts, run: pip install \"pillow=={made_with}\"; or export again here.",
+        )
+    ]  # fmt: skip
 
 
 def _check_pixels(given: Given, expected: np.ndarray[Any, Any]) -> Check:
