@@ -12,6 +12,9 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+REASONS = ("queue", "memory", "deadline", "token")
+"""Words of refusals that alerts look at; any other refusal is counted under its code."""
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -24,6 +27,9 @@ class Metrics:
         own = self.registry
         self.requests = Counter("leanvit_requests", "Requests answered.", ["route", "model", "code"], registry=own)
         self.refused = Counter("leanvit_refused", "Requests that were refused.", ["reason"], registry=own)
+        # A counter that appears with its first event has no increase, so an alert would miss that one.
+        for reason in REASONS:
+            self.refused.labels(reason)
         self.dropped = Counter(
             "leanvit_dropped", "Requests dropped before the network ran.", ["model", "reason"], registry=own
         )

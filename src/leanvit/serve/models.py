@@ -21,6 +21,9 @@ from leanvit.serve.batcher import Batcher
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.tensors import DATATYPES
 
+KEPT, SWAPPED = "kept", "swapped"
+"""What became of a bundle when its folder was replaced: it is still served, or the new one is."""
+
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
@@ -85,6 +88,9 @@ class Models:
         self._models = {name: self._load(name) for name in self.folders}
         for model in self:
             self._tell(model, 1)
+            # From 0 on, as REASONS in metrics.py.
+            for outcome in (KEPT, SWAPPED):
+                metrics.swaps.labels(model.name, outcome)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._models.values()))
@@ -132,7 +138,7 @@ class Models:
             new = self._load(name)
         except (LeanvitError, OSError) as error:
             self._failed[name] = seen
-            self.metrics.swaps.labels(name, "kept").inc()
+            self.metrics.swaps.labels(name, KEPT).inc()
             log.write("bundle kept", model=name, bundle=old.digest, error=str(error))
             return
         self._failed.pop(name, None)
@@ -140,7 +146,7 @@ class Models:
         old.batcher.close()
         self._tell(old, 0)
         self._tell(new, 1)
-        self.metrics.swaps.labels(name, "swapped").inc()
+        self.metrics.swaps.labels(name, SWAPPED).inc()
         took = round(time.perf_counter() - started, 3)
         log.write("bundle swapped", model=name, bundle=new.digest, before=old.digest, seconds=took)
 
