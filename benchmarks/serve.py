@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/serve.py BUNDLE --image photo.jpg --output benchmarks/results/serve.json
     .venv/bin/python benchmarks/serve.py BUNDLE --image photo.jpg --soak 50000 --peer none
 
-Clients are threads of a process of their own, each with one kept connection, on loopback. Closed loop: a client
-asks again when it has its answer. Overload: so many clients that twice the capacity is offered, which a server that
-bounds its queue refuses in part. LitServe decodes and runs with the same Predictor, batch size and threads.
+Clients (serve_clients.py) are a process of their own, with kept connections on loopback. Closed loop: a client
+asks again when it has its answer. Overload: requests come at twice the rate of the most clients, whatever the answers,
+which a server that bounds its queue refuses in part. LitServe decodes and runs with the same Predictor, batch size
+and threads.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from serve_clients import Target, request_bytes, run_clients
 
 OURS, THEIRS = "leanvit", "litserve"
 
@@ -84,62 +86,36 @@ def body_for(name: str, image: bytes) -> tuple[bytes, dict[str, str]]:
     return head + image + b"\r\n--xyz--\r\n", {"Content-Type": "multipart/form-data; boundary=xyz"}
 
 
-def clients(
-    port: int, path: str, body: bytes, headers: dict[str, str], count: int, seconds: float, most: int, sent: Any
-) -> None:
-    """`count` threads that ask for `seconds`, or until `most` requests; sends (code, seconds, has Retry-After)."""
-    found: list[tuple[int, float, bool]] = []
-    ends = time.perf_counter() + seconds
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while time.perf_counter() < ends and len(found) < most:
-            began = time.perf_counter()
-            try:
-                connection.request("POST", path, body, headers)
-                response = connection.getresponse()
-                response.read()
-                found.append((response.status, time.perf_counter() - began, "Retry-After" in response.headers))
-                if response.status == 429:
-                    time.sleep(0.02)  # less than Retry-After asks for, or nothing would be offered
-            except (OSError, http.client.HTTPException):
-                found.append((0, time.perf_counter() - began, False))
-                connection.close()
-        connection.close()
-
-    threads = [threading.Thread(target=ask) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    sent.send(found)
-
-
 def load(
-    name: str, port: int, path: str, image: bytes, count: int, seconds: float, most: int = 10**9
+    name: str, port: int, path: str, image: bytes, seconds: float, *, count: int = 0, rate: float = 0, most: int = 10**9
 ) -> dict[str, Any]:
-    """One closed-loop run of `count` clients in a process of their own."""
-    body, headers = body_for(name, image)
+    """One run of `count` clients, or of `rate` requests a second, in a process of their own."""
+    target = Target(port, request_bytes(path, *body_for(name, image)))
     context = multiprocessing.get_context("spawn")
     received, sent = context.Pipe(duplex=False)
-    process = context.Process(target=clients, args=(port, path, body, headers, count, seconds, most, sent))
+    how = {"count": count, "rate": rate, "seconds": seconds, "most": most}
+    process = context.Process(target=run_clients, args=(target, sent), kwargs=how)
     began = time.perf_counter()
     process.start()
     found = received.recv()
-    took = min(seconds, time.perf_counter() - began) if most == 10**9 else time.perf_counter() - began
+    took = time.perf_counter() - began if most < 10**9 else seconds
     process.join()
     good = sorted(t for code, t, _ in found if code == 200)
     refused = sorted(t for code, t, _ in found if code in (429, 503))
+    never_sent = sum(code == -1 for code, _, _ in found)
     return {
         "clients": count,
+        "offered_a_second": rate,
         "requests_a_second": round(len(good) / took, 1),
         "answered": len(good),
         "refused": len(refused),
-        "failed": len(found) - len(good) - len(refused),
+        "never_sent": never_sent,
+        "failed": len(found) - len(good) - len(refused) - never_sent,
         "refused_without_retry_after": sum(code in (429, 503) and not after for code, _, after in found),
         "p50_ms": _ms(good, 0.5),
         "p99_ms": _ms(good, 0.99),
         "refused_p99_ms": _ms(refused, 0.99),
+        "refused_slowest_ms": _ms(refused, 1.0),
     }
 
 
@@ -165,9 +141,9 @@ def compare(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
     for _ in range(args.rounds):
         for name in names:
             with started(name, args) as (port, path):
-                load(name, port, path, image, 4, 1.0)
+                load(name, port, path, image, 1.0, count=4)
                 for count in args.clients:
-                    rounds[name][count].append(load(name, port, path, image, count, args.seconds))
+                    rounds[name][count].append(load(name, port, path, image, args.seconds, count=count))
                     print(name, json.dumps(rounds[name][count][-1]), flush=True)
     result: dict[str, Any] = {"rounds": rounds}
     medians = {
@@ -183,10 +159,10 @@ def compare(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
 
 
 def overload(args: argparse.Namespace, image: bytes, capacity: float) -> dict[str, Any]:
-    """Our server with about twice as many requests as it can do, and the limit that its queue sets."""
+    """Our server with twice as many requests as it can do, and the limit that its queue sets."""
     with started(OURS, args) as (port, path):
-        load(OURS, port, path, image, 4, 1.0)
-        found = load(OURS, port, path, image, 2 * args.max_queue, 2 * args.seconds)
+        load(OURS, port, path, image, 1.0, count=4)
+        found = load(OURS, port, path, image, 2 * args.seconds, rate=2 * capacity)
     wait_ms = 1e3 * (args.max_queue + args.max_batch) / capacity
     return {**found, "queue_and_a_batch_ms": round(wait_ms, 1), "p99_ratio": round(found["p99_ms"] / wait_ms, 2)}
 
@@ -194,9 +170,9 @@ def overload(args: argparse.Namespace, image: bytes, capacity: float) -> dict[st
 def soak(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
     """Memory after a warm-up and after many more requests."""
     with started(OURS, args) as (port, path):
-        load(OURS, port, path, image, 16, 600, 3000)
+        load(OURS, port, path, image, 600, count=16, most=3000)
         before = resident(port)
-        found = load(OURS, port, path, image, 16, 3600, args.soak)
+        found = load(OURS, port, path, image, 3600, count=16, most=args.soak)
         return {**found, "rss_before_mib": before, "rss_after_mib": resident(port)}
 
 

@@ -216,6 +216,26 @@ def test_integers_are_those_of_a_product_by_hand(tmp_path: Path) -> None:
     assert (apart == 0).mean() > 0.999
 
 
+def test_biases_are_simulated_as_the_runtime_counts_them(
+    result: QuantizedModel, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    model = optimized(lower(result.graph, PREPROCESS, "w8a8"), tmp_path)
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    simulated = executed_form(result.graph, "w8a8")
+    names = {f"{name}.bias" for name in ("second", "third")}
+    assert names <= {name for name, _ in simulated.named_parameters()}
+    counted = []
+    for node in (node for node in model.graph.node if node.op_type == "QLinearConv" and len(node.input) == 9):
+        step = constants[node.input[1]] * constants[node.input[4]]
+        counted.append(constants[node.input[8]] * step)
+        assert constants[node.input[8]].dtype == np.int32
+    assert len(counted) == len(names)
+    for name in names:
+        value = simulated.get_parameter(name).detach().numpy()
+        assert any(len(one) == len(value) and np.allclose(one, value, rtol=1e-6, atol=0) for one in counted)
+        assert not np.allclose(result.graph.module.get_parameter(name).detach().numpy(), value, rtol=1e-5, atol=0)
+
+
 def test_products_of_matrices_run_on_integers(pixels: np.ndarray, tmp_path: Path) -> None:
     """The head of a detector's boxes: rows and no images, a product and bias that ONNX Runtime takes for a Gemm."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -12,13 +13,19 @@ from torch.fx import GraphModule, Node
 from leanvit.errors import ConfigError
 from leanvit.export.onnx.profiles import Profile, find
 from leanvit.export.onnx.quantizers import CENTRE, FloatQuantizer, branches_of
-from leanvit.quant.convolution_outputs import integer_convolutions, is_patch_embedding, quantize_outputs
+from leanvit.quant.convolution_outputs import (
+    integer_convolutions,
+    is_patch_embedding,
+    only_quantizers_read,
+    quantize_outputs,
+)
 from leanvit.quant.graph import (
     QuantGraph,
     get_tensor,
     node_argument,
     only_user,
     quantizer_of,
+    set_tensor,
 )
 from leanvit.quant.ops import CONVOLUTIONS, MOVES, PRODUCTS, SCALES, SOFTMAX
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
@@ -57,6 +64,7 @@ def executed_form(graph: QuantGraph, profile: Profile | str, lifted: Collection[
     _scale_dead_channels(module)
     if row.compact:
         _round_constants(module)
+    _round_biases(module)
     module.recompile()
     _require_runnable(module, row)
     return module
@@ -101,6 +109,28 @@ def _scale_dead_channels(module: GraphModule) -> None:
     for quantizer in _weight_quantizers(module):
         dead = ~quantizer.codes.flatten(1).any(1)
         quantizer.scale[dead] = quantizer.scale.max()
+
+
+@torch.no_grad()
+def _round_biases(module: GraphModule) -> None:
+    """Round the biases of convolutions between integers to whole steps of their products, in place.
+
+    ONNX Runtime counts them so (its WeightBiasQuantization): half a step is far more than the rounding of a float sum,
+    and where the simulation left it out, networks that make much of small changes came out 5 to 16 dB further from it.
+    """
+    read = Counter(str(node.target) for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
+    for node in module.graph.nodes:
+        bias = node.args[2] if node.target in CONVOLUTIONS and len(node.args) > 2 else None
+        if not isinstance(bias, Node) or bias.op != "get_attr" or read[str(bias.target)] > 1:
+            continue
+        activation, weight = (quantizer_of(module, node_argument(node, i)) for i in (0, 1))
+        if not isinstance(activation, ActivationQuantizer) or not isinstance(weight, WeightQuantizer):
+            continue
+        # A patch embedding is written as a linear, whose bias stays a float.
+        as_linear = is_patch_embedding(node, tuple(weight.codes.shape))
+        if _uniform_8(activation) and not as_linear and only_quantizers_read(module, node):
+            step = (activation.scale * weight.scale).flatten()
+            set_tensor(module, str(bias.target), (get_tensor(module, str(bias.target)) / step).round() * step)
 
 
 def _runs_in_float(module: GraphModule, node: Node, profile: Profile) -> bool:
