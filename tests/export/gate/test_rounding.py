@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
 from leanvit.export.gate.limits import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
-from leanvit.export.gate.outputs import check_golden_labels
+from leanvit.export.gate.outputs import check_golden_labels, what_to_do
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
 from leanvit.quant import quantize
 from leanvit.quant.quantizers import UniformQuantizer
@@ -84,6 +84,13 @@ def test_few_bits_are_asked_for_less() -> None:
     assert (
         least_sqnr_db(Ties(bits=4, scale=0.1), lambda: pytest.fail("asked for what does not count")) == LOW_BIT_SQNR_DB
     )
+
+
+@pytest.mark.parametrize(("minimum_db", "words"), [(80.0, "export again"), (35.0, "export again"), (26.0, "to 29 dB")])
+def test_noise_is_not_called_a_wrong_file(minimum_db: float, words: str) -> None:
+    advice = what_to_do(minimum_db)
+    assert words in advice
+    assert ("Train it" in advice) is (minimum_db < QUANTIZED_SQNR_DB)
 
 
 def found_objects(count: int, moved: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,15 @@ from leanvit.export.gate.calibration import with_worst_sites
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import Given
-from leanvit.export.gate.limits import AGREEMENT, BATCH_SIZES, SMALLEST_CHANGE, SURE_MARGIN, TIED_NOISE
+from leanvit.export.gate.limits import (
+    AGREEMENT,
+    BATCH_SIZES,
+    MARGIN_DB,
+    QUANTIZED_SQNR_DB,
+    SMALLEST_CHANGE,
+    SURE_MARGIN,
+    TIED_NOISE,
+)
 from leanvit.runtime.bundle import load_golden, load_golden_records, sqnr_db
 from leanvit.runtime.golden_objects import golden_records, matched_share
 from leanvit.runtime.task import compare_values, kept_values
@@ -46,13 +54,28 @@ def check_golden_file(given: Given) -> list[Check]:
     ]  # fmt: skip
 
 
+def what_to_do(minimum_db: float) -> str:
+    """The advice where golden outputs are further off than `minimum_db`.
+
+    Less is asked only of networks whose outputs move by rounding alone (gate.rounding), and of few bits: there it is
+    noise of quantization that moved on, and no wrong file.
+    """
+    if minimum_db >= QUANTIZED_SQNR_DB:
+        return "The file computes something else than the model: export again."
+    return (
+        f"Rounding alone moves the outputs of this quantized network (to {minimum_db + MARGIN_DB:.0f} dB): much of them "
+        "is noise. Train it if its weights are random, calibrate with images like those it will see, or quantize with "
+        "more bits."
+    )
+
+
 def check_golden(given: Given) -> list[Check]:
     """Golden images have the recorded outputs, objects and labels, at batch 1, 3 and 8 alike."""
     images, expected = load_golden(given.folder)
     records = load_golden_records(given.folder)
     pixels = np.stack([given.bundle.prepare(image, f"golden image {i}") for i, image in enumerate(images)])
     minimum = given.bundle.minimum_sqnr_db
-    hint = with_worst_sites("The file computes something else than the model: export again.", given.manifest)
+    hint = with_worst_sites(what_to_do(minimum), given.manifest)
     checks = []
     for size in BATCH_SIZES:
         outputs = in_batches(given.bundle.outputs, pixels, size)
