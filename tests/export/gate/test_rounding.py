@@ -86,7 +86,9 @@ def test_few_bits_are_asked_for_less() -> None:
     )
 
 
-@pytest.mark.parametrize(("minimum_db", "words"), [(80.0, "export again"), (35.0, "export again"), (26.0, "to 29 dB")])
+@pytest.mark.parametrize(
+    ("minimum_db", "words"), [(80.0, "export again"), (35.0, "export again"), (26.0, "than 26 dB")]
+)
 def test_noise_is_not_called_a_wrong_file(minimum_db: float, words: str) -> None:
     advice = what_to_do(minimum_db)
     assert words in advice

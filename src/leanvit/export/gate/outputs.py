@@ -63,9 +63,9 @@ def what_to_do(minimum_db: float) -> str:
     if minimum_db >= QUANTIZED_SQNR_DB:
         return "The file computes something else than the model: export again."
     return (
-        f"Rounding alone moves the outputs of this quantized network (to {minimum_db + MARGIN_DB:.0f} dB): much of them "
-        "is noise. Train it if its weights are random, calibrate with images like those it will see, or quantize with "
-        "more bits."
+        f"No more than {minimum_db:.0f} dB are asked of this quantized network, whose outputs move by rounding alone: "
+        "much of them may be noise. Train it if its weights are random, calibrate with images like those it will see, "
+        "or quantize with more bits."
     )
 
 
