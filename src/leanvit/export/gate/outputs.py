@@ -13,7 +13,6 @@ from leanvit.export.gate.given import Given
 from leanvit.export.gate.limits import (
     AGREEMENT,
     BATCH_SIZES,
-    MARGIN_DB,
     QUANTIZED_SQNR_DB,
     SMALLEST_CHANGE,
     SURE_MARGIN,
