@@ -21,6 +21,7 @@ from leanvit import Predictor
 from leanvit.checkpoint import CheckpointInfo, save_checkpoint
 from leanvit.config import Preprocess, from_dict
 from leanvit.errors import BundleError, ConfigError, VerificationError
+from leanvit.export import triton
 from leanvit.export.triton import saturates, write_triton
 from leanvit.files import read_json, sha256, write_json
 from leanvit.imaging import encode_png
@@ -142,7 +143,35 @@ def test_another_export_is_the_next_version_and_the_same_one_is_there_already(bu
     assert write_triton(bundle, repository).name == "10"
     changed(bundle, data={"name": "third"})
     assert write_triton(bundle, repository).name == "11"
-    assert not [path for path in first.parent.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "repository"]
+
+
+def test_nothing_but_the_whole_version_is_ever_in_the_repository(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    write_triton(bundle, repository)
+    changed(bundle, data={"name": "other"})
+    seen = []
+    write = triton.write_atomic
+
+    def watched(path: Path, data: bytes) -> None:
+        seen.append(sorted(path.relative_to(repository).as_posix() for path in repository.rglob("*")))
+        write(path, data)
+
+    monkeypatch.setattr(triton, "write_atomic", watched)
+    before = sorted(path.relative_to(repository).as_posix() for path in repository.rglob("*"))
+    write_triton(bundle, repository)
+    assert seen == [before] * 4
+
+
+def test_a_repository_is_written_where_the_command_stands(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repository").mkdir()
+    monkeypatch.chdir(tmp_path / "repository")
+    assert write_triton(bundle, ".").resolve() == tmp_path / "repository" / "bundle" / "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "repository"]
 
 
 def test_what_is_no_such_model_is_not_overwritten(bundle: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ Source: Triton's docs/user_guide/model_repository.md and model_configuration.md,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def write_triton(bundle: str | Path, repository: str | Path, name: str | None = 
     Raises BundleError and VerificationError for a bundle that the gate has not passed in ONNX Runtime, ConfigError for
     a name that can't be served, and where a folder NAME is none of Triton or of a model with other tensors or labels.
     """
-    bundle, repository = Path(bundle), Path(repository)
+    bundle, repository = Path(bundle), Path(repository).resolve()
     manifest = _proved(bundle)
     name = name or bundle.resolve().name
     if not SERVED_NAME.fullmatch(name):
@@ -79,19 +81,27 @@ def _proved(bundle: Path) -> Manifest:
     return manifest
 
 
+@contextlib.contextmanager
+def _staging(repository: Path) -> Iterator[Path]:
+    """A folder beside a repository, not inside: Triton takes hidden folders for models, and loads a model again where
+    anything in its folder has changed."""
+    folder = repository.with_name(f".{repository.name}.{os.getpid()}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _add_model(bundle: Path, manifest: Manifest, model: Path) -> Path:
     """A new model, which appears in the repository whole."""
-    staging = model.parent.with_name(f".{model.parent.name}.{os.getpid()}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with _staging(model.parent) as staging:
         _copy(bundle, manifest, staging / "1")
         write_atomic(staging / CONFIG_NAME, _config(model.name, manifest, bundle).encode())
         if manifest.labels:
             write_atomic(staging / LABELS_NAME, _labels(manifest).encode())
         model.parent.mkdir(parents=True, exist_ok=True)
         staging.rename(model)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return model / "1"
 
 
@@ -108,14 +118,10 @@ def _add_version(bundle: Path, manifest: Manifest, model: Path) -> Path:
     if (newest / MANIFEST_NAME).is_file() and read_manifest(newest).sha256 == manifest.sha256:
         return newest
     _require_same(bundle, manifest, newest)
-    staging = model / f".{max(numbers) + 1}.{os.getpid()}.partial"
     target = model / str(max(numbers) + 1)
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with _staging(model.parent) as staging:
         _copy(bundle, manifest, staging)
         staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
