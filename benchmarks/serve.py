@@ -3,6 +3,8 @@
     .venv/bin/python benchmarks/serve.py BUNDLE --image photo.jpg --output benchmarks/results/serve.json
     .venv/bin/python benchmarks/serve.py BUNDLE --image photo.jpg --soak 50000 --peer none
 
+BUNDLE: `leanvit demo` leaves a small one, `benchmarks/web.py --work FOLDER` one of ViT-S beside its photographs.
+
 Clients (serve_clients.py) are a process of their own, with kept connections on loopback. Closed loop: a client
 asks again when it has its answer. Overload: requests come at twice the rate of the most clients, whatever the answers,
 which a server that bounds its queue refuses in part. LitServe decodes and runs with the same Predictor, batch size
@@ -27,6 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leanvit.runtime.bundle import read_manifest
+from measure import facts
 from serve_clients import Target, request_bytes, run_clients
 
 OURS, THEIRS = "leanvit", "litserve"
@@ -176,6 +180,12 @@ def soak(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
         return {**found, "rss_before_mib": before, "rss_after_mib": resident(port)}
 
 
+def describe(bundle: Path) -> str:
+    """What is served, in words."""
+    manifest = read_manifest(bundle)
+    return f"{manifest.model}, {manifest.profile}, {manifest.preprocess.input_size}, sha256 {manifest.sha256[:16]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -191,7 +201,7 @@ def main() -> None:
     parser.add_argument("--soak", type=int, default=0, help="requests of the run that watches memory; 0: none")
     args = parser.parse_args()
     image = args.image.read_bytes()
-    result: dict[str, Any] = {"bundle": str(args.bundle), "image_bytes": len(image), "cores": os.cpu_count()}
+    result: dict[str, Any] = {"bundle": describe(args.bundle), "image_bytes": len(image), "facts": facts()}
     result |= {"load_at_start": os.getloadavg()[0], "threads": args.threads, "max_batch": args.max_batch}
     result |= compare(args, image)
     capacity = result["median_requests_a_second"][OURS][max(args.clients)]

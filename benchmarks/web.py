@@ -12,9 +12,11 @@ Needs chromium, node and npm; about 6 minutes on 2 cores that have nothing else 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +88,25 @@ def network(photos: list[np.ndarray[Any, Any]]) -> tuple[nn.Module, torch.Tensor
     return model, inputs[:CALIBRATION]
 
 
-def measure(count: int, threads: int, browser_threads: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def folder_for(work: Path | None) -> Iterator[Path]:
+    """An empty folder for bundles and pictures, that stays where one is named."""
+    if work is not None:
+        work.mkdir(parents=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="leanvit-web-") as name:
+        yield Path(name)
+
+
+def measure(count: int, threads: int, browser_threads: int, work: Path | None = None) -> dict[str, Any]:
     """All numbers of the benchmark."""
     from chromium import drive, running
 
     photos = photographs()
     model, calibration = network(photos)
     labels = [f"part {i}" for i in range(CLASSES)]
-    with tempfile.TemporaryDirectory(prefix="leanvit-web-") as name:
-        folder = Path(name)
+    with folder_for(work) as folder:
         fp32 = export(model, folder / "fp32", labels=labels)
         quantized = quantize(model, calibration, MPTQConfig(weight_bits=8, activation_bits=8))
         w8a8 = export(quantized, folder / "w8a8", ExportOptions(profile="w8a8", min_speedup=0), labels=labels)
@@ -135,8 +147,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of Predictor, which is compared with")
     parser.add_argument("--browser-threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, help="folder in which bundles and pictures stay; it must not exist")
     args = parser.parse_args()
-    found = measure(args.images, args.threads, args.browser_threads)
+    found = measure(args.images, args.threads, args.browser_threads, args.work)
     write_json(args.output, found)
     print(f"{found['same_top1']} of {found['images']} as Predictor; {found['golden']}; {found['times']}")
 
