@@ -178,6 +178,26 @@ def test_nan_weights_are_rejected(tmp_path: Path) -> None:
     rejected(model, tmp_path / "b", "finite weights")
 
 
+class PaddedPool(torch.nn.Module):
+    """Pads with minus infinity before it takes maxima, as the stem of hybrid networks does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (0, 1, 0, 1), value=-torch.inf)
+        return self.head(torch.nn.functional.max_pool2d(padded, 3, 2).mean((2, 3)))
+
+
+def test_infinity_that_pads_is_no_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bundle = export(PaddedPool().eval(), tmp_path / "b", preprocess=Preprocess(input_size=(32, 32)))
+    model = onnx.load(str(bundle / "model.onnx"))
+    constants = [onnx.numpy_helper.to_array(value) for value in model.graph.initializer]
+    assert any(np.isneginf(value).any() for value in constants if value.dtype == np.float32)
+
+
 def test_a_drop_beyond_the_limit_is_rejected(demo_run: Path, tmp_path: Path) -> None:
     model, info = load_checkpoint(demo_run / "train")
     rejected(model, tmp_path / "b", "accuracy drop", images=load_split("digits", "val"), float_metric=100.0)

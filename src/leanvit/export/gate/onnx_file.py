@@ -18,6 +18,10 @@ RANDOM = frozenset(
 )
 
 
+TAKES_INFINITY = frozenset({"Pad", "Where", "Max", "Min", "Clip"})
+"""Operations that choose between values: what max-pooling pads with and what a mask puts in place is minus infinity."""
+
+
 def check_file(given: Given) -> list[Check]:
     """onnx.checker, finite weights, one self-contained file with the stated opset and input, nothing random."""
     manifest = given.manifest
@@ -34,7 +38,7 @@ def check_file(given: Given) -> list[Check]:
     tensors = list(_tensors(onnx, model.graph))
     outside = [t.name for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in tensors if t.name not in outside}
-    not_finite = [name for name, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+    not_finite = _not_finite(list(_nodes(onnx, model.graph)), arrays)
     random = [n.op_type for n in _nodes(onnx, model.graph) if n.op_type in RANDOM or _drops(n, arrays)]
     return [
         Check("onnx", not problem, problem or f"valid, opset {opset}", "onnx.checker accepts it", "Report this model."),
@@ -54,6 +58,17 @@ def check_file(given: Given) -> list[Check]:
         ),
         _check_input(onnx, model.graph, manifest),
     ]  # fmt: skip
+
+
+def _not_finite(nodes: list[Any], arrays: dict[str, Any]) -> list[str]:
+    """Names of the constants with NaN or infinity; those that only TAKES_INFINITY reads may be infinite."""
+    readers: dict[str, set[str]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    chooses = {name for name in floats if (kinds := readers.get(name)) and kinds <= TAKES_INFINITY}
+    return [name for name, a in floats.items() if np.isnan(a).any() or (np.isinf(a).any() and name not in chooses)]
 
 
 def _nodes(onnx: Any, graph: Any) -> Iterator[Any]:
