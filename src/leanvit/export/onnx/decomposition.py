@@ -1,0 +1,78 @@
+"""torch.onnx traces a program a second time to decompose its operations, half of the time of an export. A network that
+was traced for quantization mostly has none that would be decomposed, and the file comes out the same without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+KEPT = frozenset(
+    {
+        aten._assert_tensor_metadata.default, aten.add.Tensor, aten.addcmul.default, aten.cat.default,
+        aten.contiguous.default, aten.conv2d.default, aten.div.Tensor, aten.expand.default, aten.gelu.default,
+        aten.index.Tensor, aten.layer_norm.default, aten.matmul.default, aten.mean.dim, aten.mul.Tensor,
+        aten.permute.default, aten.reshape.default, aten.roll.default, aten.select.int, aten.silu.default,
+        aten.slice.Tensor, aten.softmax.int, aten.sub.Tensor, aten.sym_size.int, aten.transpose.int,
+        aten.unsqueeze.default, aten.view.default,
+    }
+)  # fmt: skip
+"""Operations that torch.onnx translates as they are, or as the same shape operations that it makes of them."""
+
+
+@contextlib.contextmanager
+def without_needless_decompositions() -> Iterator[None]:
+    """While it lasts, programs of which decomposition would change nothing that a file says are not decomposed."""
+    usual = ExportedProgram.run_decompositions
+
+    def run(program: ExportedProgram, *arguments: Any, **keywords: Any) -> ExportedProgram:
+        return program if _decomposed_by_hand(program) else usual(program, *arguments, **keywords)
+
+    ExportedProgram.run_decompositions = run  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ExportedProgram.run_decompositions = usual  # type: ignore[method-assign]
+
+
+def _decomposed_by_hand(program: ExportedProgram) -> bool:
+    """Whether a program is as decomposition leaves it, once casts and turned subtractions are written out, in place."""
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    if not all(_is_known(node) for node in nodes):
+        return False
+    for node in nodes:
+        if node.target is aten.to.dtype:
+            node.kwargs, node.args = {"dtype": node.args[1]}, node.args[:1]
+            node.target = aten._to_copy.default
+        elif node.target is aten.rsub.Scalar:
+            node.args, node.target = (node.args[1], node.args[0]), aten.sub.Tensor
+    program.graph_module.recompile()
+    return True
+
+
+def _is_known(node: Node) -> bool:
+    if node.target is aten.to.dtype:
+        return len(node.args) == 2 and not node.kwargs and _value(node).dtype != node.args[1]
+    if node.target is aten.rsub.Scalar:
+        return len(node.args) == 2 and not node.kwargs
+    if node.target is aten.flatten.using_ints:
+        # Of a batch that is flattened as well the size is computed.
+        start, end = node.args[1] if len(node.args) > 1 else 0, node.args[2] if len(node.args) > 2 else -1
+        shape = _value(node).shape
+        dims = range(len(shape))[int(start) : int(end) % len(shape) + 1]  # type: ignore[arg-type]
+        return all(isinstance(shape[i], int) for i in dims)
+    return node.target in KEPT or str(node.target).startswith("onnx_symbolic.")
+
+
+def _value(node: Node) -> torch.Tensor:
+    """The example value of what a node reads."""
+    source = node.args[0]
+    value: torch.Tensor = source.meta["val"] if isinstance(source, Node) else torch.zeros(0)
+    return value
