@@ -5,6 +5,7 @@ was traced for quantization mostly has none that would be decomposed, and the fi
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +19,10 @@ KEPT = frozenset(
     {
         aten._assert_tensor_metadata.default, aten.add.Tensor, aten.addcmul.default, aten.cat.default,
         aten.contiguous.default, aten.conv2d.default, aten.div.Tensor, aten.expand.default, aten.gelu.default,
-        aten.index.Tensor, aten.layer_norm.default, aten.matmul.default, aten.mean.dim, aten.mul.Tensor,
-        aten.permute.default, aten.reshape.default, aten.roll.default, aten.select.int, aten.silu.default,
-        aten.slice.Tensor, aten.softmax.int, aten.sub.Tensor, aten.sym_size.int, aten.transpose.int,
-        aten.unsqueeze.default, aten.view.default,
+        aten.index.Tensor, aten.layer_norm.default, aten.linear.default, aten.matmul.default, aten.mean.dim,
+        aten.mul.Tensor, aten.permute.default, aten.reshape.default, aten.roll.default, aten.select.int,
+        aten.silu.default, aten.slice.Tensor, aten.softmax.int, aten.sub.Tensor, aten.sym_size.int,
+        aten.transpose.int, aten.unsqueeze.default, aten.view.default, operator.mul,
     }
 )  # fmt: skip
 """Operations that torch.onnx translates as they are, or as the same shape operations that it makes of them."""
