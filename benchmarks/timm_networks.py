@@ -262,8 +262,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 PAGE = """# Networks of timm that walk the whole line
 
 Float export, trace, W8A8, export and gate of the {listed} networks in
-[timm_networks.txt](../benchmarks/timm_networks.txt): {passed} passed, {refused} were refused in a sentence, {failed}
-failed otherwise, {missing} are not measured yet.
+[timm_networks.txt](../benchmarks/timm_networks.txt). Passed: {passed}; refused in a sentence: {refused}; failed
+otherwise: {failed}; not measured yet: {missing}.
 
     OMP_NUM_THREADS=1 python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json
     python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json --table docs/timm_networks.md
