@@ -183,7 +183,8 @@ def soak(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
 def describe(bundle: Path) -> str:
     """What is served, in words."""
     manifest = read_manifest(bundle)
-    return f"{manifest.architecture}, {manifest.profile}, {manifest.preprocess.input_size}, sha256 {manifest.sha256[:16]}"
+    size = manifest.preprocess.input_size
+    return f"{manifest.architecture}, {manifest.profile}, {size}, sha256 {manifest.sha256[:16]}"
 
 
 def main() -> None:
