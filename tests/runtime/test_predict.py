@@ -144,10 +144,10 @@ def stopped_at(name: str, error: BaseException) -> Iterator[None]:
     """Let the decoding of the image of this name raise `error`."""
     real = Predictor.read
 
-    def read(self: Predictor, path: Path, options: Options) -> Any:
+    def read(self: Predictor, path: Path, options: Options, **how: Any) -> Any:
         if path.name == name:
             raise error
-        return real(self, path, options)
+        return real(self, path, options, **how)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Predictor, "read", read)
@@ -294,10 +294,10 @@ def test_images_are_decoded_while_those_before_are_classified(
 ) -> None:
     ahead = threading.Event()
 
-    def read(self: Predictor, path: Path, options: Options) -> Any:
+    def read(self: Predictor, path: Path, options: Options, **how: Any) -> Any:
         if path.stem == "015":
             ahead.set()
-        return self.inputs(smooth(8, 8, seed=0)), ()
+        return self.inputs(smooth(8, 8, seed=0)), (), None
 
     def results(self: Predictor, pictures: Any, options: Options, batch_size: int) -> Any:
         assert ahead.wait(60), "the second batch is not decoded before the network runs on the first one"
@@ -385,7 +385,7 @@ def test_a_run_that_goes_on_decodes_only_what_is_left_and_counts_all_that_is_cor
     decoded: list[Path] = []
     real = Predictor.read
     monkeypatch.setattr(
-        Predictor, "read", lambda self, path, options: decoded.append(path) or real(self, path, options)
+        Predictor, "read", lambda self, path, *how, **more: decoded.append(path) or real(self, path, *how, **more)
     )
     with pytest.raises(PartialError, match=r"^10 of 300 images could not be read"):
         run(stopped)

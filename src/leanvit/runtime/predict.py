@@ -21,7 +21,7 @@ import numpy as np
 from leanvit.config import PredictConfig
 from leanvit.errors import ConfigError, ImageError
 from leanvit.image_paths import find_images
-from leanvit.imaging import Pixels, decode
+from leanvit.imaging import Pixels
 from leanvit.progress import Bar, note
 from leanvit.runtime.known_boxes import KnownBoxes, boxes_of, read_boxes
 from leanvit.runtime.predictor import Predictor
@@ -202,14 +202,8 @@ def _prepare(predictor: Predictor, path: Path, options: Options, boxes: KnownBox
     own = boxes_of(boxes, path) if boxes is not None else None
     if boxes is not None:
         options = replace(options, boxes=own or [])
-    pixels = None
     try:
-        if keep:
-            decoded = decode(path, channels=predictor.channels)
-            pixels, sentences = decoded.pixels, decoded.notes
-            inputs = predictor.inputs(pixels, options)
-        else:
-            inputs, sentences = predictor.read(path, options)
+        inputs, sentences, pixels = predictor.read(path, options, keep=keep)
     except ImageError as error:
         return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
     notes = [f"{path}: {sentence}" for sentence in sentences]

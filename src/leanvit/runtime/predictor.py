@@ -156,14 +156,22 @@ class Predictor:
         return self.task.inputs(pixels, self.manifest.preprocess, options or Options())
 
     def read(
-        self, source: str | Path | bytes, options: Options | None = None, name: str | None = None
-    ) -> tuple[Inputs, tuple[str, ...]]:
-        """`inputs` of one encoded image whose pixels nobody else needs, and the decoder's notes. Raises ImageError."""
-        if self.task.inputs is classify.inputs:  # no array of the whole picture is made
+        self,
+        source: str | Path | bytes,
+        options: Options | None = None,
+        name: str | None = None,
+        *,
+        keep: bool = False,
+    ) -> tuple[Inputs, tuple[str, ...], imaging.Pixels | None]:
+        """`inputs` of one encoded image, the decoder's notes, and the pixels where they are to be kept.
+
+        Raises ImageError.
+        """
+        if self.task.inputs is classify.inputs and not keep:  # no array of the whole picture is made
             decoded = imaging.decode_resized(source, self.manifest.preprocess, name)
-            return Inputs(decoded.pixels[None], (Place(),), decoded.size), decoded.notes
+            return Inputs(decoded.pixels[None], (Place(),), decoded.size), decoded.notes, None
         decoded = imaging.decode(source, name, channels=self.channels)
-        return self.inputs(decoded.pixels, options), decoded.notes
+        return self.inputs(decoded.pixels, options), decoded.notes, decoded.pixels if keep else None
 
     def outputs(self, images: imaging.Pixels) -> Outputs:
         """Outputs of the network by name for prepared images (N, H, W, 3) uint8: leanvit.annotations.types.Outputs.
@@ -241,10 +249,10 @@ class Predictor:
                 raise ImageError(
                     f"pixels are {source.dtype} {source.shape}, expected uint8 (height, width, {self.channels}){order}."
                 )
-            pixels = source
+            inputs = self.inputs(source, options)
         else:
-            pixels = imaging.decode(source, channels=self.channels).pixels
-        return self.results([self.inputs(pixels, options)], options)[0]
+            inputs, *_ = self.read(source, options)
+        return self.results([inputs], options)[0]
 
     def options(self, **asked: Any) -> Options:
         """Options with what is asked for. Raises ConfigError that names one that does not fit the task."""

@@ -88,13 +88,7 @@ class Service:
 
     async def in_pool(self, ticket: Ticket, work: Callable[..., Result], *arguments: Any) -> Result:
         """work(*arguments) in one of the threads that decode, unless the request is dropped before. Raises Dropped."""
-
-        def unless_dropped() -> Result:
-            if ticket.is_dropped:
-                raise Dropped
-            return work(*arguments)
-
-        return await asyncio.get_running_loop().run_in_executor(self.pool, unless_dropped)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, unless_dropped, ticket, work, *arguments)
 
     async def decode_and_compute(
         self, model: Model, ticket: Ticket, work: Callable[[], Picture]
@@ -106,9 +100,7 @@ class Service:
 
         def decode_and_queue() -> None:
             try:
-                if ticket.is_dropped:
-                    raise Dropped
-                pictures.append(work())
+                pictures.append(unless_dropped(ticket, work))
                 model.batcher.put(ticket, pictures[0].inputs.images, future)
             except Exception as error:
                 settle([(future, error)])
@@ -141,6 +133,13 @@ class Service:
         self.pool.shutdown(wait=False, cancel_futures=True)
         for model in self.models:
             model.batcher.close()
+
+
+def unless_dropped(ticket: Ticket, work: Callable[..., Result], *arguments: Any) -> Result:
+    """work(*arguments). Raises Dropped where nobody waits for it any more."""
+    if ticket.is_dropped:
+        raise Dropped
+    return work(*arguments)
 
 
 def ticket_for(headers: Any, microseconds: int | None = None) -> Ticket:
@@ -177,13 +176,12 @@ def decode(model: Model, data: bytes, options: Options, most_pixels: int, since:
     started = time.perf_counter()
     check_size(data, most_pixels)
     predictor = model.predictor
-    pixels = None
     try:
         if predictor.task.draw is None:
-            inputs, notes = predictor.read(data, options, "the image")
+            inputs, notes, pixels = predictor.read(data, options, "the image")
         else:
             decoded = imaging.decode(data, "the image", channels=predictor.channels)
-            pixels, notes = decoded.pixels, decoded.notes
+            notes, pixels = decoded.notes, decoded.pixels
             if "boxes" in predictor.task.options:
                 check_boxes(*decoded.size, options, most_pixels)
             inputs = predictor.inputs(pixels, options)

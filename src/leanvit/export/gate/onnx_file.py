@@ -38,8 +38,9 @@ def check_file(given: Given) -> list[Check]:
     tensors = list(_tensors(onnx, model.graph))
     outside = [t.name for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in tensors if t.name not in outside}
-    not_finite = _not_finite(list(_nodes(onnx, model.graph)), arrays)
-    random = [n.op_type for n in _nodes(onnx, model.graph) if n.op_type in RANDOM or _drops(n, arrays)]
+    nodes = list(_nodes(onnx, model.graph))
+    not_finite = _not_finite(nodes, arrays)
+    random = [n.op_type for n in nodes if n.op_type in RANDOM or _drops(n, arrays)]
     return [
         Check("onnx", not problem, problem or f"valid, opset {opset}", "onnx.checker accepts it", "Report this model."),
         Check("opset", opset == manifest.opset, f"opset {opset}", f"opset {manifest.opset}", "Export again."),
