@@ -29,7 +29,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanvit.runtime.bundle import read_manifest
+from leanvit.runtime.predictor import Predictor
 from measure import facts
 from serve_clients import Target, request_bytes, run_clients
 
@@ -138,11 +141,26 @@ def resident(port: int) -> float:
     return round(total, 1)
 
 
+def network_alone(args: argparse.Namespace, image: bytes) -> float:
+    """Images a second of the same Predictor with nothing before or after the network: no server can do more."""
+    predictor = Predictor(args.bundle, threads=args.threads)
+    images = np.repeat(predictor.prepare(image)[None], args.max_batch, axis=0)
+    predictor.outputs(images)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < args.seconds:
+        predictor.outputs(images)
+        count += len(images)
+    return round(count / (time.perf_counter() - began), 1)
+
+
 def compare(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
     """Requests a second of both servers, each alone on the machine in its turn."""
     names = [OURS] if args.peer == "none" else [OURS, THEIRS]
     rounds: dict[str, dict[int, list[dict[str, Any]]]] = {name: {count: [] for count in args.clients} for name in names}
+    alone = []
     for _ in range(args.rounds):
+        alone.append(network_alone(args, image))
+        print("network alone", alone[-1], flush=True)
         for name in names:
             with started(name, args) as (port, path):
                 load(name, port, path, image, 1.0, count=4)
@@ -157,6 +175,7 @@ def compare(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
         for name in names
     }
     result["median_requests_a_second"] = medians
+    result["network_alone_images_a_second"] = statistics.median(alone)
     if len(names) == 2:
         result["ratio"] = {count: round(medians[OURS][count] / medians[THEIRS][count], 2) for count in args.clients}
     return result

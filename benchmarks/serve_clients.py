@@ -80,7 +80,7 @@ async def ask(target: Target, connection: Connection | None) -> tuple[Answer, Co
 
 
 async def closed_loop(target: Target, count: int, seconds: float, most: int) -> list[Answer]:
-    """Answers to `count` clients in so many seconds, or until there are `most`."""
+    """Answers that `count` clients had in so many seconds, or until there are `most`."""
     found: list[Answer] = []
     ends = time.perf_counter() + seconds
 
@@ -88,7 +88,8 @@ async def closed_loop(target: Target, count: int, seconds: float, most: int) -> 
         connection = None
         while time.perf_counter() < ends and len(found) < most:
             answer, connection = await ask(target, connection)
-            found.append(answer)
+            if time.perf_counter() < ends:
+                found.append(answer)
 
     await asyncio.gather(*(client() for _ in range(count)))
     return found

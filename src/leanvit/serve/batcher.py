@@ -17,6 +17,7 @@ import numpy as np
 
 from leanvit.annotations import Outputs
 from leanvit.imaging import Pixels
+from leanvit.serve.priority import yield_to_event_loop
 
 
 @dataclass(eq=False)
@@ -105,6 +106,7 @@ class Batcher:
             self._changed.notify()
 
     def _work(self) -> None:
+        yield_to_event_loop()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._jobs) or self._closed)

@@ -19,6 +19,7 @@ from leanvit.serve.app import create_app, with_shortcut
 from leanvit.serve.limits import HEADER_BYTES, Limits, protocol
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Models
+from leanvit.serve.priority import switch_often
 from leanvit.serve.service import Service
 from leanvit.serve.surround import Surround
 
@@ -53,6 +54,7 @@ def listen(config: ServeConfig, reuse: bool) -> socket.socket:
 
 def run(config: ServeConfig, token: bytes | None, listening: socket.socket, parent: int = 0) -> None:
     """Load the bundles and answer on a bound socket. parent: a process with whose end this one ends, 0: none."""
+    switch_often()
     metrics = Metrics()
     service = Service(config, Models(config, metrics), metrics, Limits(config, token))
     app = Surround(with_shortcut(create_app(service), service), service)

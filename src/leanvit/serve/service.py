@@ -25,6 +25,7 @@ from leanvit.serve.batcher import Computed, Dropped, Ticket, settle
 from leanvit.serve.limits import Limits
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Model, Models
+from leanvit.serve.priority import yield_to_event_loop
 from leanvit.serve.refusals import Gone, Refusal
 
 DECODERS = min(4, os.cpu_count() or 1)
@@ -57,7 +58,9 @@ class Service:
     models: Models
     metrics: Metrics
     limits: Limits
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decode"))
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(DECODERS, "decode", initializer=yield_to_event_loop)
+    )
     draining: bool = False
 
     def model(self, name: str) -> Model:
