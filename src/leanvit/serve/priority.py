@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 
-BEHIND = 5
-"""Niceness of threads that decode and compute: a third of the event loop's share of a core that both want.
+BEHIND = 10
+"""Niceness of threads that decode and compute: a tenth of the event loop's share of a core that both want.
 
-Measured with benchmarks/serve.py on 2 cores at twice the capacity, with SWITCH_SECONDS: 298 requests answered a second
-in place of 207, refusals at p99 in 17 ms in place of 40.
+With SWITCH_SECONDS, on 2 cores at twice the capacity (benchmarks/serve.py, a micro model, medians of three rounds that
+alternated): the slowest refusal in 31 ms in place of 225, 262 requests answered a second in place of 240. The short
+switch alone made refusals slower, a single decoding thread made them faster still but cost a sixth of the throughput.
 """
 
 SWITCH_SECONDS = 0.0005

@@ -1,0 +1,428 @@
+"""Pass `reconstruct`: what a quantized network has besides its bits is learned, block after block.
+
+A block ends where few tensors are alive, as after a residual addition. Its weights (in steps of their quantizer), all
+scales and what is added or multiplied by channel (biases, norms, LayerScale) go down the gradient of
+
+    loss = global / global_0 + 2 local / local_0                                  (GLF-Q; _0: before the first step)
+    local   mean squared error of what the block returns, from the float network's
+    global  mean squared error of what the classifier reads, when the block's output goes on through the float rest
+
+with gradients straight through every rounding (LSQ, arXiv 1902.08153). Blocks before it are quantized already, so a
+block takes back what they lost. A quarter of the images is held out: a block whose loss on them did not fall is put
+back as it was. The float function and the bits stay: only scales, rounding and biases change, which costs nothing
+where the file runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from leanvit.progress import Bar
+from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
+from leanvit.quant.graph import QuantGraph, get_tensor, head_sites, node_argument
+from leanvit.quant.interpret import Values, compute, last_uses, observe_nodes
+from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from leanvit.quant.work import Work
+
+STEPS = 200
+"""Of a block; GLF-Q takes thousands on a GPU, after this many the held-out loss of the micro models falls no further
+than it rises again."""
+
+BATCH = 16
+"""Images a step."""
+
+MOST_ALIVE = 2
+"""Tensors between two blocks: the residual stream, and the attention logits of ReViT beside it."""
+
+LEAST_SITES = 4
+"""Of a block: an attention half has four."""
+
+LOCAL_SHARE = 2.0
+"""Weight of the local error beside the global one (GLF-Q)."""
+
+WEIGHT_RATE, SCALE_RATE, CHANNEL_RATE = 2e-2, 2e-3, 1e-3
+"""Learning rates of Adam: weights in steps of their quantizer, logarithms of scales, and what acts by channel, in units
+of its own root mean square."""
+
+HELD_OUT = 4
+"""One of so many images decides whether a block is kept."""
+
+
+TINY = 1e-12
+"""Below which an error or a signal counts as this much, so that none is divided by zero."""
+
+
+class LearnedWeight(nn.Module):
+    """Stands for a WeightQuantizer while it is learned: integers that may lie between two, and the logarithm of what
+    the scale is multiplied by."""
+
+    def __init__(self, quantizer: WeightQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.steps = nn.Parameter(quantizer.codes.float())
+        self.log_scale = nn.Parameter(torch.zeros_like(quantizer.scale))
+
+    def forward(self) -> Tensor:
+        """The dequantized weight; its gradient goes straight through the rounding."""
+        low, high = self.quantizer.low, self.quantizer.high
+        steps = self.steps + (self.steps.round() - self.steps).detach()
+        scale = self.quantizer.scale * self.log_scale.exp()
+        return steps.clamp(low, high) * scale.view(-1, *[1] * (steps.dim() - 1))
+
+    def settle(self) -> WeightQuantizer:
+        """The quantizer with what was learned."""
+        integers = self.steps.detach().round().clamp(self.quantizer.low, self.quantizer.high)
+        self.quantizer.set_integers(integers, self.quantizer.scale * self.log_scale.detach().exp())
+        return self.quantizer
+
+    def unchanged(self) -> WeightQuantizer:
+        """The quantizer as it was."""
+        return self.quantizer
+
+
+class LearnedActivation(nn.Module):
+    """Stands for an ActivationQuantizer while it is learned: the logarithm of what its scale is multiplied by."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.first = quantizer.scale.clone()
+        self.log_scale = nn.Parameter(torch.zeros_like(quantizer.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` quantized with the scale so far."""
+        self.quantizer.scale = self.first * self.log_scale.exp()
+        return self.quantizer(x)  # type: ignore[no-any-return]
+
+    def settle(self) -> ActivationQuantizer:
+        """The quantizer with what was learned."""
+        self.quantizer.scale = (self.first * self.log_scale.exp()).detach()
+        return self.quantizer
+
+    def unchanged(self) -> ActivationQuantizer:
+        """The quantizer as it was."""
+        self.quantizer.scale = self.first
+        return self.quantizer
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a network between two cuts. Names of nodes are the same in the float and the quantized graph.
+
+    reads, writes: tensors that go in and come out. quantized, reference: nodes that lead from these to those in either
+    graph. rest: float nodes that lead from `writes` to the features; empty where the features lie in the block.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    quantized: tuple[Node, ...]
+    reference: tuple[Node, ...]
+    rest: tuple[Node, ...]
+
+
+def blocks_of(graph: QuantGraph, reference: GraphModule, features: Collection[str]) -> list[Block]:
+    """A quantized graph in blocks. features: names of the float graph's nodes whose values the global error is of."""
+    cuts = _cuts(graph, reference)
+    nodes = _values_of(graph.module)
+    places = {node.name: index for index, node in enumerate(nodes)}
+    sites = {site.node: site.name for site in graph.sites.values()}
+    found: list[Block] = []
+    reads: tuple[str, ...] = ()
+    first = 0
+    for last, writes in cuts:
+        own = [sites[node.name] for node in nodes[first : last + 1] if node.name in sites]
+        is_ahead = all(places[name] > last for name in features)
+        found.append(
+            Block(
+                own[0].rpartition(".")[0] or own[0] if own else writes[0], reads, writes,
+                needed(graph.module, writes, reads), needed(reference, writes, reads),
+                needed(reference, features, writes) if is_ahead else (),
+            )
+        )  # fmt: skip
+        reads, first = writes, last + 1
+    return found
+
+
+def _cuts(graph: QuantGraph, reference: GraphModule) -> list[tuple[int, tuple[str, ...]]]:
+    """Where blocks end, by the index among the nodes that are values, and the tensors that are alive there."""
+    nodes = _values_of(graph.module)
+    output = next(node for node in graph.module.graph.nodes if node.op == "output")
+    names = {node.name for node in reference.graph.nodes}
+    sites = {site.node for site in graph.sites.values()}
+    last_use = last_uses(list(graph.module.graph.nodes))
+    places = {node: index for index, node in enumerate(graph.module.graph.nodes)}
+    alive: list[Node] = []
+    cuts, count = [], 0
+    for index, node in enumerate(nodes[:-1]):
+        count += node.name in sites
+        alive = [held for held in (*alive, node) if last_use.get(held, -1) > places[node]]
+        is_narrow = len(alive) <= MOST_ALIVE and all(held.name in names for held in alive)
+        if count >= LEAST_SITES and is_narrow and node in alive:
+            cuts.append((index, tuple(held.name for held in alive)))
+            count = 0
+    return [*cuts, (len(nodes) - 1, tuple(node.name for node in output.all_input_nodes))]
+
+
+def _values_of(module: GraphModule) -> list[Node]:
+    """The nodes that depend on the values of the image, in order: no constants, sizes or weights."""
+    found: dict[Node, None] = {}
+    for node in module.graph.nodes:
+        is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
+        if node.op in ("call_function", "call_module") and not is_size:
+            if any(source.op == "placeholder" or source in found for source in node.all_input_nodes):
+                found[node] = None
+    return list(found)
+
+
+def needed(module: GraphModule, wanted: Collection[str], given: Collection[str]) -> tuple[Node, ...]:
+    """The nodes that compute the values named `wanted` from those named `given`, constants and sizes, in order."""
+    nodes = list(module.graph.nodes)
+    asked = set(wanted) - set(given)
+    found = []
+    for node in reversed(nodes):
+        if node.name in asked:
+            found.append(node)
+            asked |= {source.name for source in node.all_input_nodes} - set(given)
+    return tuple(reversed(found))
+
+
+def run_nodes(module: GraphModule, nodes: Sequence[Node], given: dict[str, Tensor], images: Tensor) -> Values:
+    """The values of nodes by name, of those given too. images: (B, C, H, W), for the first block and for sizes."""
+    values: Values = {}
+    named = {source.name: source for node in nodes for source in node.all_input_nodes}
+    values.update({named[name]: value for name, value in given.items() if name in named})
+    for node in nodes:
+        values[node] = compute(module, node, values, images)
+    return {**given, **{node.name: value for node, value in values.items()}}
+
+
+@dataclass
+class _Walk:
+    """What goes on from block to block.
+
+    truth, values: the tensors between two blocks, (N, ...) by name, of the float network and of the quantized one.
+    features: what the classifiers read in the float network. held: the images that decide, by index.
+    """
+
+    work: Work
+    graph: QuantGraph
+    reference: GraphModule
+    features: dict[str, Tensor]
+    generator: torch.Generator
+    truth: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def images(self) -> Tensor:
+        return self.work.images
+
+    @property
+    def held(self) -> Tensor:
+        return torch.arange(0, len(self.images), HELD_OUT)
+
+    @property
+    def trained(self) -> Tensor:
+        numbers = torch.arange(len(self.images))
+        return numbers[numbers % HELD_OUT != 0]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Squared errors of one block, each as a share of the squared signal: of what it returns, and of the features."""
+
+    local: Tensor
+    features: Tensor | None
+
+    def loss(self, first: Errors) -> Tensor:
+        """The loss of the pass; `first`: the errors before the first step."""
+        loss = LOCAL_SHARE * self.local / first.local.clamp(min=TINY)
+        if self.features is not None and first.features is not None:
+            loss = loss + self.features / first.features.clamp(min=TINY)
+        return loss
+
+
+def learn(work: Work) -> None:
+    """The pass: learn every block of the quantized graph, then set the quantizers of convolutions' outputs anew."""
+    if work.quantized is None:
+        return
+    graph, reference = work.quantized, work.graph.module
+    features = _features(work)
+    state = _Walk(work, graph, reference, features, torch.Generator().manual_seed(work.config.seed))
+    blocks = blocks_of(graph, reference, features)
+    deadline = time.monotonic() + 60 * work.config.minutes if work.config.minutes else math.inf
+    for parameter in (*graph.module.parameters(), *reference.parameters()):
+        parameter.requires_grad_(False)
+    notes = []
+    with Bar("reconstructing", len(blocks)) as bar:
+        for index, block in enumerate(blocks):
+            now = time.monotonic()
+            notes.append(_learn_block(state, block, now + (deadline - now) / (len(blocks) - index)))
+            _advance(state, block)
+            bar.advance(1, f"{block.name}, loss {notes[-1]['before']:.3g} -> {notes[-1]['after']:.3g}")
+    _set_outputs(graph, work.images)
+    work.notes["reconstruct"] = notes
+
+
+@torch.no_grad()
+def _features(work: Work) -> dict[str, Tensor]:
+    """What the classifiers read in the float network, or what it returns where it has none; (N, ...) by name."""
+    graph, module = work.graph, work.graph.module
+    nodes = graph.nodes()
+    wanted = {node_argument(nodes[graph.sites[name].node], 0).name for name in head_sites(graph)}
+    if not wanted:
+        wanted = {source.name for node in module.graph.nodes if node.op == "output" for source in node.all_input_nodes}
+    found: dict[str, list[Tensor]] = {name: [] for name in sorted(wanted)}
+    for images in work.images.split(BATCH):
+        observe_nodes(module, wanted, images, lambda name, value: found[name].append(value))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _errors(state: _Walk, block: Block, rows: Tensor) -> Errors:
+    """Errors of a block on the images with these numbers, as the quantized graph is now."""
+    images = state.images[rows]
+    given = {name: state.values[name][rows] for name in block.reads}
+    found = run_nodes(state.graph.module, block.quantized, given, images)
+    with torch.no_grad():
+        true = run_nodes(
+            state.reference, block.reference, {name: state.truth[name][rows] for name in block.reads}, images
+        )
+    local = share_of_signal({name: found[name] for name in block.writes}, true)
+    if not block.rest:
+        return Errors(local, None)
+    ahead = run_nodes(state.reference, block.rest, {name: found[name] for name in block.writes}, images)
+    features = {name: values[rows] for name, values in state.features.items()}
+    return Errors(local, share_of_signal({name: ahead[name] for name in features}, features))
+
+
+def share_of_signal(found: dict[str, Tensor], true: dict[str, Tensor]) -> Tensor:
+    """Sum over some tensors of the squared error as a share of the squared signal, (); differentiable."""
+    shares = [
+        (values.float() - true[name].float()).square().sum() / true[name].float().square().sum().clamp(min=TINY)
+        for name, values in found.items()
+    ]
+    return torch.stack(shares).sum()
+
+
+@torch.no_grad()
+def _held_out(state: _Walk, block: Block) -> Errors:
+    """Errors of a block on the images that are held out."""
+    parts = [_errors(state, block, rows) for rows in state.held.split(BATCH)]
+    features = [part.features for part in parts if part.features is not None]
+    local = torch.stack([part.local for part in parts]).mean()
+    return Errors(local, torch.stack(features).mean() if features else None)
+
+
+def _learn_block(state: _Walk, block: Block, until: float) -> dict[str, Any]:
+    """Learn one block, and keep what was learned if the images held out agree. until: time.monotonic() to stop at."""
+    first = _held_out(state, block)
+    before = float(first.loss(first))
+    learned = Learned(state.graph.module, block.quantized)
+    note = {"block": block.name, "before": before, "after": before, "steps": 0, "kept": False}
+    if learned.groups and len(state.trained):
+        optimizer = torch.optim.Adam(learned.groups)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        for step in range(STEPS):
+            if time.monotonic() > until:
+                break
+            drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
+            with torch.enable_grad():
+                loss = _errors(state, block, state.trained[drawn]).loss(first)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            note["steps"] = step + 1
+        note["after"] = float(_held_out(state, block).loss(first))
+    note["kept"] = note["after"] < before
+    learned.end(keep=note["kept"])
+    return note
+
+
+@torch.no_grad()
+def _advance(state: _Walk, block: Block) -> None:
+    """Take the tensors between two blocks from before a block to behind it."""
+    truth: dict[str, list[Tensor]] = {name: [] for name in block.writes}
+    values: dict[str, list[Tensor]] = {name: [] for name in block.writes}
+    for rows in torch.arange(len(state.images)).split(BATCH):
+        images = state.images[rows]
+        for module, nodes, held, into in (
+            (state.reference, block.reference, state.truth, truth),
+            (state.graph.module, block.quantized, state.values, values),
+        ):
+            found = run_nodes(module, nodes, {name: held[name][rows] for name in block.reads}, images)
+            for name in block.writes:
+                into[name].append(found[name])
+    state.truth = {name: torch.cat(parts) for name, parts in truth.items()}
+    state.values = {name: torch.cat(parts) for name, parts in values.items()}
+
+
+class Learned:
+    """What is learned of one block: its quantizers, replaced until `end`, and its parameters by channel.
+
+    groups: of parameters with their learning rates, as optimizers take them.
+    """
+
+    def __init__(self, module: GraphModule, nodes: Sequence[Node]) -> None:
+        self.module = module
+        self.replaced: dict[str, LearnedWeight | LearnedActivation] = {}
+        self.channels: dict[str, Tensor] = {}
+        self.groups: list[dict[str, Any]] = []
+        for node in nodes:
+            path = str(node.target)
+            if node.op == "call_module":
+                self._replace(path)
+            elif node.op == "get_attr" and path not in self.channels and _is_by_channel(get_tensor(module, path)):
+                self._take(path, get_tensor(module, path))
+
+    def _replace(self, path: str) -> None:
+        quantizer = self.module.get_submodule(path)
+        if isinstance(quantizer, WeightQuantizer):
+            learned: LearnedWeight | LearnedActivation = LearnedWeight(quantizer)
+            self.groups.append({"params": [learned.steps], "lr": WEIGHT_RATE})
+        elif isinstance(quantizer, ActivationQuantizer):
+            learned = LearnedActivation(quantizer)
+        else:
+            return
+        self.groups.append({"params": [learned.log_scale], "lr": SCALE_RATE})
+        self.module.set_submodule(path, learned)
+        self.replaced[path] = learned
+
+    def _take(self, path: str, tensor: Tensor) -> None:
+        self.channels[path] = tensor.detach().clone()
+        tensor.requires_grad_(True)
+        rms = float(tensor.detach().square().mean().sqrt())
+        self.groups.append({"params": [tensor], "lr": CHANNEL_RATE * (rms or 1.0)})
+
+    def end(self, *, keep: bool) -> None:
+        """Put quantizers back, with what was learned or as they were."""
+        for path, learned in self.replaced.items():
+            self.module.set_submodule(path, learned.settle() if keep else learned.unchanged())
+        for path, before in self.channels.items():
+            tensor = get_tensor(self.module, path)
+            tensor.requires_grad_(False)
+            if not keep:
+                tensor.data.copy_(before)
+
+
+def _is_by_channel(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.dim() == 1 and tensor.is_floating_point()
+
+
+@torch.no_grad()
+def _set_outputs(graph: QuantGraph, images: Tensor) -> None:
+    """Set the quantizers of convolutions' outputs on what these return now."""
+    convolutions = {name: site for name, site in sites_with_outputs(graph).items() if site in graph.outputs}
+    if convolutions:
+        observe_nodes(
+            graph.module, set(convolutions), images,
+            lambda name, value: graph.outputs.__setitem__(convolutions[name], fit_output(value)),
+        )  # fmt: skip
