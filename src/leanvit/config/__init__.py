@@ -28,7 +28,7 @@ from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.load import LoadOptions
 from leanvit.config.optimize import OptimizeConfig, OptimizeOptions
-from leanvit.config.quantization import BEST_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
+from leanvit.config.quantization import BEST_PASSES, LEARNED_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
 from leanvit.config.serve import ServeConfig
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
@@ -39,6 +39,7 @@ __all__ = [
     "FASHION_MNIST_CLASSES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LEARNED_PASSES",
     "AnalyzeConfig",
     "BenchmarkConfig",
     "Budget",

@@ -16,6 +16,13 @@ calibration on the quantized network's own values, and closed-form correction wi
 the rows of leanvit.quant.passes.TABLE that are asked for by name, which says what each does and in which order."""
 
 
+LEARNED_PASSES = (*BEST_PASSES, "reconstruct")
+"""What mode "learned" adds to the paper: all of "best", and gradient steps on scales, rounding and biases."""
+
+MODES: dict[str, tuple[str, ...]] = {"paper": (), "best": BEST_PASSES, "learned": LEARNED_PASSES}
+"""The passes beyond the paper that a mode runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a mixed-precision plan may cost: exactly one of the four limits.
@@ -55,7 +62,9 @@ class Scheme:
 
     weight_bits: int = option(8, "Bits of every weight, 2 to 8.")
     activation_bits: int = option(8, "Bits of every activation, 2 to 8.")
-    mode: Literal["paper", "best"] = option("paper", "MPTQ-ViT as published, or with error reduction beyond it.")
+    mode: Literal["paper", "best", "learned"] = option(
+        "paper", "MPTQ-ViT as published, with error reduction in closed form beyond it, or with learning on top."
+    )
     scope: Literal["matmul", "full"] = option(
         "matmul", "Quantize products only, or also inputs of norms, softmax, GELU and both sides of additions."
     )
@@ -72,9 +81,10 @@ class Scheme:
     ignored_scope: tuple[str, ...] = option((), "Site names (shell patterns) that stay in float.")
     passes: tuple[str, ...] = option(
         (),
-        "Passes beyond the paper to run: balance, per-head, forms, sequential, correct, or MODULE:ROW, a pass of your "
-        "own; default: those five in mode best, none in mode paper.",
+        "Passes beyond the paper to run: balance, per-head, forms, sequential, correct, reconstruct, or MODULE:ROW, a "
+        "pass of your own; default: all in mode learned, all but reconstruct in mode best, none in mode paper.",
     )
+    minutes: float | None = option(None, "Most minutes for the pass reconstruct; default: as long as its steps take.")
     seed: int = option(0, "Seed of the rotations and of the choice of calibration images.")
 
     def __post_init__(self) -> None:
@@ -87,13 +97,15 @@ class Scheme:
         require_at_least(self, 0, "seed")
         for name in self.passes:
             # A pass from outside is imported where it runs: a file that names one can be read without it.
-            if name not in BEST_PASSES and not all(name.partition(":")):
-                raise ConfigError(f"passes: unknown '{name}'.{did_you_mean(name, BEST_PASSES)}")
+            if name not in LEARNED_PASSES and not all(name.partition(":")):
+                raise ConfigError(f"passes: unknown '{name}'.{did_you_mean(name, LEARNED_PASSES)}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"minutes is {self.minutes}, expected more than 0")
 
     @property
     def active_passes(self) -> frozenset[str]:
         """The passes beyond the paper that run."""
-        return frozenset(self.passes or (BEST_PASSES if self.mode == "best" else ()))
+        return frozenset(self.passes or MODES[self.mode])
 
 
 @dataclass(frozen=True, kw_only=True)

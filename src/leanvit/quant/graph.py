@@ -312,13 +312,15 @@ def _elementwise_kind(node: Node, computed: set[Node]) -> SiteKind | None:
 def end_sites(graph: QuantGraph) -> set[str]:
     """Sites that read the image or return the logits: the patch embedding and the classifiers."""
     nodes = graph.nodes()
+    weighted = [site for site in graph.sites.values() if site.weight]
+    return head_sites(graph) | {site.name for site in weighted if _reads_image(node_argument(nodes[site.node], 0))}
+
+
+def head_sites(graph: QuantGraph) -> set[str]:
+    """Sites that return the logits: the classifiers."""
+    nodes = graph.nodes()
     output = next(n for n in graph.module.graph.nodes if n.op == "output")
-    ends = set()
-    for site in graph.sites.values():
-        node = nodes[site.node]
-        if site.weight and (_reads_image(node_argument(node, 0)) or _is_output(node, output)):
-            ends.add(site.name)
-    return ends
+    return {site.name for site in graph.sites.values() if site.weight and _is_output(nodes[site.node], output)}
 
 
 def _reads_image(node: Node) -> bool:

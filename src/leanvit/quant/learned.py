@@ -8,16 +8,16 @@ scales and what is added or multiplied by channel (biases, norms, LayerScale) go
     global  mean squared error of what the classifier reads, when the block's output goes on through the float rest
 
 with gradients straight through every rounding (LSQ, arXiv 1902.08153). Blocks before it are quantized already, so a
-block takes back what they lost. A quarter of the images is held out: a block whose loss on them did not fall is put
-back as it was. The float function and the bits stay: only scales, rounding and biases change, which costs nothing
-where the file runs.
+block takes back what they lost. A quarter of the images is held out: of each block the state is kept that has the
+least loss on them, which may be the one before the first step. The float function and the bits stay: only scales,
+rounding and biases change, which costs nothing where the file runs.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,10 @@ from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.work import Work
 
 STEPS = 200
-"""Of a block; GLF-Q takes thousands on a GPU, after this many the held-out loss of the micro models falls no further
-than it rises again."""
+"""Of a block. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls further."""
+
+STEPS_A_LOOK = 25
+"""Steps between two looks at the images that are held out."""
 
 BATCH = 16
 """Images a step."""
@@ -67,6 +69,7 @@ class LearnedWeight(nn.Module):
     def __init__(self, quantizer: WeightQuantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
+        self.first = quantizer.scale.clone()
         self.steps = nn.Parameter(quantizer.codes.float())
         self.log_scale = nn.Parameter(torch.zeros_like(quantizer.scale))
 
@@ -74,17 +77,16 @@ class LearnedWeight(nn.Module):
         """The dequantized weight; its gradient goes straight through the rounding."""
         low, high = self.quantizer.low, self.quantizer.high
         steps = self.steps + (self.steps.round() - self.steps).detach()
-        scale = self.quantizer.scale * self.log_scale.exp()
+        scale = self.first * self.log_scale.exp()
         return steps.clamp(low, high) * scale.view(-1, *[1] * (steps.dim() - 1))
 
-    def settle(self) -> WeightQuantizer:
-        """The quantizer with what was learned."""
+    def remember(self) -> None:
+        """Let the quantizer have what is learned by now."""
         integers = self.steps.detach().round().clamp(self.quantizer.low, self.quantizer.high)
-        self.quantizer.set_integers(integers, self.quantizer.scale * self.log_scale.detach().exp())
-        return self.quantizer
+        self.quantizer.set_integers(integers, self.first * self.log_scale.detach().exp())
 
-    def unchanged(self) -> WeightQuantizer:
-        """The quantizer as it was."""
+    def settled(self) -> WeightQuantizer:
+        """The quantizer as it was remembered."""
         return self.quantizer
 
 
@@ -94,22 +96,21 @@ class LearnedActivation(nn.Module):
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
-        self.first = quantizer.scale.clone()
+        self.first = self.remembered = quantizer.scale.clone()
         self.log_scale = nn.Parameter(torch.zeros_like(quantizer.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` quantized with the scale so far."""
         self.quantizer.scale = self.first * self.log_scale.exp()
-        return self.quantizer(x)  # type: ignore[no-any-return]
+        return self.quantizer(x)
 
-    def settle(self) -> ActivationQuantizer:
-        """The quantizer with what was learned."""
-        self.quantizer.scale = (self.first * self.log_scale.exp()).detach()
-        return self.quantizer
+    def remember(self) -> None:
+        """Note what is learned by now."""
+        self.remembered = self.first * self.log_scale.detach().exp()
 
-    def unchanged(self) -> ActivationQuantizer:
-        """The quantizer as it was."""
-        self.quantizer.scale = self.first
+    def settled(self) -> ActivationQuantizer:
+        """The quantizer as it was remembered."""
+        self.quantizer.scale = self.remembered
         return self.quantizer
 
 
@@ -176,10 +177,11 @@ def _values_of(module: GraphModule) -> list[Node]:
     """The nodes that depend on the values of the image, in order: no constants, sizes or weights."""
     found: dict[Node, None] = {}
     for node in module.graph.nodes:
+        computes = node.op in ("call_function", "call_module")
         is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
-        if node.op in ("call_function", "call_module") and not is_size:
-            if any(source.op == "placeholder" or source in found for source in node.all_input_nodes):
-                found[node] = None
+        reads = any(source.op == "placeholder" or source in found for source in node.all_input_nodes)
+        if computes and reads and not is_size:
+            found[node] = None
     return list(found)
 
 
@@ -195,7 +197,7 @@ def needed(module: GraphModule, wanted: Collection[str], given: Collection[str])
     return tuple(reversed(found))
 
 
-def run_nodes(module: GraphModule, nodes: Sequence[Node], given: dict[str, Tensor], images: Tensor) -> Values:
+def run_nodes(module: GraphModule, nodes: Sequence[Node], given: dict[str, Tensor], images: Tensor) -> dict[str, Any]:
     """The values of nodes by name, of those given too. images: (B, C, H, W), for the first block and for sizes."""
     values: Values = {}
     named = {source.name: source for node in nodes for source in node.all_input_nodes}
@@ -265,8 +267,10 @@ def learn(work: Work) -> None:
     with Bar("reconstructing", len(blocks)) as bar:
         for index, block in enumerate(blocks):
             now = time.monotonic()
-            notes.append(_learn_block(state, block, now + (deadline - now) / (len(blocks) - index)))
-            _advance(state, block)
+            targets = _run_all(state, reference, block.reference, state.truth, block)
+            notes.append(_learn_block(state, block, targets, now + (deadline - now) / (len(blocks) - index)))
+            state.values = _run_all(state, graph.module, block.quantized, state.values, block)
+            state.truth = targets
             bar.advance(1, f"{block.name}, loss {notes[-1]['before']:.3g} -> {notes[-1]['after']:.3g}")
     _set_outputs(graph, work.images)
     work.notes["reconstruct"] = notes
@@ -281,21 +285,20 @@ def _features(work: Work) -> dict[str, Tensor]:
     if not wanted:
         wanted = {source.name for node in module.graph.nodes if node.op == "output" for source in node.all_input_nodes}
     found: dict[str, list[Tensor]] = {name: [] for name in sorted(wanted)}
-    for images in work.images.split(BATCH):
+    for images in torch.split(work.images, BATCH):
         observe_nodes(module, wanted, images, lambda name, value: found[name].append(value))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _errors(state: _Walk, block: Block, rows: Tensor) -> Errors:
-    """Errors of a block on the images with these numbers, as the quantized graph is now."""
+def _errors(state: _Walk, block: Block, targets: dict[str, Tensor], rows: Tensor) -> Errors:
+    """Errors of a block on the images with these numbers, as the quantized graph is now. targets: what the float block
+    returns, (N, ...)."""
     images = state.images[rows]
     given = {name: state.values[name][rows] for name in block.reads}
     found = run_nodes(state.graph.module, block.quantized, given, images)
-    with torch.no_grad():
-        true = run_nodes(
-            state.reference, block.reference, {name: state.truth[name][rows] for name in block.reads}, images
-        )
-    local = share_of_signal({name: found[name] for name in block.writes}, true)
+    local = share_of_signal(
+        {name: found[name] for name in block.writes}, {name: values[rows] for name, values in targets.items()}
+    )
     if not block.rest:
         return Errors(local, None)
     ahead = run_nodes(state.reference, block.rest, {name: found[name] for name in block.writes}, images)
@@ -313,56 +316,65 @@ def share_of_signal(found: dict[str, Tensor], true: dict[str, Tensor]) -> Tensor
 
 
 @torch.no_grad()
-def _held_out(state: _Walk, block: Block) -> Errors:
+def _held_out(state: _Walk, block: Block, targets: dict[str, Tensor]) -> Errors:
     """Errors of a block on the images that are held out."""
-    parts = [_errors(state, block, rows) for rows in state.held.split(BATCH)]
+    parts = [_errors(state, block, targets, rows) for rows in torch.split(state.held, BATCH)]
     features = [part.features for part in parts if part.features is not None]
     local = torch.stack([part.local for part in parts]).mean()
     return Errors(local, torch.stack(features).mean() if features else None)
 
 
-def _learn_block(state: _Walk, block: Block, until: float) -> dict[str, Any]:
-    """Learn one block, and keep what was learned if the images held out agree. until: time.monotonic() to stop at."""
-    first = _held_out(state, block)
-    before = float(first.loss(first))
+def _learn_block(state: _Walk, block: Block, targets: dict[str, Tensor], until: float) -> dict[str, Any]:
+    """Learn one block, and keep of what was learned what the images held out like best, if they like it at all.
+
+    until: time.monotonic() to stop at. Returns a note for the report.
+    """
+    first = _held_out(state, block, targets)
     learned = Learned(state.graph.module, block.quantized)
-    note = {"block": block.name, "before": before, "after": before, "steps": 0, "kept": False}
-    if learned.groups and len(state.trained):
-        optimizer = torch.optim.Adam(learned.groups)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        for step in range(STEPS):
-            if time.monotonic() > until:
-                break
-            drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
-            with torch.enable_grad():
-                loss = _errors(state, block, state.trained[drawn]).loss(first)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            note["steps"] = step + 1
-        note["after"] = float(_held_out(state, block).loss(first))
-    note["kept"] = note["after"] < before
-    learned.end(keep=note["kept"])
-    return note
+    best = before = float(first.loss(first))
+    steps = kept = 0
+    for steps in _steps(state, block, targets, learned, first, until):
+        if steps % STEPS_A_LOOK == 0:
+            found = float(_held_out(state, block, targets).loss(first))
+            if found < best:
+                best, kept = found, steps
+                learned.remember()
+    learned.end()
+    return {"block": block.name, "before": before, "after": best, "steps": steps, "kept": kept}
+
+
+def _steps(
+    state: _Walk, block: Block, targets: dict[str, Tensor], learned: Learned, first: Errors, until: float
+) -> Iterator[int]:
+    """Gradient steps, after each the number of it."""
+    if not learned.groups or not len(state.trained):
+        return
+    optimizer = torch.optim.Adam(learned.groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for step in range(1, STEPS + 1):
+        if time.monotonic() > until:
+            return
+        drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
+        with torch.enable_grad():
+            loss = _errors(state, block, targets, state.trained[drawn]).loss(first)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        yield step
 
 
 @torch.no_grad()
-def _advance(state: _Walk, block: Block) -> None:
-    """Take the tensors between two blocks from before a block to behind it."""
-    truth: dict[str, list[Tensor]] = {name: [] for name in block.writes}
-    values: dict[str, list[Tensor]] = {name: [] for name in block.writes}
-    for rows in torch.arange(len(state.images)).split(BATCH):
-        images = state.images[rows]
-        for module, nodes, held, into in (
-            (state.reference, block.reference, state.truth, truth),
-            (state.graph.module, block.quantized, state.values, values),
-        ):
-            found = run_nodes(module, nodes, {name: held[name][rows] for name in block.reads}, images)
-            for name in block.writes:
-                into[name].append(found[name])
-    state.truth = {name: torch.cat(parts) for name, parts in truth.items()}
-    state.values = {name: torch.cat(parts) for name, parts in values.items()}
+def _run_all(
+    state: _Walk, module: GraphModule, nodes: Sequence[Node], held: dict[str, Tensor], block: Block
+) -> dict[str, Tensor]:
+    """What a block returns in one of the two graphs for all images, (N, ...) by name. held: what it reads."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in block.writes}
+    for rows in torch.split(torch.arange(len(state.images)), BATCH):
+        found = run_nodes(module, nodes, {name: held[name][rows] for name in block.reads}, state.images[rows])
+        for name in block.writes:
+            parts[name].append(found[name])
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
 class Learned:
@@ -402,15 +414,20 @@ class Learned:
         rms = float(tensor.detach().square().mean().sqrt())
         self.groups.append({"params": [tensor], "lr": CHANNEL_RATE * (rms or 1.0)})
 
-    def end(self, *, keep: bool) -> None:
-        """Put quantizers back, with what was learned or as they were."""
+    def remember(self) -> None:
+        """What is learned by now is what `end` will leave."""
+        for learned in self.replaced.values():
+            learned.remember()
+        self.channels = {path: get_tensor(self.module, path).detach().clone() for path in self.channels}
+
+    def end(self) -> None:
+        """Put the quantizers back, as they were remembered last, or else as they were."""
         for path, learned in self.replaced.items():
-            self.module.set_submodule(path, learned.settle() if keep else learned.unchanged())
-        for path, before in self.channels.items():
+            self.module.set_submodule(path, learned.settled())
+        for path, remembered in self.channels.items():
             tensor = get_tensor(self.module, path)
             tensor.requires_grad_(False)
-            if not keep:
-                tensor.data.copy_(before)
+            tensor.data.copy_(remembered)
 
 
 def _is_by_channel(tensor: Any) -> bool:

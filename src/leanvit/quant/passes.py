@@ -19,6 +19,7 @@ from leanvit.config import MPTQConfig
 from leanvit.errors import ConfigError
 from leanvit.quant.greedy_mp import choose_bits
 from leanvit.quant.heads import balance
+from leanvit.quant.learned import learn
 from leanvit.quant.sq_b import add_biases, smooth_norms
 from leanvit.quant.work import Pass, Stage, Work
 
@@ -113,6 +114,14 @@ TABLE: tuple[Pass, ...] = (
         "bits",
         choose_bits,
         lambda config: config.budget is not None,
+    ),
+    # On quantizers that are set, so that it begins where the closed forms end.
+    Pass(
+        "reconstruct",
+        "gradient steps on scales, rounding and biases of block after block, by the local and the final error",
+        "GLF-Q, LSQ (1902.08153)",
+        "after",
+        learn,
     ),
 )
 

@@ -126,7 +126,10 @@ def fake_quantize_log(x: Tensor, scale: Tensor, resolution: int, bits: int) -> T
     """
     _, high = integer_range(bits, symmetric=False)
     exponent = torch.log2((x / scale).clamp(min=2.0**-126)) * -resolution
-    integers = exponent.round_().clamp_(0, high) if not exponent.requires_grad else exponent.round().clamp(0, high)
+    if exponent.requires_grad:
+        integers = (exponent + (exponent.round() - exponent).detach()).clamp(0, high)
+    else:
+        integers = exponent.round_().clamp_(0, high)
     return torch.exp2(integers / -resolution) * scale
 
 

@@ -1,0 +1,139 @@
+"""The pass `reconstruct`: cuts that lose nothing, steps that held-out images agree to, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import leanvit.models  # noqa: F401  registers them in timm
+from leanvit.config import MPTQConfig
+from leanvit.quant import QuantizedModel, learned, quantize
+from leanvit.quant.graph import trace
+from leanvit.quant.learned import blocks_of, learn, needed, run_nodes
+from leanvit.quant.mptq import prepare, quantize_part
+from leanvit.quant.quantizers import FORMS, LogQuantizer, WeightQuantizer, make_quantizer
+
+TINY_VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+QUICK = {"weight_bits": 3, "activation_bits": 3, "passes": ("reconstruct",)}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=5, **TINY_VIT).eval()
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "STEPS", 6)
+    monkeypatch.setattr(learned, "STEPS_A_LOOK", 3)
+
+
+def held_in(quantized: QuantizedModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in quantized.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["vit_micro", "revit_micro", "vitaev2_micro", "exmobilevit_micro"])
+def test_blocks_one_after_another_compute_what_the_network_does(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    x = torch.randn(3, *model.pretrained_cfg["input_size"])
+    graph = trace(model, x[:2])
+    blocks = blocks_of(graph, graph.module, [])
+    assert len(blocks) > 1
+    held: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for block in blocks:
+            held = run_nodes(graph.module, block.quantized, {n: held[n] for n in block.reads}, x)
+        expected = graph.module(x)
+    (found,) = (held[name] for name in blocks[-1].writes)
+    assert torch.equal(found, expected)
+
+
+def test_the_rest_leads_from_a_block_to_the_features(tiny: nn.Module, images: Tensor) -> None:
+    graph = trace(tiny, images[:2])
+    features = [next(node.args[0].name for node in graph.module.graph.nodes if node.name == "linear_8")]
+    first, *_, last = blocks_of(graph, graph.module, features)
+    values = run_nodes(graph.module, first.quantized, {}, images)
+    ahead = run_nodes(graph.module, first.rest, {name: values[name] for name in first.writes}, images)
+    whole = run_nodes(graph.module, needed(graph.module, features, ()), {}, images)
+    assert torch.equal(ahead[features[0]], whole[features[0]])
+    assert not last.rest
+
+
+def test_held_out_errors_never_grow_and_the_float_network_stays(
+    tiny: nn.Module, images: Tensor, few_steps: None
+) -> None:
+    before = copy.deepcopy(tiny.state_dict())
+    quantized = quantize(tiny, images, MPTQConfig(**QUICK))
+    notes = quantized.report["reconstruct"]
+    assert [note["steps"] for note in notes] == [6] * len(notes)
+    assert all(note["after"] < note["before"] for note in notes if note["kept"])
+    assert any(note["kept"] for note in notes)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    for module in quantized.module.modules():
+        if isinstance(module, WeightQuantizer):
+            assert int(module.codes.min()) >= module.low
+            assert int(module.codes.max()) <= module.high
+            assert float(module.scale.min()) > 0
+    assert all(note["after"] == note["before"] for note in notes if not note["kept"])
+
+
+def test_what_held_out_images_refuse_leaves_no_trace(
+    tiny: nn.Module, images: Tensor, few_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rate in ("WEIGHT_RATE", "SCALE_RATE", "CHANNEL_RATE"):
+        monkeypatch.setattr(learned, rate, 30.0)
+    plain = quantize(tiny, images, MPTQConfig(weight_bits=4, activation_bits=4))
+    spoiled = quantize(tiny, images, MPTQConfig(weight_bits=4, activation_bits=4, passes=("reconstruct",)))
+    assert not any(note["kept"] for note in spoiled.report["reconstruct"])
+    expected, found = held_in(plain), held_in(spoiled)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_same_seed_learns_the_same(tiny: nn.Module, images: Tensor, few_steps: None) -> None:
+    first, second = (held_in(quantize(tiny, images, MPTQConfig(**QUICK))) for _ in range(2))
+    other = held_in(quantize(tiny, images, MPTQConfig(**QUICK, seed=1)))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert any(not torch.equal(other[name], value) for name, value in first.items())
+
+
+def test_without_time_it_takes_no_step(tiny: nn.Module, images: Tensor) -> None:
+    quantized = quantize(tiny, images, MPTQConfig(**QUICK, minutes=1e-9))
+    assert {note["steps"] for note in quantized.report["reconstruct"]} == {0}
+
+
+def test_a_network_without_a_classifier_is_learned_by_what_it_returns(images: Tensor, few_steps: None) -> None:
+    torch.manual_seed(0)
+    maps = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, padding=1), nn.GELU(),
+                         nn.Conv2d(16, 16, 3), nn.GELU(), nn.Conv2d(16, 4, 1)).eval()  # fmt: skip
+    quantized = quantize_part(maps, images, MPTQConfig(**QUICK))
+    assert quantized.report["reconstruct"]
+
+
+def test_gradients_pass_through_every_quantizer() -> None:
+    x = torch.linspace(0.05, 0.45, 18, dtype=torch.float64).requires_grad_()
+    for form in FORMS:
+        quantizer = make_quantizer(form, 8).double()
+        found = quantizer(x)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        # Without its rounding a quantizer returns what it was given; a logarithmic one's slope is value over input.
+        expected = found / x if issubclass(FORMS[form], LogQuantizer) else torch.ones_like(x)
+        assert torch.allclose(gradient, expected, rtol=1e-6), form
+
+
+def test_learn_needs_quantizers(tiny: nn.Module, images: Tensor) -> None:
+    work = prepare(trace(tiny, images[:2]), [images], MPTQConfig(**QUICK))
+    learn(work)
+    assert "reconstruct" not in work.notes
