@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,34 @@ def test_the_same_seed_learns_the_same(tiny: nn.Module, images: Tensor, few_step
     other = held_in(quantize(tiny, images, MPTQConfig(**QUICK, seed=1)))
     assert all(torch.equal(second[name], value) for name, value in first.items())
     assert any(not torch.equal(other[name], value) for name, value in first.items())
+
+
+def test_a_killed_run_goes_on_to_the_same_result(
+    tiny: nn.Module, images: Tensor, few_steps: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = held_in(quantize(tiny, images, MPTQConfig(**QUICK)))
+    done: list[str] = []
+    learn_block = learned._learn_block
+
+    def killed(state: Any, block: Any, *others: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(block.name)
+        return learn_block(state, block, *others)
+
+    journal = tmp_path / "search.jsonl"
+    monkeypatch.setattr(learned, "_learn_block", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(tiny, images, MPTQConfig(**QUICK), journal=journal)
+    monkeypatch.setattr(learned, "_learn_block", learn_block)
+    again: list[str] = []
+    monkeypatch.setattr(learned, "_learn_block", lambda s, b, *o: again.append(b.name) or learn_block(s, b, *o))
+    found = held_in(quantize(tiny, images, MPTQConfig(**QUICK), journal=journal))
+    assert not set(again) & set(done)
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    # Another run takes nothing from it, and a damaged file is none.
+    (tmp_path / "search.blocks.safetensors").write_bytes(b"damaged")
+    assert held_in(quantize(tiny, images, MPTQConfig(**QUICK, seed=1), journal=journal)).keys() == whole.keys()
 
 
 def test_without_time_it_takes_no_step(tiny: nn.Module, images: Tensor) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from leanvit.progress import Bar
+from leanvit.quant.block_journal import BlockJournal
 from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import QuantGraph, get_tensor, head_sites, node_argument
 from leanvit.quant.interpret import Values, compute, last_uses, observe_nodes
@@ -257,23 +258,27 @@ def learn(work: Work) -> None:
     if work.quantized is None:
         return
     graph, reference = work.quantized, work.graph.module
-    features = _features(work)
-    state = _Walk(work, graph, reference, features, torch.Generator().manual_seed(work.config.seed))
-    blocks = blocks_of(graph, reference, features)
-    deadline = time.monotonic() + 60 * work.config.minutes if work.config.minutes else math.inf
     for parameter in (*graph.module.parameters(), *reference.parameters()):
         parameter.requires_grad_(False)
-    notes = []
+    journal = BlockJournal(work.journal, graph.module, work.images, work.config)
+    state = _Walk(work, graph, reference, _features(work), torch.Generator().manual_seed(work.config.seed))
+    blocks = blocks_of(graph, reference, state.features)
+    journal.restore(graph.module, state.generator)
+    known = len(journal.notes)
+    deadline = time.monotonic() + 60 * work.config.minutes if work.config.minutes else math.inf
     with Bar("reconstructing", len(blocks)) as bar:
         for index, block in enumerate(blocks):
-            now = time.monotonic()
             targets = _run_all(state, reference, block.reference, state.truth, block)
-            notes.append(_learn_block(state, block, targets, now + (deadline - now) / (len(blocks) - index)))
+            if index >= known:
+                now = time.monotonic()
+                note = _learn_block(state, block, targets, now + (deadline - now) / (len(blocks) - index))
+                journal.add(note, graph.module, state.generator)
             state.values = _run_all(state, graph.module, block.quantized, state.values, block)
             state.truth = targets
-            bar.advance(1, f"{block.name}, loss {notes[-1]['before']:.3g} -> {notes[-1]['after']:.3g}")
+            note = journal.notes[index]
+            bar.advance(1, f"{block.name}, loss {note['before']:.3g} -> {note['after']:.3g}")
     _set_outputs(graph, work.images)
-    work.notes["reconstruct"] = notes
+    work.notes["reconstruct"] = journal.notes
 
 
 @torch.no_grad()

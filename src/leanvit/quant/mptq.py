@@ -88,7 +88,8 @@ def quantize(
     model: any that returns one tensor, or a dictionary, dataclass or tuple with one; wrappers are looked through and
         half precision is taken as float32.
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
-        bits has evaluated, so that a killed one goes on where it was.
+        bits has evaluated; beside it, as .blocks.safetensors, what the pass `reconstruct` has learned. A killed run
+        goes on where it was.
     Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
     not finite, ShapeError where the model can't run on these images, ExportError where the model can't be traced,
     ConfigError for an ignored_scope or a plan that names unknown sites, and for a pass that can't be imported.

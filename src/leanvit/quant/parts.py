@@ -78,8 +78,8 @@ def quantize_network(
     """Quantize every part of a task's network; the network itself is not changed.
 
     x: (N, 3, H, W) float32 normalised calibration pictures, or crops for pose. plan: bits of every site by its whole
-    name. folder: keeps the journals of a search of bits. Raises CalibrationError where no box was found in x, and
-    what leanvit.quantize raises.
+    name. folder: keeps the journals of a search of bits and of what is learned.
+    Raises CalibrationError where no box was found in x, and what leanvit.quantize raises.
     """
     config = config or MPTQConfig()
     budgets = _budgets(parts_of(network.eval()), config.budget)
@@ -94,7 +94,7 @@ def quantize_network(
         own = None
         if plan is not None:
             own = {site.removeprefix(f"{name}."): bits for site, bits in plan.items() if site.startswith(f"{name}.")}
-        journal = Path(folder) / f"search_{name}.jsonl" if folder and config.budget else None
+        journal = Path(folder) / f"search_{name}.jsonl" if folder else None
         note(f"quantizing {name}: {len(inputs[name])} inputs")
         own_config = replace(config, budget=budgets[name])
         quantized[name] = quantize_part(part, inputs[name], own_config, plan=own, journal=journal)
@@ -114,7 +114,7 @@ def quantize_any(
     """Quantize a network of any task: a classifier is one graph, all others have parts (`quantize_network`)."""
     if task_named(info.task).data != "images":
         return quantize_network(network, info, x, config, plan=plan, folder=folder)
-    journal = Path(folder) / "search.jsonl" if folder and config and config.budget else None
+    journal = Path(folder) / "search.jsonl" if folder else None
     return replace(quantize(network, x, config, plan=plan, journal=journal), preprocess=info.preprocess)
 
 

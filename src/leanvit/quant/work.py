@@ -28,7 +28,8 @@ class Work:
     into memory at once, (N, 3, H, W), on which quantizers are set.
     choices: how quantizers will be set. plan: bits of every site, from the stage `bits` on.
     quantized: the graph with quantizers, in the stage `after`; its nodes bear the names of the float graph's.
-    notes: JSON values that go into the report. journal: file of a search of bits. float_bytes: of the model as it came.
+    notes: JSON values that go into the report. journal: file of a search of bits, and beside it of what is learned.
+    float_bytes: of the model as it came.
     """
 
     config: MPTQConfig
