@@ -1,6 +1,7 @@
 """Accuracy of MPTQ on the micro models, trained on Fashion-MNIST (10,000 real test images).
 
-    python benchmarks/ptq.py                      default table: paper and best, eight settings, all models
+    python benchmarks/ptq.py                      default table: paper and best, nine settings, all models
+    python benchmarks/ptq.py --modes best learned --settings W4A4 W3A3      what learning adds where bits are few
     python benchmarks/ptq.py --ablation           the paper's ablation at W4A4, and `best` without each of its passes
     python benchmarks/ptq.py --ablation --outliers   the same of ViT and DeiT with outliers as large networks have
     python benchmarks/ptq.py --random-plans 20    Greedy MP at 5 bits beside uniform 5 and random plans of equal cost
@@ -44,12 +45,13 @@ from outliers import add_outliers
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path(leanvit.models.__file__).parent / "weights"
-METHODS = ("paper", "best")
+MODES = ("paper", "best", "learned")
 SETTINGS: dict[str, dict[str, Any]] = {
     "W8A8": {"weight_bits": 8, "activation_bits": 8},
     "W6A6": {"weight_bits": 6, "activation_bits": 6},
     "W4A4": {"weight_bits": 4, "activation_bits": 4},
     "W3A4": {"weight_bits": 3, "activation_bits": 4},
+    "W3A3": {"weight_bits": 3, "activation_bits": 3},
     "MP 5": {"budget": Budget(average_bits=5)},
     "MP 4": {"budget": Budget(average_bits=4)},
     "full W8A8": {"weight_bits": 8, "activation_bits": 8, "scope": "full"},
@@ -161,9 +163,9 @@ class Bench:
 
 
 def default_table(bench: Bench, seed: int) -> None:
-    """Paper and best at every setting."""
+    """Each mode at every setting."""
     for setting in bench.args.settings:
-        for method in METHODS:
+        for method in bench.args.modes:
             bench.measure(method, setting, seed, MPTQConfig(**SETTINGS[setting], mode=method, seed=seed))
 
 
@@ -302,6 +304,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="test images")
     parser.add_argument("--calibration", type=int, default=128, help="calibration images")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--modes", nargs="+", default=["paper", "best"], choices=MODES, metavar="MODE")
     parser.add_argument("--ablation", action="store_true", help="the ablation instead of the default table")
     parser.add_argument("--outliers", action="store_true", help="put outliers into the models, which change no answer")
     parser.add_argument("--methods", nargs="+", default=list(ABLATION), choices=list(ABLATION), metavar="METHOD")
