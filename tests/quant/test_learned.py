@@ -44,11 +44,19 @@ def held_in(quantized: QuantizedModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in quantized.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["vit_micro", "revit_micro", "vitaev2_micro", "exmobilevit_micro"])
-def test_blocks_one_after_another_compute_what_the_network_does(name: str) -> None:
+SWIN: dict[str, Any] = {"img_size": 32, "patch_size": 2, "window_size": 4, "depths": (2, 2), "embed_dim": 24,
+                        "num_heads": (2, 2), "num_classes": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vit_micro", {}), ("revit_micro", {}), ("vitaev2_micro", {}), ("exmobilevit_micro", {}),
+     ("swin_tiny_patch4_window7_224", SWIN)],
+)  # fmt: skip
+def test_blocks_one_after_another_compute_what_the_network_does(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    x = torch.randn(3, *model.pretrained_cfg["input_size"])
+    model = timm.create_model(name, **options).eval()
+    x = torch.randn(3, *((3, 32, 32) if options else model.pretrained_cfg["input_size"]))
     graph = trace(model, x[:2])
     blocks = blocks_of(graph, graph.module, [])
     assert len(blocks) > 1
@@ -56,6 +64,7 @@ def test_blocks_one_after_another_compute_what_the_network_does(name: str) -> No
     with torch.no_grad():
         for block in blocks:
             held = run_nodes(graph.module, block.quantized, {n: held[n] for n in block.reads}, x)
+            assert all(len(held[n]) == len(x) for n in block.writes)
         expected = graph.module(x)
     (found,) = (held[name] for name in blocks[-1].writes)
     assert torch.equal(found, expected)

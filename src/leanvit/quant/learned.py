@@ -45,8 +45,8 @@ BATCH = 16
 MOST_ALIVE = 2
 """Tensors between two blocks: the residual stream, and the attention logits of ReViT beside it."""
 
-LEAST_SITES = 4
-"""Of a block: an attention half has four."""
+LEAST_SITES, MOST_SITES = 4, 16
+"""Of a block: the attention of a layer has four; more than two layers are too much to be learned at once."""
 
 LOCAL_SHARE = 2.0
 """Weight of the local error beside the global one (GLF-Q)."""
@@ -155,10 +155,20 @@ def blocks_of(graph: QuantGraph, reference: GraphModule, features: Collection[st
 
 
 def _cuts(graph: QuantGraph, reference: GraphModule) -> list[tuple[int, tuple[str, ...]]]:
-    """Where blocks end, by the index among the nodes that are values, and the tensors that are alive there."""
+    """Where blocks end, by the index among the nodes that are values, and the tensors that are alive there: as few as
+    leave blocks of a size that can be learned."""
+    for most_alive in range(1, MOST_ALIVE + 1):
+        cuts = _cuts_of(graph, reference, most_alive)
+        if len(cuts) * MOST_SITES >= len(graph.sites):
+            break
+    return cuts
+
+
+def _cuts_of(graph: QuantGraph, reference: GraphModule, most_alive: int) -> list[tuple[int, tuple[str, ...]]]:
     nodes = _values_of(graph.module)
-    output = next(node for node in graph.module.graph.nodes if node.op == "output")
-    names = {node.name for node in reference.graph.nodes}
+    *_, output = graph.module.graph.nodes
+    batch = next(node.meta["val"].shape[0] for node in reference.graph.nodes if node.op == "placeholder")
+    names = {node.name: node for node in reference.graph.nodes}
     sites = {site.node for site in graph.sites.values()}
     last_use = last_uses(list(graph.module.graph.nodes))
     places = {node: index for index, node in enumerate(graph.module.graph.nodes)}
@@ -167,11 +177,17 @@ def _cuts(graph: QuantGraph, reference: GraphModule) -> list[tuple[int, tuple[st
     for index, node in enumerate(nodes[:-1]):
         count += node.name in sites
         alive = [held for held in (*alive, node) if last_use.get(held, -1) > places[node]]
-        is_narrow = len(alive) <= MOST_ALIVE and all(held.name in names for held in alive)
+        is_narrow = len(alive) <= most_alive and all(_has_images(names.get(held.name), batch) for held in alive)
         if count >= LEAST_SITES and is_narrow and node in alive:
             cuts.append((index, tuple(held.name for held in alive)))
             count = 0
     return [*cuts, (len(nodes) - 1, tuple(node.name for node in output.all_input_nodes))]
+
+
+def _has_images(node: Node | None, batch: Any) -> bool:
+    """Whether a node of the float graph is a tensor with one entry an image, unlike the windows of Swin."""
+    value = None if node is None else node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0 and str(value.shape[0]) == str(batch)
 
 
 def _values_of(module: GraphModule) -> list[Node]:
