@@ -19,7 +19,7 @@ from common import smooth
 from leanvit.imaging import encode_png
 from serving import Running, serving
 
-REQUESTS = int(os.environ.get("LEANVIT_REQUESTS", "1500"))
+REQUESTS = int(os.environ.get("LEANVIT_REQUESTS", "600"))
 """The environment's LEANVIT_REQUESTS=10000 is for a long run."""
 
 SECRETS = re.compile(rb"Traceback|File \"|site-packages|/root|/tmp|/work|leanvit\.|0x[0-9a-f]{6}|BytesIO|\.py\b|__")
