@@ -30,6 +30,7 @@ import leanvit.models
 from leanvit.bench import machine
 from leanvit.checkpoint import preprocess_for
 from leanvit.config import BEST_PASSES, Budget, MPTQConfig
+from leanvit.config.quantization import MODES
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.files import read_json, write_json
@@ -45,7 +46,6 @@ from outliers import add_outliers
 
 RESULTS = Path(__file__).parent / "results"
 WEIGHTS = Path(leanvit.models.__file__).parent / "weights"
-MODES = ("paper", "best", "learned")
 SETTINGS: dict[str, dict[str, Any]] = {
     "W8A8": {"weight_bits": 8, "activation_bits": 8},
     "W6A6": {"weight_bits": 6, "activation_bits": 6},

@@ -58,7 +58,6 @@ of its own root mean square."""
 HELD_OUT = 4
 """One of so many images decides whether a block is kept."""
 
-
 TINY = 1e-12
 """Below which an error or a signal counts as this much, so that none is divided by zero."""
 
