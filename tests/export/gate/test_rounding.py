@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
+from leanvit.export.gate.calibration import hint_of_difference
+from leanvit.export.gate.given import Given
 from leanvit.export.gate.limits import LOW_BIT_SQNR_DB, QUANTIZED_SQNR_DB
-from leanvit.export.gate.outputs import check_golden_labels, what_to_do
+from leanvit.export.gate.outputs import check_golden_labels
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
 from leanvit.quant import quantize
 from leanvit.quant.quantizers import UniformQuantizer
@@ -87,12 +91,22 @@ def test_few_bits_are_asked_for_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minimum_db", "words"), [(80.0, "export again"), (35.0, "export again"), (26.0, "than 26 dB")]
+    ("task", "minimum_db", "share", "words"),
+    [
+        ("classify", 80.0, MATCHED_SHARE, "export again"),
+        ("embed", 35.0, MATCHED_SHARE, "export again"),
+        ("embed", 26.0, MATCHED_SHARE, "than 26 dB are asked"),
+        ("detect", 35.0, MATCHED_SHARE, "export again"),
+        ("detect", 35.0, 0.6, "than 35 dB and 60% of its objects are asked"),
+    ],
 )
-def test_noise_is_not_called_a_wrong_file(minimum_db: float, words: str) -> None:
-    advice = what_to_do(minimum_db)
+def test_noise_is_not_called_a_wrong_file(task: str, minimum_db: float, share: float, words: str) -> None:
+    manifest = SimpleNamespace(task=task, quantization={"site_sqnr_db": {"blocks.0.mlp.fc1": 12.5}})
+    bundle = SimpleNamespace(manifest=manifest, minimum_sqnr_db=minimum_db, minimum_share=share)
+    advice = hint_of_difference(Given(bundle))  # type: ignore[arg-type]
     assert words in advice
-    assert ("Train it" in advice) is (minimum_db < QUANTIZED_SQNR_DB)
+    assert ("Train it" in advice) is ("are asked" in words)
+    assert "blocks.0.mlp.fc1 12.5 dB" in advice
 
 
 def found_objects(count: int, moved: int) -> dict[str, np.ndarray]:

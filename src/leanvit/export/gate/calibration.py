@@ -11,8 +11,10 @@ from leanvit import imaging
 from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.given import Given
+from leanvit.export.gate.limits import QUANTIZED_SQNR_DB
 from leanvit.files import fingerprint
 from leanvit.runtime.bundle import Manifest
+from leanvit.runtime.golden_objects import MATCHED_SHARE
 
 MIN_CALIBRATION_IMAGES = 32
 """As many as quantize asks for: with fewer, ranges hang on single images."""
@@ -150,6 +152,24 @@ def worst_sites(manifest: Manifest, count: int = 3) -> str:
 def with_worst_sites(hint: str, manifest: Manifest) -> str:
     """A hint that also says where quantization costs most."""
     return f"{hint} (In quantization the {worst_sites(manifest)}.)" if worst_sites(manifest) else hint
+
+
+def hint_of_difference(given: Given) -> str:
+    """The advice where a file's outputs are not those of the network before export: a wrong file, or rounding.
+
+    Less than QUANTIZED_SQNR_DB and MATCHED_SHARE is asked of those networks alone whose own outputs differ by it in
+    float64 (gate.rounding), and of few bits: there it is noise of quantization that moved on, and no wrong file.
+    """
+    decibels, share = given.bundle.minimum_sqnr_db, given.bundle.minimum_share
+    if decibels >= QUANTIZED_SQNR_DB and share >= MATCHED_SHARE:
+        return with_worst_sites("The file computes something else than the network: export again.", given.manifest)
+    objects = f" and {share:.0%} of its objects" if given.task.matched else ""
+    hint = (
+        f"No more than {decibels:.0f} dB{objects} are asked of this quantized network, whose outputs move by rounding "
+        "alone: much of them may be noise, and the file as right as the network. Train it if its weights are random or "
+        "hardly trained, calibrate with images like those it will see, or quantize with more bits."
+    )
+    return with_worst_sites(hint, given.manifest)
 
 
 def _check_probe(probe: dict[str, float] | None) -> Check:

@@ -6,14 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.errors import BundleError
-from leanvit.export.gate.calibration import with_worst_sites
+from leanvit.export.gate.calibration import hint_of_difference
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import Given
 from leanvit.export.gate.limits import (
     AGREEMENT,
     BATCH_SIZES,
-    QUANTIZED_SQNR_DB,
     SMALLEST_CHANGE,
     SURE_MARGIN,
     TIED_NOISE,
@@ -53,28 +52,13 @@ def check_golden_file(given: Given) -> list[Check]:
     ]  # fmt: skip
 
 
-def what_to_do(minimum_db: float) -> str:
-    """The advice where golden outputs are further off than `minimum_db`.
-
-    Less is asked only of networks whose outputs move by rounding alone (gate.rounding), and of few bits: there it is
-    noise of quantization that moved on, and no wrong file.
-    """
-    if minimum_db >= QUANTIZED_SQNR_DB:
-        return "The file computes something else than the model: export again."
-    return (
-        f"No more than {minimum_db:.0f} dB are asked of this quantized network, whose outputs move by rounding alone: "
-        "much of them may be noise. Train it if its weights are random, calibrate with images like those it will see, "
-        "or quantize with more bits."
-    )
-
-
 def check_golden(given: Given) -> list[Check]:
     """Golden images have the recorded outputs, objects and labels, at batch 1, 3 and 8 alike."""
     images, expected = load_golden(given.folder)
     records = load_golden_records(given.folder)
     pixels = np.stack([given.bundle.prepare(image, f"golden image {i}") for i, image in enumerate(images)])
     minimum = given.bundle.minimum_sqnr_db
-    hint = with_worst_sites(what_to_do(minimum), given.manifest)
+    hint = hint_of_difference(given)
     checks = []
     for size in BATCH_SIZES:
         outputs = in_batches(given.bundle.outputs, pixels, size)
@@ -124,8 +108,7 @@ def check_agreement(given: Given) -> list[Check]:
         return []
     expected, found = (kept_values(task, outputs) for outputs in (evaluation.expected, given.evaluated))
     ratio, minimum = sqnr_db(expected, found), given.bundle.minimum_sqnr_db
-    hint = "The exported graph computes something else than the model; export again and report this."
-    hint = with_worst_sites(hint, given.manifest)
+    hint = hint_of_difference(given)
     checks = []
     if task.returns == "label":
         same = 100.0 * float((expected.argmax(1) == found.argmax(1)).mean())

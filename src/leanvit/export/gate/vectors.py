@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.export.gate.calibration import with_worst_sites
+from leanvit.export.gate.calibration import hint_of_difference
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import Given
@@ -15,8 +15,6 @@ from leanvit.runtime.neighbours import cosines, nearest
 from leanvit.runtime.task import kept_values
 
 Values = NDArray[np.float32]
-
-HINT = "The file computes something else than the network: export again."
 
 
 def least_cosine(minimum_db: float) -> float:
@@ -34,7 +32,7 @@ def check_cosine(given: Given) -> list[Check]:
     pixels = np.stack([given.bundle.prepare(image, f"golden image {i}") for i, image in enumerate(images)])
     found = kept_values(given.task, in_batches(given.bundle.outputs, pixels, len(pixels)))
     worst, least = float(cosines(expected, found).min()), least_cosine(given.bundle.minimum_sqnr_db)
-    hint = with_worst_sites(HINT, given.manifest)
+    hint = hint_of_difference(given)
     return [Check("golden cosine", worst >= least, f"{worst:.5f} in the worst image", f"at least {least:.5f}", hint)]
 
 
@@ -48,7 +46,7 @@ def check_neighbours(given: Given) -> list[Check]:
         return []
     expected, found = (kept_values(task, outputs) for outputs in (evaluation.expected, given.evaluated))
     mean, least = float(cosines(expected, found).mean()), least_cosine(given.bundle.minimum_sqnr_db)
-    hint = with_worst_sites(HINT, given.manifest)
+    hint = hint_of_difference(given)
     checks = [Check("cosine", mean >= least, f"{mean:.5f} in the mean image", f"at least {least:.5f}", hint)]
     if len(expected) < 3:
         return checks
