@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,33 @@ def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
     found, expected = (loss_of(network, p)[0] for p in (plan, reference))
     assert report["loss"] == pytest.approx(found, rel=1e-6)
     assert found <= max(1.01 * expected, expected + 2e-4)
+
+
+def test_the_integer_programs_plan_is_taken_where_it_measures_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = trace(tiny(2), images(2)), images(16)
+    config = scheme(average_bits=5.0, levels=(8, 6, 4))
+    # Without steps that lead anywhere near: the lowest bits everywhere, which are within the budget.
+    monkeypatch.setattr(search, "descend", _all_the_way_down)
+    monkeypatch.setattr(search, "exchange", lambda problem, state: state)
+    monkeypatch.setattr(search, "at_least_uniform", lambda problem, state: state)
+    plan, report = allocate(graph, x, config, CHOICES)
+    assert report["additive"]["taken"]
+    assert report["additive"]["plan"] == pytest.approx(report["additive"]["optimum"])
+    assert cost_of(graph, plan, "average_bits") <= 5.0
+    network = make_network(copy.deepcopy(graph), x, plan, CHOICES)
+    lowest = {name: bits if name in end_sites(graph) else (4, 4) for name, bits in plan.items()}
+    assert report["loss"] == pytest.approx(loss_of(network, plan)[0], rel=1e-6)
+    assert report["loss"] < 0.5 * loss_of(network, lowest)[0]
+
+
+def _all_the_way_down(problem: search.Problem, state: search.State) -> search.State:
+    lowest = {name: (4, 4) if name in problem.free else bits for name, bits in state.plan.items()}
+    return replace(state, plan=lowest, unmeasured=1.0)
+
+
+def test_no_plan_adds_less_than_the_reported_optimum(graph: QuantGraph) -> None:
+    _, report = allocate(graph, images(8), scheme(average_bits=5.0), CHOICES)
+    assert 0 < report["additive"]["optimum"] <= report["additive"]["plan"] * (1 + 1e-3)
 
 
 class Killed(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 from leanvit.config import Budget
@@ -42,6 +43,20 @@ class Costs:
         if self.budget.bitops is not None:
             return float(bit_operations(self.graph, plan))
         return sum(self._milliseconds(site, plan.get(name)) for name, site in self.graph.sites.items())
+
+    def of_site(self, name: str, bits: tuple[int, int]) -> float:
+        """What one free site adds to `of` a plan: bits of its elements among those that count, bytes, BitOps, ms."""
+        site = self.graph.sites[name]
+        if self.budget.average_bits is not None:
+            return sum(count * own for count, own in tensor_bits(site, bits)) / self._elements
+        if self.budget.model_bytes is not None:
+            return float(math.ceil(math.prod(site.weight_shape) * bits[0] / 8)) if site.weight else 0.0
+        return float(site.macs * math.prod(bits)) if self.budget.bitops is not None else self._milliseconds(site, bits)
+
+    @cached_property
+    def _elements(self) -> int:
+        """Elements of all tensors of the free sites."""
+        return sum(count for name in self.free for count, _ in tensor_bits(self.graph.sites[name], (8, 8)))
 
     def _milliseconds(self, site: Site, bits: tuple[int, int] | None) -> float:
         row = self.table.get(site_key(site))

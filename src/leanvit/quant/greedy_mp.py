@@ -11,6 +11,7 @@ takes thousands of runs of the network. `allocate` is ours: the same score in ab
     probe      every candidate is measured once, at PROBE_BITS; its local output error tells the levels above from that
     descend    the published loop on these predictions, in a heap; the state is measured when predictions add up, and
                below PROBE_BITS, where local errors promise too much, no step is taken that was not measured
+    solve      the same predictions as an integer program (see `integer_program`), whose optimum is measured
     uniform    where uniform bits within the budget are better, the search goes on from them
     exchange   bits are moved between pairs of tensors as long as that lowers the measured loss
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,6 +39,7 @@ from leanvit.quant.calibrate import Choices
 from leanvit.quant.costs import Candidate, Costs, stepped
 from leanvit.quant.evaluate import Kept, Network, local_error, loss_of, make_network
 from leanvit.quant.graph import QuantGraph, end_sites
+from leanvit.quant.integer_program import Choice, least_loss, sum_of_losses
 from leanvit.quant.journal import Journal
 from leanvit.quant.plan import FLOAT_BITS, Plan, make_plan, parts_of
 from leanvit.quant.work import Work
@@ -53,6 +56,10 @@ STALE = 1.5
 
 LEAST_SHARE = 0.01
 """Of the median increase: what a candidate is believed to cost at least, as no bits are free."""
+
+SOLUTIONS = 4
+"""Times that the integer program is solved: it is drawn to what was only predicted, which is then measured. On the
+micro models a fourth solution has no more than one or two such tensors."""
 
 FAILED_EXCHANGES = 12
 """Exchanges in a row that may fail to lower the loss before the search ends."""
@@ -125,6 +132,7 @@ class State:
     loss: of the plan, measured, and what predicted steps have added since; unmeasured: of it, that part.
     kept, latest: values of the last measured state, and of the last run. steps: taken, for the report.
     errors: (predicted, measured) increases. evaluations: runs of the network; from_journal: losses that were known.
+    is_solution: whether the plan of the integer program had the lower loss.
     """
 
     plan: Plan
@@ -138,6 +146,7 @@ class State:
     evaluations: int = 0
     from_journal: int = 0
     exchanges: int = 0
+    is_solution: bool = False
 
 
 def choose_bits(work: Work) -> None:
@@ -158,6 +167,7 @@ def allocate(
     state = probe(problem, state)
     state = descend(problem, state)
     state = measure_state(problem, state)
+    state = solve(problem, state)
     state = at_least_uniform(problem, state)
     state = exchange(problem, state)
     plan = {name: bits for name, bits in state.plan.items() if bits[1] != FLOAT_BITS}
@@ -242,6 +252,57 @@ def measure_state(problem: Problem, state: State) -> State:
     state, loss = _loss(problem, state, state.plan)
     errors = (*state.errors, (believed, loss - before))
     return replace(_settled(state), loss=loss, unmeasured=0.0, errors=errors)
+
+
+def solve(problem: Problem, state: State) -> State:
+    """The state with the plan of the integer program on its predictions, where that has the lower measured loss."""
+    for _ in range(SOLUTIONS):
+        found = least_loss(_choices(problem, state), _limit(problem, state))
+        if found is None:
+            return state
+        plan = {**state.plan, **found}
+        guessed = [c for c in problem.candidates if _is_guessed(state, c, _bits(plan, c))]
+        if not guessed:
+            break
+        with Bar("measuring low bits", len(guessed)) as bar:
+            for candidate in guessed:
+                state = _measure_step(problem, state, candidate, _bits(plan, candidate))
+                bar.advance()
+    if problem.costs.of(plan) > problem.costs.limit:  # by what HiGHS takes for equal
+        return state
+    state, loss = _loss(problem, state, plan)
+    if loss >= state.loss:
+        return state
+    note(f"the integer program's plan has a lower loss ({loss:.3g}) than the steps taken: the search goes on from it")
+    return _settled(replace(state, plan=plan, loss=loss, is_solution=True))
+
+
+def _choices(problem: Problem, state: State) -> dict[str, list[Choice]]:
+    """Every bits that each free site may have, with what they are predicted to add to the loss, and their cost."""
+    parts: dict[str, list[int]] = {}
+    for name, part in problem.candidates:
+        parts.setdefault(name, []).append(part)
+    found: dict[str, list[Choice]] = {}
+    for name, own in parts.items():
+        for levels in itertools.product(problem.levels, repeat=len(own)):
+            bits = state.plan[name]
+            for part, level in zip(own, levels, strict=True):
+                bits = stepped(bits, part, level)
+            loss = sum(_increase(problem, state, (name, part), level) for part, level in zip(own, levels, strict=True))
+            found.setdefault(name, []).append(Choice(bits, loss, problem.costs.of_site(name, bits)))
+    return found
+
+
+def _limit(problem: Problem, state: State) -> float:
+    """What all free sites together may cost: the budget without what costs the same in every plan."""
+    free = sum(problem.costs.of_site(name, state.plan[name]) for name in problem.free)
+    return problem.costs.limit - (problem.costs.of(state.plan) - free)
+
+
+def _is_guessed(state: State, candidate: Candidate, level: int) -> bool:
+    """Whether a level is one where predictions promise too much, and there is nothing else to go by."""
+    is_known = any(measured <= level for measured in state.curves[candidate].increase)
+    return level < PROBE_BITS and not is_known and level < _bits(state.plan, candidate)
 
 
 def at_least_uniform(problem: Problem, state: State) -> State:
@@ -434,5 +495,14 @@ def _report(problem: Problem, state: State) -> dict[str, Any]:
         "limit": problem.costs.limit,
         "estimate_ratio_median": ratios[len(ratios) // 2] if ratios else None,
         "measured_steps": len(ratios),
+        "additive": _bound(problem, state),
         "sensitivities": sensitivities,
     }
+
+
+def _bound(problem: Problem, state: State) -> dict[str, Any]:
+    """How far the plan is from the optimum of the additive model: predicted increases over the highest level."""
+    sites = _choices(problem, state)
+    best = least_loss(sites, _limit(problem, state))
+    least = None if best is None else sum_of_losses(sites, best)
+    return {"plan": sum_of_losses(sites, state.plan), "optimum": least, "taken": state.is_solution}

@@ -29,7 +29,7 @@ def search_parts(number: int, name: str, report: Json) -> list[Markup]:
             f"candidates; cost {significant(search.get('cost'))} of at most {significant(search.get('limit'))}; loss "
             f"(KL divergence) {significant(search.get('loss'))}. Measured increases were "
             f"{significant(search.get('estimate_ratio_median'))} times the predicted ones, in the median of "
-            f"{fixed(search.get('measured_steps'))}.",
+            f"{fixed(search.get('measured_steps'))}. {_gap(search.get('additive') or {})}",
         ),
     ]
     points = [(float(step["cost"]), float(step["loss"])) for step in steps]
@@ -51,6 +51,18 @@ def search_parts(number: int, name: str, report: Json) -> list[Markup]:
         table = html.table(caption, heads, rows, "ll" + "r" * len(levels))
         parts.append(html.details("Sensitivity by site and bits", table))
     return parts
+
+
+def _gap(additive: Json) -> str:
+    """How far the plan is from the optimum of an integer program; empty where that was not solved."""
+    if not additive or additive.get("optimum") is None:
+        return ""
+    over = max(0.0, additive["plan"] - additive["optimum"]) / max(additive["optimum"], 1e-12)
+    taken = " The plan is that of the program, which had the lower loss." if additive["taken"] else ""
+    return (
+        f"Were the increases of single tensors to add up, no plan within the budget could add less than "
+        f"{significant(additive['optimum'])} (integer program); this one is {over:.1%} above that.{taken}"
+    )
 
 
 def _sensitivities(search: Json) -> tuple[list[list[str]], list[str]]:
