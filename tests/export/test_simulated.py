@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError
 from leanvit.export import simulated as simulation_room
 from leanvit.export.network import network_outputs
-from leanvit.export.simulated import measured_form, profile_for, simulated
+from leanvit.export.onnx.profiles import scheme_for
+from leanvit.export.simulated import (
+    COMPARED_IMAGES,
+    measured_form,
+    profile_for,
+    profile_losses,
+    say_what_it_loses,
+    simulated,
+)
 from leanvit.files import read_json
 from leanvit.quant.quantizers import ActivationQuantizer
 from leanvit.quant.store import load_quantized
 from leanvit.runtime.bundle import read_manifest, sqnr_db
+from outliers import add_outliers
 
 NO_SATURATION = {"weight_bits": 7}
 """255 * 63 * 2 fits int16: chips without VNNI, whose kernels add two products in 16 bits, compute these exactly. The
@@ -140,6 +150,52 @@ def test_the_profile_that_was_measured_is_the_one_that_export_takes(
     assert "was measured" not in capsys.readouterr().err
     assert read_manifest(export(recorded, tmp_path / "other", ExportOptions(profile="w4a16"))).profile == "w4a16"
     assert "was measured in profile exact, this file has w4a16" in capsys.readouterr().err
+
+
+def test_profiles_are_compared_by_the_outputs_of_what_they_run(vit: tuple[QuantizedModel, np.ndarray]) -> None:
+    model, pixels = vit
+    network = timm.create_model("vit_micro", pretrained=True).eval()
+    x = to_input(torch.from_numpy(pixels), model.preprocess)
+    found = profile_losses(model, network, x)
+    with torch.no_grad():
+        truth = torch.log_softmax(network(x[:COMPARED_IMAGES]).double(), 1)
+        for name in ("w8a8", "openvino"):
+            own = torch.log_softmax(simulated(model, name)(x[:COMPARED_IMAGES]).double(), 1)
+            assert found[name] == pytest.approx(float((truth.exp() * (truth - own)).sum(1).mean()), rel=1e-6)
+    assert set(found) == {"w8a8", "w4a8", "openvino", "mixed"}
+    assert found["w8a8"] < found["openvino"]  # which also rounds what attention reads
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_told"),
+    [({"w8a8": 1e-4, "openvino": 1e-2}, True), ({"w8a8": 1e-4, "openvino": 1.9e-4}, False), ({}, False)],
+)
+def test_a_profile_that_loses_far_more_than_another_is_named(
+    vit: tuple[QuantizedModel, np.ndarray], capsys: pytest.CaptureFixture[str], losses: dict[str, float], is_told: bool
+) -> None:
+    model = replace(vit[0], report=vit[0].report | {"profile_losses": losses})
+    say_what_it_loses(model, profile_for(model, "openvino"))
+    assert ("profile openvino moves" in capsys.readouterr().err) is is_told
+    say_what_it_loses(model, profile_for(model, "w8a8"))
+    assert not capsys.readouterr().err
+
+
+def test_attention_without_zero_points_is_quantized_with_balanced_heads() -> None:
+    scheme = MPTQConfig()
+    assert scheme_for(scheme, "openvino").passes == ("balance",)
+    assert scheme_for(scheme, "w8a8") == scheme_for(scheme, "auto") == scheme
+    for named in (MPTQConfig(mode="best"), MPTQConfig(passes=("correct",))):
+        assert scheme_for(named, "openvino") == named
+
+
+def test_balanced_heads_bring_integer_attention_near_the_float_network() -> None:
+    model = timm.create_model("vit_micro", pretrained=True).eval()
+    add_outliers(model, head_scale=10.0)  # as large networks have, in the channels of q and k, too
+    pixels = [x.numpy() for x, _ in Loader(load_split("digits", "val"), preprocess_for(model), 64)]
+    x = to_input(torch.from_numpy(pixels[0]), preprocess_for(model))
+    plain, balanced = (quantize(model, x, scheme_for(MPTQConfig(), name)) for name in ("w8a8", "openvino"))
+    losses = [profile_losses(quantized, model, x)["openvino"] for quantized in (plain, balanced)]
+    assert losses[1] < 0.5 * losses[0]
 
 
 def test_what_no_profile_runs_is_measured_with_every_quantizer_and_that_is_said(

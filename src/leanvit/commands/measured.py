@@ -15,8 +15,8 @@ from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader
 from leanvit.export.data import Data, calibration_inputs
 from leanvit.export.explain import explain
-from leanvit.export.onnx.profiles import find
-from leanvit.export.simulated import PROFILE_KEY, measured_form
+from leanvit.export.onnx.profiles import find, scheme_for
+from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.costs import read_latency_table
@@ -47,7 +47,7 @@ def quantize_and_measure(
     The report holds both measurements, under float_metrics and metrics (and for a classifier under float_accuracy and
     accuracy, as 0.1 had them). Raises DataError, ConfigError, CalibrationError.
     """
-    scheme = scheme or config.scheme()
+    scheme = scheme_for(scheme or config.scheme(), config.profile)
     train, val = (read_own_data(info, config.data, split)[1] for split in ("train", "val"))
     x = calibration_inputs(info, train, config.calibration_images, config.seed, min(config.batch_size, 64))
     plan = load_plan(config.plan) if config.plan else None
@@ -59,6 +59,7 @@ def quantize_and_measure(
     if profile:
         table = read_latency_table(config.latency_table) if config.latency_table else None
         quantized.report["explain"] = explain(quantized, network, x, find(profile), table=table, seed=config.seed)
+    quantized.report[PROFILE_LOSSES_KEY] = profile_losses(quantized, network, x, config.seed)
     told: dict[str, Any] = {"task": info.task, "data": config.data, "metric": task.metric, PROFILE_KEY: profile}
     quantized.report |= told | {"float_metrics": before, "metrics": after}
     if task.returns == "label":

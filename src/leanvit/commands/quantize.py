@@ -32,6 +32,7 @@ def run(config: configs.QuantizeConfig) -> int:
 
 def _print(config: configs.QuantizeConfig, report: dict[str, Any], folder: Path) -> None:
     from leanvit.export.explained import lines
+    from leanvit.export.simulated import PROFILE_LOSSES_KEY
     from leanvit.runtime.task import task_named
 
     task = task_named(report["task"])
@@ -43,6 +44,9 @@ def _print(config: configs.QuantizeConfig, report: dict[str, Any], folder: Path)
         print(f"plan {folder / 'plan.json'}: {report['search']['evaluations']} evaluations; edit it, then --plan")
     for line in lines(report["explain"]) if report.get("explain") else []:
         print(f"- {line}")
+    if losses := report.get(PROFILE_LOSSES_KEY):
+        each = ", ".join(f"{name} {loss:.2g}" for name, loss in losses.items())
+        print(f"- divergence of the outputs on calibration images by profile: {each}")
     print(f"next: leanvit export {config.output} --data {config.data}")
 
 

@@ -20,7 +20,7 @@ from leanvit.export.gate.rounding import some_tensor
 from leanvit.export.onnx.detection import assemble
 from leanvit.export.onnx.lower import lower
 from leanvit.export.onnx.profiles import Profile, pick
-from leanvit.export.simulated import profile_for, say_other_profile, simulated
+from leanvit.export.simulated import profile_for, say_other_profile, say_what_it_loses, simulated
 from leanvit.imaging import Pixels
 from leanvit.quant import QuantizedModel
 from leanvit.quant.graph import QuantGraph, trace
@@ -134,6 +134,7 @@ def exported(model: Model, info: CheckpointInfo, profile: str) -> Exported:
     if not isinstance(model, nn.Module):
         chosen = profile_for(model, profile)
         say_other_profile(model, chosen)
+        say_what_it_loses(model, chosen)
         return Exported(model, info, {name: part.graph for name, part in models_of(model).items()}, chosen)
     chosen = pick(profile)
     parts = {name: part.eval().cpu() for name, part in parts_of(model.eval()).items()}

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from leanvit.errors import ConfigError
-from leanvit.export.onnx.profiles import AUTO, Profile, pick
+from leanvit.export.onnx.profiles import AUTO, PROFILES, Profile, pick
 from leanvit.export.onnx.simulation import executed_form
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
 from leanvit.quant.graph import end_sites
+from leanvit.quant.losses import divergence, outputs_from
 from leanvit.quant.parts import QuantizedNetwork, models_of, own_sites
-from leanvit.tasks.parts import with_parts
+from leanvit.tasks.parts import part_inputs, parts_of, with_parts
 
 PROFILE_KEY = "profile"
 """Where the report of a quantized network says in which profile it was measured; None: in none."""
+
+PROFILE_LOSSES_KEY = "profile_losses"
+"""Where the report of a quantized network keeps `profile_losses`."""
+
+COMPARED_IMAGES = 16
+COMPARED_PIXELS = COMPARED_IMAGES * 224 * 224
+"""Calibration images on which profiles are compared, and pixels of all of them: each fast profile runs on them once.
+Losses that differ by half or more are told apart."""
+
+LOSES_MORE = 2.0
+"""Times the loss of another profile, from which it is worth a word."""
 
 
 def profile_for(model: QuantizedModel | QuantizedNetwork, name: str = AUTO) -> Profile:
@@ -51,6 +65,45 @@ def simulated(
         for name, part in models_of(model).items()
     }
     return with_parts(model.network, forms) if isinstance(model, QuantizedNetwork) else next(iter(forms.values()))
+
+
+@torch.no_grad()
+def profile_losses(
+    model: QuantizedModel | QuantizedNetwork, network: nn.Module, x: Tensor, seed: int = 0
+) -> dict[str, float]:
+    """What the fast profiles that run every quantizer lose, on the first calibration images; by their names.
+
+    network: float. x: (N, 3, H, W) float32. Divergence of outputs from the float ones: KL in nats for a classifier;
+    of a network in parts, the sum over them. It sees what too few labels, or none, would not.
+    """
+    count = min(COMPARED_IMAGES, max(2, COMPARED_PIXELS // (x.shape[-2] * x.shape[-1])))
+    inputs = part_inputs(network.eval(), x[:count], seed)
+    truth = {name: outputs_from(part(inputs[name])) for name, part in parts_of(network).items()}
+    found: dict[str, float] = {}
+    for row in PROFILES.values():
+        if not row.fast:
+            continue
+        try:
+            forms = {name: executed_form(part.graph, row) for name, part in models_of(model).items()}
+        except ConfigError:
+            continue  # it can't run these bits, and export says so
+        found[row.name] = sum(divergence(truth[name], outputs_from(form(inputs[name]))) for name, form in forms.items())
+    return found
+
+
+def say_what_it_loses(model: QuantizedModel | QuantizedNetwork, profile: Profile) -> None:
+    """Note on standard error where another profile loses far less of this network than the one of its file."""
+    losses = model.report.get(PROFILE_LOSSES_KEY) or {}
+    if profile.name not in losses or not all(map(math.isfinite, losses.values())):
+        return
+    best = min(losses, key=lambda name: losses[name])
+    if losses[profile.name] > LOSES_MORE * losses[best] > 0:
+        advice = "" if not profile.passes else f" If it was quantized for another: --profile {profile.name} there, too."
+        note(
+            f"profile {profile.name} moves this network's outputs by {losses[profile.name]:.2g}, {best} by "
+            f"{losses[best]:.2g} (divergence on calibration images): see that the accuracy holds, with --data, or "
+            f"take --profile {best}.{advice}"
+        )
 
 
 def say_other_profile(model: QuantizedModel | QuantizedNetwork, profile: Profile) -> None:

@@ -63,7 +63,7 @@ def saturates(manifest: Manifest) -> bool:
 
     Without it a ViT in w8a8 had 6 dB there in place of 57.
     """
-    return manifest.profile not in PROFILES or PROFILES[manifest.profile].linears == "integer"
+    return manifest.profile not in PROFILES or PROFILES[manifest.profile].has_integer_kernels
 
 
 def _proved(bundle: Path) -> Manifest:

@@ -28,7 +28,7 @@ from leanvit.export.gate.evaluation import in_batches
 from leanvit.export.gate.given import images_at_a_time
 from leanvit.export.network import Model
 from leanvit.export.onnx.latency import measure_table
-from leanvit.export.onnx.profiles import find
+from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.optimize.images import Images
 from leanvit.optimize.settings import FLOAT, Row, Rows, Setting
 from leanvit.progress import note
@@ -169,7 +169,7 @@ def _explained_anyway(shop: Workshop, setting: Setting, rows: Rows) -> dict[str,
 def _scheme(shop: Workshop, setting: Setting, rows: Rows) -> MPTQConfig:
     if setting.scheme is None:
         raise ConfigError(f"setting {setting.name} is the float network, which is not quantized.")
-    return replace(setting.scheme(rows), seed=shop.options.seed)
+    return scheme_for(replace(setting.scheme(rows), seed=shop.options.seed), setting.profile)
 
 
 def _reason(error: Exception, folder: Path) -> str:

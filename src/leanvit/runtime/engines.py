@@ -206,6 +206,12 @@ def cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def lacks_vnni() -> bool:
+    """Whether this is an x86 processor whose int8 kernels add pairs of products in int16, which saturates."""
+    flags = cpuinfo().get("flags", "").split()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def processor() -> str:
     """Name of the processor, as far as the system tells."""
     return cpuinfo().get("model name", platform.processor() or platform.machine())

@@ -17,6 +17,7 @@ from leanvit.export.gate.outputs import check_golden_labels
 from leanvit.export.gate.rounding import in_double, least_sqnr_db
 from leanvit.quant import quantize
 from leanvit.quant.quantizers import UniformQuantizer
+from leanvit.runtime import engines
 from leanvit.runtime.bundle import sqnr_db
 from leanvit.runtime.golden_objects import LEAST_SHARE, MATCHED_SHARE, SHARE_MARGIN, golden_records, least_share
 
@@ -90,6 +91,35 @@ def test_few_bits_are_asked_for_less() -> None:
     )
 
 
+def given(
+    runtime: str = "onnxruntime", profile: str = "w8a8", task: str = "classify", minimum_db: float = 35.0,
+    share: float = MATCHED_SHARE,
+) -> Given:  # fmt: skip
+    """A bundle that is checked, as far as the advice depends on it."""
+    manifest = SimpleNamespace(task=task, profile=profile, quantization={"site_sqnr_db": {"blocks.0.mlp.fc1": 12.5}})
+    bundle = SimpleNamespace(manifest=manifest, runtime=runtime, minimum_sqnr_db=minimum_db, minimum_share=share)
+    return Given(bundle)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "runtime", "profile", "is_told"),
+    [
+        ("sse4_2 avx2", "openvino", "openvino", True),
+        ("sse4_2 avx2", "openvino-bf16", "w8a8", True),
+        ("avx2 avx512f avx512_vnni", "openvino", "openvino", False),
+        ("avx2 avx_vnni", "openvino", "openvino", False),
+        ("sse4_2 avx2", "onnxruntime", "w8a8", False),
+        ("sse4_2 avx2", "openvino", "fp32", False),
+        ("", "openvino", "openvino", False),
+    ],
+)
+def test_a_cpu_that_saturates_is_named(
+    monkeypatch: pytest.MonkeyPatch, flags: str, runtime: str, profile: str, is_told: bool
+) -> None:
+    monkeypatch.setattr(engines, "cpuinfo", lambda: {"flags": flags} if flags else {})
+    assert ("no VNNI" in hint_of_difference(given(runtime, profile))) is is_told
+
+
 @pytest.mark.parametrize(
     ("task", "minimum_db", "share", "words"),
     [
@@ -101,9 +131,7 @@ def test_few_bits_are_asked_for_less() -> None:
     ],
 )
 def test_noise_is_not_called_a_wrong_file(task: str, minimum_db: float, share: float, words: str) -> None:
-    manifest = SimpleNamespace(task=task, quantization={"site_sqnr_db": {"blocks.0.mlp.fc1": 12.5}})
-    bundle = SimpleNamespace(manifest=manifest, minimum_sqnr_db=minimum_db, minimum_share=share)
-    advice = hint_of_difference(Given(bundle))  # type: ignore[arg-type]
+    advice = hint_of_difference(given(task=task, minimum_db=minimum_db, share=share))
     assert words in advice
     assert ("Train it" in advice) is ("are asked" in words)
     assert "blocks.0.mlp.fc1 12.5 dB" in advice

@@ -12,8 +12,10 @@ from leanvit.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from leanvit.export.gate.check import Check
 from leanvit.export.gate.given import Given
 from leanvit.export.gate.limits import QUANTIZED_SQNR_DB
+from leanvit.export.onnx.profiles import PROFILES
 from leanvit.files import fingerprint
 from leanvit.runtime.bundle import Manifest
+from leanvit.runtime.engines import lacks_vnni
 from leanvit.runtime.golden_objects import MATCHED_SHARE
 
 MIN_CALIBRATION_IMAGES = 32
@@ -160,6 +162,11 @@ def hint_of_difference(given: Given) -> str:
     Less than QUANTIZED_SQNR_DB and MATCHED_SHARE is asked of those networks alone whose own outputs differ by it in
     float64 (gate.rounding), and of few bits: there it is noise of quantization that moved on, and no wrong file.
     """
+    if _saturates(given):
+        return (
+            "This CPU has no VNNI, and OpenVINO's int8 products saturate there: the file may be right. Export with "
+            "--runtimes onnxruntime, which is told not to, or run OpenVINO on a CPU with AVX512-VNNI or AVX-VNNI."
+        )
     decibels, share = given.bundle.minimum_sqnr_db, given.bundle.minimum_share
     if decibels >= QUANTIZED_SQNR_DB and share >= MATCHED_SHARE:
         return with_worst_sites("The file computes something else than the network: export again.", given.manifest)
@@ -170,6 +177,12 @@ def hint_of_difference(given: Given) -> str:
         "hardly trained, calibrate with images like those it will see, or quantize with more bits."
     )
     return with_worst_sites(hint, given.manifest)
+
+
+def _saturates(given: Given) -> bool:
+    row = PROFILES.get(given.manifest.profile)
+    is_integer = row is not None and row.has_integer_kernels
+    return is_integer and given.bundle.runtime.startswith("openvino") and lacks_vnni()
 
 
 def _check_probe(probe: dict[str, float] | None) -> Check:

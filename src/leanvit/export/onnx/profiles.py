@@ -13,10 +13,10 @@ manifest ask the row and know no profile by name.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from leanvit.config import Runtime
+from leanvit.config import MPTQConfig, Runtime
 from leanvit.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
@@ -41,6 +41,7 @@ class Profile:
     that say a default are left out.
     fast: it promises speed: the gate times it, and sites run in float where accuracy drops too far.
     simulated: written for a compiler; no speed on a CPU is claimed.
+    passes: beyond the paper, that quantization for this profile runs even in mode paper (see `scheme_for`).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Profile:
     compact: bool = True
     fast: bool = False
     simulated: bool = False
+    passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ConfigError for kernels that can't read weights which are stored so."""
@@ -69,6 +71,11 @@ class Profile:
     def for_float(self) -> bool:
         """Whether it is for networks that are not quantized."""
         return self.weights == "float32"
+
+    @property
+    def has_integer_kernels(self) -> bool:
+        """Whether products run on int8, which saturates on CPUs without VNNI where a runtime can't be told not to."""
+        return self.linears == "integer"
 
     @property
     def stores_int4(self) -> bool:
@@ -94,9 +101,14 @@ FP32 = register(
 )  # fmt: skip
 W8A8 = register(Profile("w8a8", weights="int8", least_activation_bits=8, fast=True))
 W4A8 = register(Profile("w4a8", least_activation_bits=8, fast=True))
+# Integers around zero waste their range on keys and values that lie to one side of it, and one step for all channels
+# of a head suits none where they differ: balance mends both, exactly in float.
 OPENVINO = register(
-    Profile("openvino", runtime="openvino", attention="integer around zero", least_activation_bits=8, fast=True)
-)
+    Profile(
+        "openvino", runtime="openvino", attention="integer around zero", least_activation_bits=8, fast=True,
+        passes=("balance",),
+    )
+)  # fmt: skip
 MIXED = register(Profile("mixed", fast=True))
 EXACT = register(Profile("exact", convolutions="integer", attention="integer", integer_only=True, compact=False))
 W4A16 = register(Profile("w4a16", weights="blocks", linears="float", convolutions="float", fused_products=False))
@@ -117,6 +129,13 @@ def find(profile: Profile | str) -> Profile:
             f"profile is '{profile}', expected one of {', '.join(PROFILES)}.{did_you_mean(profile, PROFILES)}"
         )
     return PROFILES[profile]
+
+
+def scheme_for(scheme: MPTQConfig, name: str) -> MPTQConfig:
+    """How a network is quantized that the profile of this name is to run: a scheme that names no pass beyond the paper
+    gets the profile's own. "auto" leaves it as it is."""
+    passes = () if name == AUTO else find(name).passes
+    return scheme if scheme.active_passes else replace(scheme, passes=passes)
 
 
 def require_known(name: str) -> None:
