@@ -127,6 +127,8 @@ def _set_activation(state: _State, node: Node, bits: int) -> ActivationQuantizer
     notes = state.result.notes.setdefault(site.name, {})
     notes[f"form_{operand}"] = fitted.form
     notes[f"error_{operand}"] = float(error.sum())
+    if all(f"error_{i}" in notes for i in range(OPERANDS[site.kind])):
+        state.samples.pop(site.name)  # of a map it may be a whole image
     return fitted
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -65,6 +65,16 @@ def run(module: GraphModule, images: Tensor, step: Callable[[Node, Any], Any] | 
         value = compute(module, node, values, images)
         values[node] = value = value if step is None else step(node, value)
     return value
+
+
+@torch.no_grad()
+def values_of(module: GraphModule, wanted: Collection[str], images: Tensor) -> Iterator[tuple[str, Any]]:
+    """Name and value of each node named in `wanted`, in execution order, as the graph runs on all images at once."""
+    values: Values = {}
+    for _, node in walk(module, values):
+        values[node] = value = compute(module, node, values, images)
+        if node.name in wanted:
+            yield node.name, value
 
 
 def observe_nodes(module: GraphModule, wanted: set[str], images: Tensor, record: Callable[[str, Any], None]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from leanvit.quant.graph import QuantGraph
-from leanvit.quant.interpret import observe_nodes
+from leanvit.quant.interpret import values_of
 from leanvit.quant.plan import Plan
 
 BATCH = 64
@@ -75,14 +75,9 @@ def measure_sites(
     """One entry a site: bits, MACs, notes, and the SQNR in dB of its output as the quantized network runs."""
     images = images[: max(4, min(BATCH, MEASURED_VALUES // images[0].numel()))]
     wanted = {graph.sites[name].node for name in plan}
-    truth: dict[str, Tensor] = {}
-    observe_nodes(reference, wanted, images, truth.__setitem__)
-    noise: dict[str, float] = {}
-
-    def compare(name: str, value: Tensor) -> None:
-        noise[name] = sqnr_db(truth.pop(name), value)
-
-    observe_nodes(graph.module, wanted, images, compare)
+    # Side by side: the outputs of all sites at once are most of what a detector's pictures take.
+    pairs = zip(values_of(reference, wanted, images), values_of(graph.module, wanted, images), strict=True)
+    noise = {name: sqnr_db(truth, value) for (name, truth), (_, value) in pairs}
     return [
         {
             "name": name,

@@ -122,6 +122,7 @@ def quantize_part(
     batches = [batch.to(device, torch.float32) for batch in collect_batches(inputs)]
     calibration = check_calibration(batches)
     traced = trace(model, batches[0], config.scope)
+    batches = [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
 
     work = prepare(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
     chosen = choose_plan(work, plan)  # uniform, or Greedy MP
@@ -204,10 +205,13 @@ def set_quantizers(work: Work, plan: Plan) -> Done:
 
 def walk_images(graph: QuantGraph, batches: list[Tensor]) -> Tensor:
     """The calibration images, or the first of them where all would need too much memory at once."""
-    images = torch.cat(batches)
+    return torch.cat(batches)[: images_at_once(graph)]
+
+
+def images_at_once(graph: QuantGraph) -> int:
+    """How many images a graph may run on at a time within WALK_BYTES."""
     largest = max(max(site.elements) for site in graph.sites.values())
-    count = max(1, WALK_BYTES // (4 * LIVE_TENSORS * largest))
-    return images[:count]
+    return max(1, WALK_BYTES // (4 * LIVE_TENSORS * largest))
 
 
 def _not_worse_than_paper(done: Done, traced: QuantGraph, plan: Plan) -> tuple[Done, dict[str, float]]:

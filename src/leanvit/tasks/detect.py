@@ -51,6 +51,9 @@ PART_OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 """What the parts of a detector return; the pyramid takes images, the others cells of it."""
 
+PIXELS_AT_A_TIME = 16 * 224 * 224
+"""Of pictures that a detector runs on at once: a thousand proposals of each are pooled, 50 MB in float32."""
+
 CELLS_KEPT = 512
 """Cut-outs of the pyramid on which box and mask heads are calibrated: as many as one image's boxes in training."""
 
@@ -193,27 +196,20 @@ class Detector(nn.Module):
     def part_inputs(self, x: Tensor, seed: int) -> dict[str, Tensor]:
         """What every part reads for x (B, 3, H, W): of cells at most CELLS_KEPT, drawn by the seed."""
         heads = self.network.roi_heads
-        seen: dict[str, list[Tensor]] = {BOX: [], MASK: []}
         pools: dict[str, Any] = {BOX: heads.box_roi_pool, MASK: heads.mask_roi_pool}
+        generator = torch.Generator().manual_seed(seed)
+        seen = {name: _SomeCells(generator) for name, pool in pools.items() if pool is not None}
         hooks = [
-            pool.register_forward_hook(lambda _m, _a, output, name=name: seen[name].append(output))
-            for name, pool in pools.items()
-            if pool is not None
+            pools[name].register_forward_hook(lambda _m, _a, output, cells=cells: cells.add(output))
+            for name, cells in seen.items()
         ]
         try:
-            for batch in torch.split(x, 16):
+            for batch in torch.split(x, max(1, PIXELS_AT_A_TIME // (x.shape[-2] * x.shape[-1]))):
                 self(batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        generator = torch.Generator().manual_seed(seed)
-        inputs = {PYRAMID: x}
-        for name in self.parts():
-            if name in seen:
-                cells = torch.cat(seen[name])
-                picks = torch.randperm(len(cells), generator=generator)[:CELLS_KEPT].sort().values
-                inputs[name] = cells[picks.to(cells.device)]
-        return inputs
+        return {PYRAMID: x} | {name: seen[name].cells for name in self.parts() if name in seen}
 
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         """Run `parts` (of the same interface, e.g. quantized) instead of this detector's own networks."""
@@ -231,6 +227,29 @@ def _pool(cells: int, config: DetectorConfig) -> MultiScaleRoIAlign:
     # A float from the class's own default; only an int is annotated.
     scale = int(CANONICAL_SIZE * config.anchor_scale)
     return MultiScaleRoIAlign(LEVELS, cells, 2, canonical_scale=scale, canonical_level=4)
+
+
+class _SomeCells:
+    """At most CELLS_KEPT of the cells (n, C, side, side) that a pool returns, run after run, each as likely as any."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.cells = torch.zeros(0)
+        self.ranks = torch.zeros(0)
+
+    def add(self, cells: Tensor) -> None:
+        """Keep those of the lowest ranks; every cell draws one."""
+        ranks = torch.rand(len(cells), generator=self.generator)
+        own = _lowest(ranks)
+        kept = [] if not len(self.ranks) else [self.cells]
+        self.cells = torch.cat([*kept, cells[own.to(cells.device)]])
+        self.ranks = torch.cat([self.ranks, ranks[own]])
+        best = _lowest(self.ranks)
+        self.cells, self.ranks = self.cells[best.to(cells.device)], self.ranks[best]
+
+
+def _lowest(ranks: Tensor) -> Tensor:
+    return ranks.argsort()[:CELLS_KEPT].sort().values
 
 
 class _BoxPredictor(nn.Module):
