@@ -37,7 +37,7 @@ def tiny() -> nn.Module:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "STEPS", 6)
-    monkeypatch.setattr(learned, "STEPS_A_LOOK", 3)
+    monkeypatch.setattr(learned, "LOOKS", 2)
 
 
 def held_in(quantized: QuantizedModel) -> dict[str, Tensor]:
@@ -150,6 +150,23 @@ def test_a_killed_run_goes_on_to_the_same_result(
 def test_without_time_it_takes_no_step(tiny: nn.Module, images: Tensor) -> None:
     quantized = quantize(tiny, images, MPTQConfig(**QUICK, minutes=1e-9))
     assert {note["steps"] for note in quantized.report["reconstruct"]} == {0}
+
+
+def test_rates_fall_to_nothing_within_the_time_that_a_block_has() -> None:
+    assert learned._affordable(4.0, float("inf")) == learned.STEPS
+    # Two steps take 4 seconds: 100 seconds are 50 of them, without what the looks take.
+    assert learned._affordable(4.0, 100.0) == 50 - learned.LOOK_STEPS * learned.LOOKS
+    assert learned._affordable(4.0, 1e6) == learned.STEPS
+    assert learned._affordable(4.0, 5.0) == learned.TIMED_STEPS
+
+
+def test_minutes_bound_the_whole_pass(tiny: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(10**9))  # every look at the clock is a second later: a step takes two
+    monkeypatch.setattr(learned.time, "monotonic", lambda: float(next(now)))
+    found = quantize(tiny, images, MPTQConfig(**QUICK, minutes=3)).report["reconstruct"]
+    assert sum(note["steps"] for note in found) <= 180 / 2
+    assert all(0 < note["steps"] < learned.STEPS for note in found)
+    assert any(note["kept"] for note in found)
 
 
 def test_a_network_without_a_classifier_is_learned_by_what_it_returns(images: Tensor, few_steps: None) -> None:

@@ -19,6 +19,7 @@ from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
+from leanvit.quant.block_journal import SUFFIX
 from leanvit.quant.costs import read_latency_table
 from leanvit.quant.parts import QuantizedNetwork, quantize_any, save_network
 from leanvit.quant.plan import load_plan
@@ -68,10 +69,13 @@ def quantize_and_measure(
 
 
 def save(folder: str | Path, quantized: Quantized, info: CheckpointInfo) -> Path:
-    """Write a quantized network of any task, its plan and its report."""
+    """Write a quantized network of any task, its plan and its report; what was kept of its blocks goes then."""
     if isinstance(quantized, QuantizedNetwork):
-        return save_network(folder, quantized, info)
-    save_quantized(folder, quantized, info)
+        save_network(folder, quantized, info)
+    else:
+        save_quantized(folder, quantized, info)
+    for kept in Path(folder).glob(f"*{SUFFIX}"):
+        kept.unlink()
     return Path(folder)
 
 

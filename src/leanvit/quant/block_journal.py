@@ -16,6 +16,9 @@ from torch.fx import GraphModule
 from leanvit.config import MPTQConfig, to_dict
 from leanvit.files import write_atomic
 
+SUFFIX = ".blocks.safetensors"
+"""Of the file, after the name of the journal of a search that stands beside it."""
+
 GENERATOR = "generator"
 """Name of the tensor with the state of the random numbers; no quantizer or parameter has it."""
 
@@ -25,7 +28,7 @@ class BlockJournal:
 
     def __init__(self, path: str | Path | None, module: GraphModule, images: Tensor, config: MPTQConfig) -> None:
         """Note what the run is of: configuration, images, and the graph before the first block."""
-        self.path = Path(path).with_suffix(".blocks.safetensors") if path else None
+        self.path = Path(path).with_suffix(SUFFIX) if path else None
         state = [float(value.double().sum()) for value in module.state_dict().values()]
         facts = [to_dict(config), list(images.shape), float(images.double().sum()), state]
         self.run = hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -36,8 +36,14 @@ from leanvit.quant.work import Work
 STEPS = 200
 """Of a block. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls further."""
 
-STEPS_A_LOOK = 25
-"""Steps between two looks at the images that are held out."""
+LOOKS = 8
+"""At the images that are held out, evenly over the steps of a block, the last one after the last step."""
+
+TIMED_STEPS = 2
+"""After which it is known how many the given minutes allow; the first of them also warms up."""
+
+LOOK_STEPS = 2.0
+"""What the looks of a block and its way to the next take beside its steps: as much as so many at each look."""
 
 BATCH = 16
 """Images a step."""
@@ -353,8 +359,8 @@ def _learn_block(state: _Walk, block: Block, targets: dict[str, Tensor], until: 
     learned = Learned(state.graph.module, block.quantized)
     best = before = float(first.loss(first))
     steps = kept = 0
-    for steps in _steps(state, block, targets, learned, first, until):
-        if steps % STEPS_A_LOOK == 0:
+    for steps, total in _steps(state, block, targets, learned, first, until):
+        if steps % max(1, total // LOOKS) == 0 or steps == total:
             found = float(_held_out(state, block, targets).loss(first))
             if found < best:
                 best, kept = found, steps
@@ -365,23 +371,37 @@ def _learn_block(state: _Walk, block: Block, targets: dict[str, Tensor], until: 
 
 def _steps(
     state: _Walk, block: Block, targets: dict[str, Tensor], learned: Learned, first: Errors, until: float
-) -> Iterator[int]:
-    """Gradient steps, after each the number of it."""
+) -> Iterator[tuple[int, int]]:
+    """Gradient steps, after each its number and how many there will be: STEPS, or what the time allows.
+
+    Rates fall along a cosine to 0 at the last step.
+    """
     if not learned.groups or not len(state.trained):
         return
     optimizer = torch.optim.Adam(learned.groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for step in range(1, STEPS + 1):
-        if time.monotonic() > until:
-            return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    total, step, started = STEPS, 0, time.monotonic()
+    while step < total and time.monotonic() < until:
+        share = 0.5 * (1 + math.cos(math.pi * step / total))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = share * rate
         drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
         with torch.enable_grad():
             loss = _errors(state, block, targets, state.trained[drawn]).loss(first)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        schedule.step()
-        yield step
+        step += 1
+        if step == TIMED_STEPS:
+            total = _affordable(time.monotonic() - started, until - started)
+        yield step, total
+
+
+def _affordable(seconds: float, allowed: float) -> int:
+    """How many steps a block may have. seconds: that TIMED_STEPS took. allowed: for all of them and the looks."""
+    if math.isinf(allowed):
+        return STEPS
+    return max(TIMED_STEPS, min(STEPS, int(allowed / seconds * TIMED_STEPS - LOOK_STEPS * LOOKS)))
 
 
 @torch.no_grad()
