@@ -18,6 +18,10 @@ ROWS = 768
 ELEMENTS = 2**18
 """Elements of a map or of an attention operand that are kept, in whole images or windows."""
 
+PRODUCT_ELEMENTS = 4 * ELEMENTS
+"""Elements of a product that are kept at most, in whole rows of its first operand where two images would have more:
+attention over 640 x 640 pixels has ten million an image. ViT-B at 224 keeps two whole images, 0.9 million."""
+
 Bounds = tuple[Tensor, Tensor]
 
 
@@ -161,4 +165,5 @@ def _some_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a.float(), b.float()
     each = max(math.prod(a.shape[1:]), math.prod(b.shape[1:]), a[0].numel() // a.shape[-1] * b.shape[-1])
     picks = _picks(len(a), max(2, ELEMENTS // each)).to(a.device)
-    return a[picks].float(), b[picks].float()
+    rows = _picks(a.shape[-2], max(1, PRODUCT_ELEMENTS * a.shape[-2] // (len(picks) * each))).to(a.device)
+    return a[picks].index_select(-2, rows).float(), b[picks].float()
