@@ -206,7 +206,8 @@ def test_scope_full_quantizes_what_stands_between_products(model: nn.Module) -> 
 
 
 def test_what_depends_on_the_seed_repeats(model: nn.Module) -> None:
-    config = MPTQConfig(weight_bits=4, activation_bits=4, mode="best", seed=3)
+    # Of the passes, balance draws a rotation; all others compute without chance, and take most of the time.
+    config = MPTQConfig(weight_bits=4, activation_bits=4, passes=("balance", "sequential", "correct"), seed=3)
     first, second = (quantize(model, images(16), config).module.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

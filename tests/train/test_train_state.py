@@ -217,14 +217,14 @@ def test_the_enumeration_finds_a_protocol_without_sync_or_rename(left_out: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 3, 5, 6])
 def test_a_run_under_kill_9_ends_as_one_that_nobody_killed(number: int, tmp_path: Path) -> None:
-    """Three kills, one inside a write, in four of eight modes: each pair of dtype, workers and processes is among them.
+    """Two kills, one inside a write, in four of eight modes: each pair of dtype, workers and processes is among them.
 
     The same script does a hundred kills and more, of every mode.
 
     In a process of its own: it forks, and what earlier tests left in this one (threads, pools) must not go along.
     """
     output = tmp_path / "rows.json"
-    script = [sys.executable, str(ROOT / "benchmarks" / "resume.py"), "--kills", "3", "--modes", str(number)]
+    script = [sys.executable, str(ROOT / "benchmarks" / "resume.py"), "--kills", "2", "--modes", str(number)]
     done = subprocess.run(
         [*script, "--folder", str(tmp_path / "runs"), "--output", str(output)],
         capture_output=True,
@@ -233,7 +233,7 @@ def test_a_run_under_kill_9_ends_as_one_that_nobody_killed(number: int, tmp_path
     )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(output.read_text())["rows"]
-    assert found["kills"] == 3
+    assert found["kills"] == 2
     assert found["inside_a_write"] >= 1
-    assert found["restarts"] >= 3
+    assert found["restarts"] >= 2
     assert found["identical"] == found["runs"] >= 1
