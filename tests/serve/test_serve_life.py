@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,36 @@ def test_a_worker_that_is_killed_is_replaced_and_none_outlives_the_end(shared_bu
         assert running.end() == 143
         for process in (workers[1], third):
             assert wait_for(lambda process=process: not Path(f"/proc/{process}").exists(), 10)
+
+
+def test_a_kill_under_load_costs_a_client_that_sends_again_nothing(shared_bundle: Path) -> None:
+    """What a killed process held is gone with its connections; their end tells it, and the next try is answered."""
+    resets: list[Exception] = []
+    stop = threading.Event()
+
+    def ask_on() -> list[Reply]:
+        found = []
+        while not stop.is_set():
+            try:
+                found.append(running.predict("one", IMAGE))
+            except (ConnectionError, HTTPException) as error:
+                resets.append(error)
+                time.sleep(0.2)  # the kernel closes the process's connections before the port that it listened on
+                found.append(running.predict("one", IMAGE))
+        return found
+
+    with serving(f"one={shared_bundle}", "--workers", 2, "--threads", 1) as running, ThreadPoolExecutor(8) as pool:
+        expected = running.predict("one", IMAGE).json["predictions"]
+        clients = [pool.submit(ask_on) for _ in range(8)]
+        for number in range(3):
+            time.sleep(1)
+            os.kill(running.named("serving", 2 + number)[-1]["process"], signal.SIGKILL)
+            running.named("serving", 3 + number)
+        stop.set()
+        replies = [reply for client in clients for reply in client.result(30)]
+        assert {reply.code for reply in replies} == {200}
+        assert all(reply.json["predictions"] == expected for reply in replies)
+        assert len(resets) <= 3 * 8, "each kill ends at most the one request of each client"
 
 
 def test_workers_end_when_their_parent_is_killed(shared_bundle: Path) -> None:
