@@ -55,9 +55,9 @@ def test_two_models_are_looked_at_side_by_side(checkpoints: dict[str, Path], tmp
     assert load_yaml(tmp_path / "out" / "config.yaml")["models"] == [str(first), str(second)]
     revit, exmobilevit = result["models"]
     assert [m["name"] for m in result["models"]] == [str(first), str(second)]
-    assert revit["done"] == ["attention", "rollout", "distance", "diversity", "alpha", "field", "cost"]
+    assert revit["done"] == ["attention", "rollout", "distance", "diversity", "norms", "alpha", "field", "cost"]
     assert list(revit["left_out"]) == ["shortcut"]
-    assert exmobilevit["done"] == ["attention", "distance", "diversity", "shortcut", "field", "cost"]
+    assert exmobilevit["done"] == ["attention", "distance", "diversity", "norms", "shortcut", "field", "cost"]
     assert exmobilevit["shortcut"]["images"] == 20
     assert len(result["labels"]) == len(revit["predicted"]) == 3
     assert arrays["0/attention/005"].shape == (3, 3, 8, 8)
@@ -65,7 +65,7 @@ def test_two_models_are_looked_at_side_by_side(checkpoints: dict[str, Path], tmp
     assert arrays["0/rollout"].shape == (3, 8, 8)
     assert arrays["0/field"].shape == (32, 32)
     page = (tmp_path / "out" / "report.html").read_text()
-    for title in ("Attention maps", "Attention rollout", "Attention distance", "Token diversity",
+    for title in ("Attention maps", "Attention rollout", "Attention distance", "Token diversity", "Token norms",
                   "Residual weight of attention", "What each scale contributes", "Effective receptive field",
                   "Cost against resolution"):  # fmt: skip
         assert f">{title}" in page

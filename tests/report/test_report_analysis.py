@@ -22,6 +22,7 @@ SECTIONS = [
     "Attention rollout",
     "Attention distance",
     "Token diversity",
+    "Token norms",
     "Residual weight of attention",
     "What each scale contributes to the classifier",
     "Effective receptive field",
@@ -41,6 +42,8 @@ def model_values(name: str, scale: float = 1.0) -> dict[str, Any]:
         "left_out": {},
         "distance": {"layers": [{"name": f"blocks.{i}.attn", "heads": [scale * (i + 1.25), scale * (i + 2.25)],
                                  "mean": scale * (i + 1.75), "uniform": 14.44} for i in range(3)]},
+        "norms": {"sink_times": 3.0, "layers": [
+            {"name": f"blocks.{i}", "median": 5.0, "largest": 40.0, "times": 8.0, "sinks": 1.5} for i in range(3)]},
         "diversity": {"layers": [{"name": f"blocks.{i}", "diversity": 0.9 - 0.1 * i, "residual": 0.8}
                                  for i in range(3)]},
         "alpha": {"mode": "learned", "alpha": [0.25, 0.25], "first": [0.75, 0.5625]},
@@ -136,7 +139,7 @@ def test_one_model_without_arrays_gives_tables_and_charts(tmp_path: Path) -> Non
     assert "Pictures are drawn from analysis.npz" in page.text()
 
 
-@pytest.mark.parametrize("part", ["distance", "diversity", "alpha", "shortcut", "field", "cost"])
+@pytest.mark.parametrize("part", ["distance", "diversity", "norms", "alpha", "shortcut", "field", "cost"])
 def test_a_part_that_was_left_out_has_no_section(tmp_path: Path, part: str) -> None:
     values = values_of("one")
     del values["models"][0][part]

@@ -9,6 +9,7 @@ from leanvit.analysis.cost import cost_at
 from leanvit.analysis.distance import attention_distance, uniform_distance
 from leanvit.analysis.diversity import layer_tokens, rank_one_residual, token_diversity
 from leanvit.analysis.field import area_share, effective_field, last_map
+from leanvit.analysis.norms import norm_facts, token_norms
 from leanvit.analysis.rollout import attention_rollout, rollout_map
 from leanvit.analysis.shortcut import shortcut_ablation
 
@@ -23,10 +24,12 @@ __all__ = [
     "last_map",
     "layer_tokens",
     "learned_alpha",
+    "norm_facts",
     "rank_one_residual",
     "received_attention",
     "rollout_map",
     "shortcut_ablation",
     "token_diversity",
+    "token_norms",
     "uniform_distance",
 ]

@@ -25,6 +25,7 @@ from leanvit.analysis.cost import cost_at
 from leanvit.analysis.distance import attention_distance, uniform_distance
 from leanvit.analysis.diversity import layer_tokens, rank_one_residual, token_diversity
 from leanvit.analysis.field import area_share, effective_field
+from leanvit.analysis.norms import SINK_TIMES, norm_facts
 from leanvit.analysis.rollout import rollout_map
 from leanvit.analysis.running import evaluating
 from leanvit.analysis.shortcut import require_scales, shortcut_ablation
@@ -43,7 +44,7 @@ Json = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 RESULT_NAME = "analysis.json"
 ARRAYS_NAME = "analysis.npz"
-PARTS = ("attention", "rollout", "distance", "diversity", "alpha", "shortcut", "field", "cost")
+PARTS = ("attention", "rollout", "distance", "diversity", "norms", "alpha", "shortcut", "field", "cost")
 
 
 @dataclass
@@ -200,13 +201,32 @@ def _diversity(subject: Subject) -> Json:
         return [torch.stack([token_diversity(t), rank_one_residual(t)], 1) for t in tokens.values()]
 
     found = subject.over_layers(measure)
-    names = dict.fromkeys(layer.name.rpartition(".")[0] for layer in subject.layers)
+    names = _blocks(subject)
     subject.arrays["diversity"] = np.stack(found, 1).astype(np.float32)
     rows = [
         {"name": name, "diversity": float(values[:, 0].mean()), "residual": float(values[:, 1].mean())}
         for name, values in zip(names, found, strict=True)
     ]
     return {"layers": rows}
+
+
+def _norms(subject: Subject) -> Json:
+    def measure(x: Tensor, layers: list[AttentionLayer]) -> list[Tensor]:
+        return [norm_facts(tokens) for tokens in layer_tokens(subject.model, x, layers).values()]
+
+    found = subject.over_layers(measure)
+    subject.arrays["norms"] = np.stack(found, 1).astype(np.float32)
+    rows = [
+        {"name": name, "median": float(facts[:, 0].mean()), "largest": float(facts[:, 1].mean()),
+         "times": float((facts[:, 1] / np.maximum(facts[:, 0], 1e-12)).mean()), "sinks": float(facts[:, 2].mean())}
+        for name, facts in zip(_blocks(subject), found, strict=True)
+    ]  # fmt: skip
+    return {"sink_times": SINK_TIMES, "layers": rows}
+
+
+def _blocks(subject: Subject) -> list[str]:
+    """Names of the blocks around attention layers, in order."""
+    return list(dict.fromkeys(layer.name.rpartition(".")[0] for layer in subject.layers))
 
 
 def _shortcut(subject: Subject) -> Json:
@@ -248,6 +268,7 @@ _MEASURES: dict[str, Callable[[Subject], Json]] = {
     "rollout": _rollout,
     "distance": _distance,
     "diversity": _diversity,
+    "norms": _norms,
     "alpha": lambda subject: learned_alpha(subject.model),
     "shortcut": _shortcut,
     "field": _field,

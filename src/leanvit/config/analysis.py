@@ -10,7 +10,7 @@ from leanvit.config.datasets import DATA_KINDS
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
-Part = Literal["attention", "rollout", "distance", "diversity", "alpha", "shortcut", "field", "cost"]
+Part = Literal["attention", "rollout", "distance", "diversity", "norms", "alpha", "shortcut", "field", "cost"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class AnalyzeConfig(LoadOptions):
     images: int = option(8, "Images to look at, drawn by the seed.")
     output: str = option("runs/analyze", "Folder for analysis.json, analysis.npz and the page.")
     parts: list[Part] = option(
-        [], "What to look at: attention rollout distance diversity alpha shortcut field cost; default: what fits."
+        [], "What to look at: attention rollout distance diversity norms alpha shortcut field cost; default: what fits."
     )
     resolutions: list[int] = option([], "Sides in pixels to count the cost at; default: 1, 1.5, 2 and 3 times its own.")
     measure: bool = option(False, "Time each resolution as well; only an idle machine gives numbers to believe.")

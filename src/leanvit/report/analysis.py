@@ -30,6 +30,7 @@ def analysis_sections(run: Run) -> list[Section]:
         Section("rollout", "Attention rollout", rollout_pictures(values, models, arrays)),
         Section("distance", "Attention distance", _distance(models)),
         Section("diversity", "Token diversity", _diversity(models)),
+        Section("norms", "Token norms", _norms(models)),
         Section("alpha", "Residual weight of attention", _alpha(models)),
         Section("shortcut", "What each scale contributes to the classifier", _shortcut(models)),
         Section("field", "Effective receptive field", field_pictures(models, arrays)),
@@ -130,6 +131,34 @@ def _diversity(models: Sequence[Json]) -> Markup | None:
     ]
     table = html.table("Token diversity.", ("Layer", "Block", "1 − cosine", "Residual"), rows, "llrr")
     figure = html.figure(caption, _legend(models, "diversity"), html.panels(*charts))
+    return join([figure, html.details("Numbers of this figure", table)])
+
+
+def _norms(models: Sequence[Json]) -> Markup | None:
+    charts = [
+        _chart(f"{key}-chart", title, _curves(models, "norms", key), "layer", label)
+        for key, title, label in (
+            ("times", "The largest norm beside the median", "largest / median norm of an image's tokens"),
+            ("sinks", "Sinks", "tokens an image far above the median"),
+        )
+    ]
+    if not any(charts):
+        return None
+    beyond = next(fixed(model["norms"].get("sink_times"), 0) for model in models if model.get("norms"))
+    caption = (
+        f"Do a few patches stand far above the others? A sink is a token of more than {beyond} times the median norm "
+        "of its image (Darcet et al. 2024): it sets the range of what is quantized behind this layer. Class tokens are "
+        "left out; mean over the images."
+    )
+    rows = [
+        [f"{model['name']}, {depth}", layer.get("name"), significant(layer.get("median")),
+         significant(layer.get("largest")), fixed(layer.get("times"), 2), fixed(layer.get("sinks"), 2)]
+        for model in models
+        for depth, layer in enumerate((model.get("norms") or {}).get("layers") or [], start=1)
+    ]  # fmt: skip
+    heads = ("Layer", "Block", "Median", "Largest", "Largest / median", "Sinks an image")
+    table = html.table("Norms of tokens after each block.", heads, rows, "llrrrr")
+    figure = html.figure(caption, _legend(models, "norms"), html.panels(*charts))
     return join([figure, html.details("Numbers of this figure", table)])
 
 
