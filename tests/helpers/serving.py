@@ -34,11 +34,12 @@ class Reply:
 
 @dataclass
 class Running:
-    """A server that runs. events: the lines of its log so far."""
+    """A server that runs. events: the lines of its log so far. errors: those on its standard error."""
 
     process: subprocess.Popen[str]
     port: int
     events: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         """One request on a connection of its own; in the names of headers _ stands for -."""
@@ -111,14 +112,20 @@ def serving(*arguments: Any, drain: float = 0.2) -> Iterator[Running]:
         for line in process.stdout:
             running.events.append(json.loads(line))
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
+    def read_errors() -> None:
+        assert process.stderr is not None
+        running.errors.extend(process.stderr)
+
+    readers = [threading.Thread(target=target, daemon=True) for target in (read, read_errors)]
+    for reader in readers:
+        reader.start()
     try:
         yield running
     finally:
         process.kill()
         process.wait()
-        reader.join(5)
+        for reader in readers:
+            reader.join(5)
         for stream in (process.stdout, process.stderr):
             if stream:
                 stream.close()

@@ -55,6 +55,7 @@ def listen(config: ServeConfig, reuse: bool) -> socket.socket:
 def run(config: ServeConfig, token: bytes | None, listening: socket.socket, parent: int = 0) -> None:
     """Load the bundles and answer on a bound socket. parent: a process with whose end this one ends, 0: none."""
     switch_often()
+    log.take_library_lines()
     metrics = Metrics()
     service = Service(config, Models(config, metrics), metrics, Limits(config, token))
     app = Surround(with_shortcut(create_app(service), service), service)
