@@ -41,5 +41,6 @@ class LibraryLines(logging.Handler):
 
 
 def take_library_lines() -> None:
-    """From now on warnings and errors that any library logs in this process come as lines of this log."""
+    """From now on warnings and errors of any library in this process, Python's own too, come as lines of this log."""
+    logging.captureWarnings(capture=True)
     logging.getLogger().handlers[:] = [LibraryLines(logging.WARNING)]
