@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import leanvit.models  # noqa: F401  registers them in timm
 from leanvit.config import MPTQConfig
-from leanvit.quant import QuantizedModel, learned, quantize
+from leanvit.quant import QuantizedModel, learned, quantize, variants
 from leanvit.quant.graph import trace
 from leanvit.quant.learned import blocks_of, learn, needed, run_nodes
 from leanvit.quant.mptq import prepare, quantize_part
@@ -167,6 +167,22 @@ def test_minutes_bound_the_whole_pass(tiny: nn.Module, images: Tensor, monkeypat
     assert sum(note["steps"] for note in found) <= 3 * 60
     assert all(0 < note["steps"] < learned.STEPS for note in found)
     assert any(note["kept"] for note in found)
+
+
+def test_variants_are_cut_outs_of_what_is_not_held_out() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(8, 3, 32, 32)  # from left to right
+    images = ramp + torch.arange(8.0).view(-1, 1, 1, 1)
+    found = variants.with_variants(images, learned.HELD_OUT, torch.Generator().manual_seed(0))
+    assert torch.equal(found[:8], images)
+    made = found[8:].view(variants.VARIANTS, 6, 3, 32, 32)
+    numbers = torch.tensor([1.0, 2, 3, 5, 6, 7])  # a quarter, 0 and 4, decides and is not learned from
+    assert torch.equal(made.mean((2, 3, 4)).floor(), numbers.expand(variants.VARIANTS, -1))
+    slopes = (made[..., -1] - made[..., 0]).mean((2, 3))
+    assert (slopes.abs() <= 1 + 1e-5).all()
+    assert (slopes.abs() >= variants.LEAST_SIDE - 0.05).all()
+    assert (slopes > 0).any()
+    assert (slopes < 0).any()  # mirrored
+    assert variants.with_variants(torch.zeros(8, 256, 7, 7), 4, torch.Generator()).shape == (8, 256, 7, 7)
 
 
 def test_a_network_without_a_classifier_is_learned_by_what_it_returns(images: Tensor, few_steps: None) -> None:

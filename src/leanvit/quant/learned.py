@@ -7,10 +7,10 @@ scales and what is added or multiplied by channel (biases, norms, LayerScale) go
     local   mean squared error of what the block returns, from the float network's
     global  mean squared error of what the classifier reads, when the block's output goes on through the float rest
 
-with gradients straight through every rounding (LSQ, arXiv 1902.08153). Blocks before it are quantized already, so a
-block takes back what they lost. A quarter of the images is held out: of each block the state is kept that has the
-least loss on them, which may be the one before the first step. The float function and the bits stay: only scales,
-rounding and biases change, which costs nothing where the file runs.
+with gradients straight through every rounding (LSQ, arXiv 1902.08153), on the images and on variants of them. Blocks
+before it are quantized already, so a block takes back what they lost. A quarter of the images is held out: of each
+block the state is kept that has the least loss on them, which may be the one before the first step. The float function
+and the bits stay: only scales, rounding and biases change, which costs nothing where the file runs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import QuantGraph, get_tensor, head_sites, node_argument
 from leanvit.quant.interpret import Values, compute, last_uses, observe_nodes
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from leanvit.quant.variants import with_variants
 from leanvit.quant.work import Work
 
 STEPS = 200
@@ -234,10 +235,12 @@ class _Walk:
     """What goes on from block to block.
 
     truth, values: the tensors between two blocks, (N, ...) by name, of the float network and of the quantized one.
-    features: what the classifiers read in the float network. held: the images that decide, by index.
+    images: the calibration images, `count` of them, and variants behind. features: what the classifiers read in the
+    float network. held, trained: the images that decide, and those that are learned from, by index.
     """
 
-    work: Work
+    images: Tensor
+    count: int
     graph: QuantGraph
     reference: GraphModule
     features: dict[str, Tensor]
@@ -246,17 +249,13 @@ class _Walk:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def images(self) -> Tensor:
-        return self.work.images
-
-    @property
     def held(self) -> Tensor:
-        return torch.arange(0, len(self.images), HELD_OUT)
+        return torch.arange(0, self.count, HELD_OUT)
 
     @property
     def trained(self) -> Tensor:
         numbers = torch.arange(len(self.images))
-        return numbers[numbers % HELD_OUT != 0]
+        return numbers[(numbers % HELD_OUT != 0) | (numbers >= self.count)]
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,9 @@ def learn(work: Work) -> None:
     for parameter in (*graph.module.parameters(), *reference.parameters()):
         parameter.requires_grad_(False)
     journal = BlockJournal(work.journal, graph.module, work.images, work.config)
-    state = _Walk(work, graph, reference, _features(work), torch.Generator().manual_seed(work.config.seed))
+    generator = torch.Generator().manual_seed(work.config.seed)
+    images = with_variants(work.images, HELD_OUT, generator)
+    state = _Walk(images, len(work.images), graph, reference, _features(work, images), generator)
     blocks = blocks_of(graph, reference, state.features)
     journal.restore(graph.module, state.generator)
     known = len(journal.notes)
@@ -303,7 +304,7 @@ def learn(work: Work) -> None:
 
 
 @torch.no_grad()
-def _features(work: Work) -> dict[str, Tensor]:
+def _features(work: Work, images: Tensor) -> dict[str, Tensor]:
     """What the classifiers read in the float network, or what it returns where it has none; (N, ...) by name."""
     graph, module = work.graph, work.graph.module
     nodes = graph.nodes()
@@ -311,8 +312,8 @@ def _features(work: Work) -> dict[str, Tensor]:
     if not wanted:
         wanted = {source.name for node in module.graph.nodes if node.op == "output" for source in node.all_input_nodes}
     found: dict[str, list[Tensor]] = {name: [] for name in sorted(wanted)}
-    for images in torch.split(work.images, BATCH):
-        observe_nodes(module, wanted, images, lambda name, value: found[name].append(value))
+    for batch in torch.split(images, BATCH):
+        observe_nodes(module, wanted, batch, lambda name, value: found[name].append(value))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
