@@ -20,18 +20,23 @@ from leanvit.errors import BundleError, EnvironmentProblem
 from leanvit.imaging import encode_png
 from leanvit.runtime.engines import available
 from leanvit.runtime.task import TASKS, task_named
+from toy_tasks import ToyTasks
+
+pytest_plugins = ("toy_tasks",)
 
 THREADS, CALLS, IMAGES = 16, int(os.environ.get("LEANVIT_CALLS", "400")), 50
 """The environment's LEANVIT_CALLS=10000 is for a long run."""
 
 RUNTIMES = [name for name in available() if name != "openvino-bf16"]
+THREADED = available()
+"""Every runtime of this machine: bfloat16 rounds coarsely, but the same image always alike."""
 
 
 def pictures(side: int) -> list[np.ndarray]:
     return [smooth(side, side, seed) for seed in range(IMAGES)]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", THREADED)
 def test_every_thread_gets_the_answer_of_its_own_image(shared_bundle: Path, runtime: Any) -> None:
     predictor = Predictor(shared_bundle, runtime=runtime, threads=1)
     images = pictures(40)
@@ -43,6 +48,20 @@ def test_every_thread_gets_the_answer_of_its_own_image(shared_bundle: Path, runt
         found = list(pool.map(lambda index: dict(predictor.predict(images[index], top_k=10)), order))
     for index, one in zip(order, found, strict=True):
         assert one == pytest.approx(alone[index], abs=1e-5)
+
+
+@pytest.mark.parametrize("runtime", THREADED)
+def test_every_thread_gets_the_objects_of_its_own_picture(toys: ToyTasks, runtime: Any) -> None:
+    predictor = Predictor(toys.bundle("detect", "fp32"), runtime=runtime, threads=1)
+    prepared = [predictor.prepare(encode_png(image))[None] for image in pictures(64)]
+    alone = [first_outputs(predictor, image) for image in prepared]
+    assert all(not np.array_equal(one["scores"], other["scores"]) for one, other in itertools.pairwise(alone))
+    order = np.random.default_rng(0).integers(0, IMAGES, CALLS).tolist()
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda index: first_outputs(predictor, prepared[index]), order))
+    for index, one in zip(order, found, strict=True):
+        assert one.keys() == alone[index].keys()
+        assert all(np.allclose(one[name], alone[index][name], atol=1e-4) for name in one)
 
 
 def first_outputs(predictor: Predictor, prepared: np.ndarray) -> dict[str, np.ndarray]:
