@@ -27,7 +27,7 @@ PROFILE_LOSSES_KEY = "profile_losses"
 COMPARED_IMAGES = 16
 COMPARED_PIXELS = COMPARED_IMAGES * 224 * 224
 """Calibration images on which profiles are compared, and pixels of all of them: each fast profile runs on them once.
-Losses that differ by half or more are told apart."""
+Few, as only losses that are LOSES_MORE apart are of interest."""
 
 LOSES_MORE = 2.0
 """Times the loss of another profile, from which it is worth a word."""

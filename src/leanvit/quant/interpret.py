@@ -77,12 +77,8 @@ def values_of(module: GraphModule, wanted: Collection[str], images: Tensor) -> I
             yield node.name, value
 
 
-def observe_nodes(module: GraphModule, wanted: set[str], images: Tensor, record: Callable[[str, Any], None]) -> Any:
+@torch.no_grad()
+def observe_nodes(module: GraphModule, wanted: set[str], images: Tensor, record: Callable[[str, Any], None]) -> None:
     """Run a graph and call record(name, value) for each node named in `wanted`, in execution order."""
-
-    def step(node: Node, value: Any) -> Any:
-        if node.name in wanted:
-            record(node.name, value)
-        return value
-
-    return run(module, images, step)
+    for name, value in values_of(module, wanted, images):
+        record(name, value)

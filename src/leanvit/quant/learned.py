@@ -44,7 +44,7 @@ TIMED_STEPS = 2
 """After which it is known how many the given minutes allow; the first of them also warms up."""
 
 LOOK_STEPS = 2.0
-"""What the looks of a block and its way to the next take beside its steps: as much as so many at each look."""
+"""What a look and its share of the way to the next block take, in steps: an estimate, for --minutes alone."""
 
 BATCH = 16
 """Images a step."""

@@ -58,7 +58,7 @@ def _gap(additive: Json) -> str:
     if not additive or additive.get("optimum") is None:
         return ""
     over = max(0.0, additive["plan"] - additive["optimum"]) / max(additive["optimum"], 1e-12)
-    taken = " The plan is that of the program, which had the lower loss." if additive["taken"] else ""
+    taken = " The search went on from the program's plan, which had the lower loss." if additive["taken"] else ""
     return (
         f"Were the increases of single tensors to add up, no plan within the budget could add less than "
         f"{significant(additive['optimum'])} (integer program); this one is {over:.1%} above that.{taken}"
