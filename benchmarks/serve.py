@@ -195,15 +195,15 @@ def compare(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
 def overload(args: argparse.Namespace, image: bytes) -> dict[str, Any]:
     """Our server with twice as many requests as it can do, and the limit that its queue sets; the median round.
 
-    The clients have the last core to themselves and the server the others, as where clients are other machines: else
-    what is measured is how two programs share a core. The machine's speed drifts, so each round measures the capacity,
-    with the most clients, just before.
+    The clients have the last core and the server the others, as where clients are other machines: else what is measured
+    is how two programs share a core. A server with as many threads as there are cores has the last one, too. The
+    machine's speed drifts, so each round measures the capacity, with the most clients, just before.
     """
-    *servers, clients = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))
     with contextlib.ExitStack() as stack:
-        with on_cores(set(servers) or {clients}):
+        with on_cores(set(cores[: max(args.threads, len(cores) - 1)])):
             port, path = stack.enter_context(started(OURS, args))
-        stack.enter_context(on_cores({clients}))
+        stack.enter_context(on_cores({cores[-1]}))
         load(OURS, port, path, image, 1.0, count=4)
         rounds = [_overload_once(args, image, port, path) for _ in range(args.rounds)]
     median = sorted(rounds, key=lambda found: found["p99_ratio"])[len(rounds) // 2]

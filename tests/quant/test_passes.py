@@ -72,7 +72,7 @@ def test_passes_before_quantizers_leave_the_float_function(model: nn.Module, row
     weights = [
         torch.equal(a, b) for a, b in zip(traced.module.parameters(), work.graph.module.parameters(), strict=True)
     ]
-    assert all(weights) == (row.name not in ("balance", "smoothing"))
+    assert all(weights) == (row.name not in ("balance", "rotate", "smoothing"))
 
 
 CENTRED = '''

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
@@ -10,10 +10,11 @@ from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError, did_you_mean
 
-BEST_PASSES = ("balance", "per-head", "forms", "sequential", "correct")
-"""What mode "best" adds to the paper: head balancing, parameters by head, a choice of quantizer at every site,
-calibration on the quantized network's own values, and closed-form correction with error-feedback rounding. The names of
-the rows of leanvit.quant.passes.TABLE that are asked for by name, which says what each does and in which order."""
+BEST_PASSES = ("rotate", "balance", "per-head", "forms", "sequential", "correct")
+"""What mode "best" adds to the paper: a residual stream that is turned, head balancing, parameters by head, a choice of
+quantizer at every site, calibration on the quantized network's own values, and closed-form correction with
+error-feedback rounding. The names of the rows of leanvit.quant.passes.TABLE that are asked for by name, which says what
+each does and in which order."""
 
 
 LEARNED_PASSES = (*BEST_PASSES, "reconstruct")
@@ -81,8 +82,9 @@ class Scheme:
     ignored_scope: tuple[str, ...] = option((), "Site names (shell patterns) that stay in float.")
     passes: tuple[str, ...] = option(
         (),
-        "Passes beyond the paper to run: balance, per-head, forms, sequential, correct, reconstruct, or MODULE:ROW, a "
-        "pass of your own; default: all in mode learned, all but reconstruct in mode best, none in mode paper.",
+        "Passes beyond the paper to run: rotate, balance, per-head, forms, sequential, correct, reconstruct, or "
+        "MODULE:ROW, a pass of your own; default: all in mode learned, all but reconstruct in mode best, none in mode "
+        "paper.",
     )
     minutes: float | None = option(None, "Most minutes for the pass reconstruct; default: as long as its steps take.")
     seed: int = option(0, "Seed of the rotations and of the choice of calibration images.")
@@ -119,6 +121,11 @@ class MPTQConfig(Scheme):
 
     budget: Budget | None = None
     version: int = option(1, "Version of this configuration's format.")
+
+    def without(self, name: str) -> MPTQConfig:
+        """The same without one of the passes beyond the paper."""
+        left = tuple(row for row in self.passes or MODES[self.mode] if row != name)
+        return replace(self, passes=left, mode=self.mode if left else "paper")
 
 
 @dataclass(frozen=True, kw_only=True)

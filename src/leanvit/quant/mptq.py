@@ -36,7 +36,8 @@ from leanvit.quant.calibration_images import check_calibration, check_weights, c
 from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.losses import measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
-from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
+from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes, with_likely_bits
+from leanvit.quant.streams import find_streams
 from leanvit.quant.work import Work
 
 WALK_BYTES = 2 << 30
@@ -45,6 +46,11 @@ benchmarks/ptq_cost.py allows, as the float and the quantized network are walked
 
 LIVE_TENSORS = 8
 """Tensors of the largest size that are alive at once in the walk: two networks, a residual, operands and results."""
+
+
+PILOT_IMAGES = 64
+"""At most so many images set the quantizers in trying whether to rotate, and as many others judge: half of the usual
+128 each, which takes about as long as quantizing once with all of them."""
 
 
 @dataclass
@@ -124,7 +130,8 @@ def quantize_part(
     traced = trace(model, batches[0], config.scope)
     batches = [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
 
-    work = prepare(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
+    chosen_config, rotation = turned_where_it_pays(traced, torch.cat(batches), config)
+    work = prepare(traced, batches, chosen_config, journal)  # SQ-b, and the choice of OPT-m
     chosen = choose_plan(work, plan)  # uniform, or Greedy MP
     done = set_quantizers(work, chosen)  # OPT-m
     losses = None
@@ -142,6 +149,7 @@ def quantize_part(
         "histograms": {},
         "balanced_heads": {},
         "search": None,
+        "rotation": rotation,
         **work.notes,
         "kl_divergence": losses,
         "unquantized": work.graph.unquantized,
@@ -201,6 +209,31 @@ def set_quantizers(work: Work, plan: Plan) -> Done:
     work.plan, work.quantized = plan, graph
     run_passes(work, "after")
     return Done(work, graph, found, network_divergence(work.graph.module, graph.module, work.images))
+
+
+def turned_where_it_pays(
+    traced: QuantGraph, images: Tensor, config: MPTQConfig
+) -> tuple[MPTQConfig, dict[str, Any] | None]:
+    """The configuration with the pass `rotate` or without it, whichever loses less on images that set nothing.
+
+    images: (N, 3, H, W), of calibration. Both ways are tried in closed form on one part of them and judged on another.
+    Returns a note for the report too, None where the pass is not asked for or no stream can turn.
+    """
+    if "rotate" not in config.active_passes:
+        return config, None
+    without = config.without("rotate")
+    streams, left_out = find_streams(traced, images[:2])
+    if not streams or len(images) < 2:
+        return without, {"taken": False, "loss": {}, "left_out": left_out}
+    setting, judging, *_ = torch.split(images, min(PILOT_IMAGES, len(images) // 2))
+    losses = {}
+    for name, tried in {"rotated": config, "as it is": without}.items():
+        work = prepare(traced, [setting], with_likely_bits(tried.without("reconstruct")))
+        done = set_quantizers(work, make_plan(work.graph, work.config))
+        losses[name] = network_divergence(work.graph.module, done.graph.module, judging)
+    is_taken = losses["rotated"] < losses["as it is"]
+    note(f"loss {losses['rotated']:.4g} with the residual stream rotated, {losses['as it is']:.4g} as it is")
+    return config if is_taken else without, {"taken": is_taken, "loss": losses, "left_out": left_out}
 
 
 def walk_images(graph: QuantGraph, batches: list[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from leanvit.errors import ConfigError
 from leanvit.quant.greedy_mp import choose_bits
 from leanvit.quant.heads import balance
 from leanvit.quant.learned import learn
+from leanvit.quant.rotate import rotate
 from leanvit.quant.sq_b import add_biases, smooth_norms
 from leanvit.quant.work import Pass, Stage, Work
 
@@ -52,6 +53,14 @@ TABLE: tuple[Pass, ...] = (
         "ERQ (2407.06794), GPTQ (2210.17323), QuantEase (2309.01885)",
         "prepare",
         correct,
+    ),
+    # Before what looks at single channels, which it makes others.
+    Pass(
+        "rotate",
+        "turns the residual stream, so that what few channels carry is spread over all; exact in float; where it pays",
+        "QuaRot (2404.00456), SpinQuant (2405.16406); a rotation that keeps the mean: ours",
+        "prepare",
+        rotate,
     ),
     # Before SQ-b, which then sees the weights that balancing leaves.
     Pass(

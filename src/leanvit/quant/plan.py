@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ Plan = dict[str, tuple[int, int]]
 0 where there is none. Sites that are absent stay in float."""
 
 FLOAT_BITS = 32
+
+LIKELY_BITS = 6
+"""Of a plan whose budget is none of bits: between the 8 and the 4 that searches mostly end with."""
 
 
 def make_plan(graph: QuantGraph, config: MPTQConfig) -> Plan:
@@ -41,6 +45,14 @@ def make_plan(graph: QuantGraph, config: MPTQConfig) -> Plan:
         else:
             plan[name] = (config.activation_bits if OPERANDS[site.kind] == 2 else 0, config.activation_bits)
     return plan
+
+
+def with_likely_bits(config: MPTQConfig) -> MPTQConfig:
+    """The configuration without its budget, whose average stands for a plan that is not known yet."""
+    if config.budget is None:
+        return config
+    bits = round(config.budget.average_bits or LIKELY_BITS)
+    return replace(config, weight_bits=bits, activation_bits=bits, budget=None)
 
 
 def checked_plan(graph: QuantGraph, values: dict[str, Iterable[int]]) -> Plan:

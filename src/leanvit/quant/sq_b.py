@@ -12,7 +12,7 @@ exponent a is the caller's, or searched for every norm by the quantization error
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -31,7 +31,7 @@ from leanvit.quant.losses import histograms_of
 from leanvit.quant.observe import Statistics, observe
 from leanvit.quant.ops import KEEPS_CHANNELS, LAYER_NORM, LINEAR, aten
 from leanvit.quant.opt_m import fit_activation, search_weight_scale
-from leanvit.quant.plan import Plan, make_plan
+from leanvit.quant.plan import Plan, make_plan, with_likely_bits
 from leanvit.quant.quantizers import fake_quantize, integer_range
 from leanvit.quant.samples import SiteSample
 from leanvit.quant.work import Work
@@ -60,10 +60,7 @@ def smooth_norms(work: Work) -> None:
     statistics = observe(graph, norms, work.batches, "smoothing")
     exponents: dict[str, float | None] = dict.fromkeys(norms, config.smoothing_alpha)
     if config.smoothing_alpha is None:
-        # The plan of a search is not known yet: its average stands for it.
-        bits = round(config.budget.average_bits or 6) if config.budget else None
-        expected = replace(config, weight_bits=bits, activation_bits=bits, budget=None) if bits else config
-        exponents = search_exponents(graph, statistics, config.smoothing, make_plan(graph, expected))
+        exponents = search_exponents(graph, statistics, config.smoothing, make_plan(graph, with_likely_bits(config)))
     work.notes["smoothing_left_out"] = smooth(graph, statistics, config.smoothing, exponents)
     work.notes["smoothing_exponents"] = exponents
     after = observe(graph, norms, work.batches[:1], "smoothing, again")
