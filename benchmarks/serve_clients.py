@@ -80,7 +80,7 @@ async def ask(target: Target, connection: Connection | None) -> tuple[Answer, Co
 
 
 async def closed_loop(target: Target, count: int, seconds: float, most: int) -> list[Answer]:
-    """Answers that `count` clients had in so many seconds, or until there are `most`."""
+    """Answers to `count` clients that asked for so many seconds, or until there are `most`."""
     found: list[Answer] = []
     ends = time.perf_counter() + seconds
 
@@ -88,8 +88,7 @@ async def closed_loop(target: Target, count: int, seconds: float, most: int) -> 
         connection = None
         while time.perf_counter() < ends and len(found) < most:
             answer, connection = await ask(target, connection)
-            if time.perf_counter() < ends:
-                found.append(answer)
+            found.append(answer)
 
     await asyncio.gather(*(client() for _ in range(count)))
     return found
@@ -120,6 +119,12 @@ async def open_loop(target: Target, rate: float, seconds: float) -> list[Answer]
 
 
 def run_clients(target: Target, sent: Any, *, count: int = 0, rate: float = 0, seconds: float, most: int) -> None:
-    """In a process of its own: a closed loop of `count` clients, or an open one; sends the answers through a pipe."""
+    """In a process of its own: a closed loop of `count` clients, or an open one.
+
+    Sends through a pipe the answers and the seconds until the last of them: batches of several seconds' work come
+    together, so that those within a fixed time would be counted a batch more or less.
+    """
     work = open_loop(target, rate, seconds) if rate else closed_loop(target, count, seconds, most)
-    sent.send(asyncio.run(work))
+    began = time.perf_counter()
+    answers = asyncio.run(work)
+    sent.send((answers, time.perf_counter() - began))

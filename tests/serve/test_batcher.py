@@ -72,6 +72,48 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
     assert asyncio.run(run()) < 0.02
 
 
+def test_a_network_on_all_cores_lets_be_decoded_first_what_is_being_decoded() -> None:
+    async def run() -> None:
+        network = Network()
+        network.gate.set()
+        batcher = Batcher(network, 4, takes_all_cores=True)
+        await batcher.compute(Ticket(), image(9))
+        batcher.seconds_an_image = 30.0
+        for _ in range(3):
+            batcher.announce()
+        first = asyncio.create_task(batcher.compute(Ticket(), image(1)))
+        await asyncio.sleep(0.05)
+        batcher.decoded()
+        second = asyncio.create_task(batcher.compute(Ticket(), image(2)))
+        await asyncio.sleep(0.05)
+        batcher.decoded()
+        assert not first.done()
+        batcher.decoded()  # the third was no image
+        assert [(await one).outputs["sums"].tolist() for one in (first, second)] == [[1], [2]]
+        assert network.batches == [[9], [1, 2]]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_it_waits_no_longer_than_one_image_takes_and_not_for_a_full_batch() -> None:
+    async def run() -> None:
+        network = Network()
+        network.gate.set()
+        batcher = Batcher(network, 2, takes_all_cores=True)
+        await batcher.compute(Ticket(), image(9))
+        batcher.seconds_an_image = 0.05
+        batcher.announce()
+        assert (await asyncio.wait_for(batcher.compute(Ticket(), image(1)), 10)).outputs["sums"].tolist() == [1]
+        batcher.seconds_an_image = 30.0
+        jobs = [asyncio.create_task(batcher.compute(Ticket(), image(value))) for value in (2, 3)]
+        await asyncio.wait_for(asyncio.gather(*jobs), 10)
+        assert network.batches[-1] == [2, 3]
+        batcher.close()
+
+    asyncio.run(run())
+
+
 def test_nobody_who_left_and_nothing_expired_reaches_the_network() -> None:
     async def run() -> None:
         network = Network()

@@ -1,7 +1,8 @@
 """One thread a model that runs the network on what queued while it was at the batch before.
 
 There is no waiting for company: a request that comes alone is run alone, at once. Under load the queue fills while a
-batch runs, so batches grow by themselves, up to `max_batch`.
+batch runs, so batches grow by themselves, up to `max_batch`. Only where the network takes all cores does it let those
+images be decoded first that are being decoded: both at once would each take longer.
 """
 
 from __future__ import annotations
@@ -68,19 +69,28 @@ class _Job:
 class Batcher:
     """Runs `run` on images (N, H, W, C) uint8 of several requests at a time, in a thread of its own.
 
-    observe: is told how many images each batch had and how many seconds it took.
+    observe: is told how many images each batch had and how many seconds it took. takes_all_cores: the runtime has a
+    thread for every core, so what is being decoded is waited for; else the event loop goes before this thread, see
+    `priority`.
     """
 
     def __init__(
-        self, run: Callable[[Pixels], Outputs], max_batch: int, observe: Callable[[int, float], None] | None = None
+        self,
+        run: Callable[[Pixels], Outputs],
+        max_batch: int,
+        observe: Callable[[int, float], None] | None = None,
+        *,
+        takes_all_cores: bool = False,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._observe = observe
+        self._takes_all_cores = takes_all_cores
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._runs = False
+        self._coming = 0
         self.seconds_an_image = 0.0
         """Moving mean, for telling clients when to come again."""
 
@@ -89,6 +99,17 @@ class Batcher:
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self.put(ticket, images, future)
         return await future
+
+    def announce(self) -> None:
+        """Images are being decoded; `decoded` follows, after `put` where they are any good."""
+        with self._changed:
+            self._coming += 1
+
+    def decoded(self) -> None:
+        """What was announced is queued, or will not come."""
+        with self._changed:
+            self._coming -= 1
+            self._changed.notify()
 
     def put(self, ticket: Ticket, images: Pixels, future: asyncio.Future[Computed]) -> None:
         """Queue the images of one request, from any thread; `future` gets what `compute` returns or raises."""
@@ -106,10 +127,13 @@ class Batcher:
             self._changed.notify()
 
     def _work(self) -> None:
-        yield_to_event_loop()
+        if not self._takes_all_cores:
+            yield_to_event_loop()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._jobs) or self._closed)
+                if self._takes_all_cores:
+                    self._changed.wait_for(self._has_all, self.seconds_an_image)
                 if not self._jobs:
                     self._runs = False
                     return
@@ -117,6 +141,10 @@ class Batcher:
             settle([(job.future, Dropped()) for job in dropped])
             if taken:
                 settle(self._computed(taken))
+
+    def _has_all(self) -> bool:
+        """Whether waiting for what is being decoded would add nothing to the next batch."""
+        return self._closed or self._coming <= 0 or sum(len(job.images) for job in self._jobs) >= self._max_batch
 
     def _take(self) -> tuple[list[_Job], list[_Job]]:
         """The jobs of the next batch, first come first served, and those for which nobody waits any more."""

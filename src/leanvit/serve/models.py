@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -113,7 +114,9 @@ class Models:
         def observe(count: int, seconds: float) -> None:
             self.metrics.batch.labels(name).observe(count)
 
-        batcher = Batcher(predictor.outputs, self.config.max_batch, observe)
+        cores = os.cpu_count() or 1
+        takes_all = 1 < cores <= (self.config.threads or cores)
+        batcher = Batcher(predictor.outputs, self.config.max_batch, observe, takes_all_cores=takes_all)
         return Model(name, predictor, batcher, {**facts(name, predictor, gate, self.config), "outputs": outputs}, seen)
 
     def replaced(self) -> list[str]:

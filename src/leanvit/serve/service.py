@@ -107,7 +107,10 @@ class Service:
                 model.batcher.put(ticket, pictures[0].inputs.images, future)
             except Exception as error:
                 settle([(future, error)])
+            finally:
+                model.batcher.decoded()
 
+        model.batcher.announce()
         self.pool.submit(decode_and_queue)
         computed = await future
         self.metrics.seconds.labels(model.name, "compute").observe(computed.compute_ms / 1e3)
