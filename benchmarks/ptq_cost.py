@@ -1,4 +1,4 @@
-"""What calibration costs on networks of real size: 32 images, two threads.
+"""What calibration costs on networks of real size: 32 images (modes best and learned at W4A4: 128), two threads.
 
     python benchmarks/ptq_cost.py --output benchmarks/results/ptq_cost.json
 
@@ -41,7 +41,8 @@ from measure import SEED, facts, merged, run_with_peak
 class Case:
     """A network, how it is quantized, and the most seconds and gibibytes that it should take.
 
-    side: of a detector's pictures in pixels, of backbone `model`; None: a classifier at its own size.
+    side: of a detector's pictures in pixels, of backbone `model`; None: a classifier at its own size. images: how many
+    calibrate.
     """
 
     model: str
@@ -49,12 +50,14 @@ class Case:
     seconds: float
     gibibytes: float = 4.0
     side: int | None = None
+    images: int = 32
 
 
 VIT_S = "vit_small_patch16_224"
 CASES = {
     "paper W4A4": Case(VIT_S, MPTQConfig(weight_bits=4, activation_bits=4), 90),
-    "best W4A4": Case(VIT_S, MPTQConfig(weight_bits=4, activation_bits=4, mode="best"), 300),
+    "best W4A4": Case(VIT_S, MPTQConfig(weight_bits=4, activation_bits=4, mode="best"), 300, 5.0, images=128),
+    "learned W4A4": Case(VIT_S, MPTQConfig(weight_bits=4, activation_bits=4, mode="learned"), 1200, 5.0, images=128),
     "Greedy MP 5": Case(VIT_S, MPTQConfig(budget=Budget(average_bits=5.0)), 720),
     "W8A8 ViT-B": Case("vit_base_patch16_224", MPTQConfig(), 180),
     "W8A8 ViT-L": Case("vit_large_patch16_224", MPTQConfig(), 720, 12.0),
@@ -63,10 +66,11 @@ CASES = {
 
 
 def run_case(name: str, images: int, threads: int, profile: bool) -> dict[str, Any]:
-    """Quantize once, in this process."""
+    """Quantize once, in this process. images: in place of the case's own; 0: these."""
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     case = CASES[name]
+    images = images or case.images
     quantize_it = detector(case) if case.side else classifier(case)
     side = case.side or 224
     coarse = torch.randn(images, 3, side // 16, side // 16)
@@ -134,7 +138,7 @@ def main() -> None:
     """Run the cases one after another and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=0, help="instead of each case's own number")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a case may take")
     parser.add_argument("--profile", action="store_true", help="print where the time went (slows the case down)")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import leanvit.models  # noqa: F401  registers them in timm
 from leanvit.config import MPTQConfig
 from leanvit.quant import QuantizedModel, learned, quantize, variants
+from leanvit.quant.blocks import Block, blocks_of, needed, run_nodes
 from leanvit.quant.graph import trace
-from leanvit.quant.learned import blocks_of, learn, needed, run_nodes
+from leanvit.quant.learned import learn
 from leanvit.quant.mptq import prepare, quantize_part
 from leanvit.quant.quantizers import FORMS, LogQuantizer, WeightQuantizer, make_quantizer
 
@@ -153,11 +154,31 @@ def test_without_time_it_takes_no_step(tiny: nn.Module, images: Tensor) -> None:
 
 
 def test_rates_fall_to_nothing_within_the_time_that_a_block_has() -> None:
-    assert learned._affordable(4.0, float("inf")) == learned.STEPS
+    assert learned._steps_until(4.0, float("inf"), 200) == 200
     # Two steps take 4 seconds: 100 seconds are 50 of them, without what the looks take.
-    assert learned._affordable(4.0, 100.0) == 50 - learned.LOOK_STEPS * learned.LOOKS
-    assert learned._affordable(4.0, 1e6) == learned.STEPS
-    assert learned._affordable(4.0, 5.0) == learned.TIMED_STEPS
+    assert learned._steps_until(4.0, 100.0, 200) == 50 - learned.LOOK_STEPS * learned.LOOKS
+    assert learned._steps_until(4.0, 1e6, 200) == 200
+    assert learned._steps_until(4.0, 5.0, 200) == learned.TIMED_STEPS
+
+
+def test_large_networks_take_fewer_steps_by_what_these_compute(tiny: nn.Module, images: Tensor) -> None:
+    def block(macs: int, rest: int) -> Block:
+        return Block("one", (), (), (), (), (), macs, rest)
+
+    assert learned.affordable_steps([block(10**6, 10**6)], learned.BATCH) == learned.STEPS
+    # Forward and backward to values and weights is three times the block, and twice the rest.
+    large = [block(4 * 10**9, 10**10), block(4 * 10**9, 0)]
+    steps = learned.affordable_steps(large, 4)
+    assert steps == int(learned.MOST_MACS / (3 * learned.BATCH * 8e9 + 2 * 4 * 1e10))
+    assert learned.LOOKS < learned.affordable_steps(large, learned.BATCH) < steps < learned.STEPS
+    assert learned.affordable_steps([block(10**15, 0)], 4) == learned.LOOKS
+
+    graph = trace(tiny, images[:2])
+    head = graph.sites["head"]
+    found = blocks_of(graph, graph.module, [graph.node(head.node).args[0].name])
+    assert sum(one.macs for one in found) == sum(site.macs for site in graph.sites.values())
+    for index, one in enumerate(found[:-1]):
+        assert one.rest_macs == sum(later.macs for later in found[index + 1 :]) - head.macs
 
 
 def test_minutes_bound_the_whole_pass(tiny: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,9 @@ class Scheme:
         "MODULE:ROW, a pass of your own; default: all in mode learned, all but reconstruct in mode best, none in mode "
         "paper.",
     )
-    minutes: float | None = option(None, "Most minutes for the pass reconstruct; default: as long as its steps take.")
+    minutes: float | None = option(
+        None, "Most minutes for the pass reconstruct; default: as long as its steps take, fewer for large networks."
+    )
     seed: int = option(0, "Seed of the rotations and of the choice of calibration images.")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,21 @@ from torch.fx import GraphModule, Node
 
 from leanvit.progress import Bar
 from leanvit.quant.block_journal import BlockJournal
+from leanvit.quant.blocks import Block, blocks_of, run_nodes
 from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import QuantGraph, get_tensor, head_sites, node_argument
-from leanvit.quant.interpret import Values, compute, last_uses, observe_nodes
+from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.variants import with_variants
 from leanvit.quant.work import Work
 
 STEPS = 200
-"""Of a block. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls further."""
+"""Of a block at most. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls
+further."""
+
+MOST_MACS = 3.2e13
+"""Multiply-adds that the steps of all blocks may take: ten minutes of a ViT-S at 224 px on two cores of an AMD EPYC
+with AVX2. A number of steps by what they compute is the same on every machine, unlike --minutes."""
 
 LOOKS = 8
 """At the images that are held out, evenly over the steps of a block, the last one after the last step."""
@@ -49,11 +55,9 @@ LOOK_STEPS = 2.0
 BATCH = 16
 """Images a step."""
 
-MOST_ALIVE = 2
-"""Tensors between two blocks: the residual stream, and the attention logits of ReViT beside it."""
-
-LEAST_SITES, MOST_SITES = 4, 16
-"""Of a block: the attention of a layer has four; more than two layers are too much to be learned at once."""
+FEW = 4
+"""Of them go on through the rest of a network that is too large for STEPS with all: most of a step is the rest. On two
+micro models at W3A3, one seed, 100 steps so lost less than 40 with all, in about the time of a large network's."""
 
 LOCAL_SHARE = 2.0
 """Weight of the local error beside the global one (GLF-Q)."""
@@ -121,122 +125,14 @@ class LearnedActivation(nn.Module):
         return self.quantizer
 
 
-@dataclass(frozen=True)
-class Block:
-    """A part of a network between two cuts. Names of nodes are the same in the float and the quantized graph.
-
-    reads, writes: tensors that go in and come out. quantized, reference: nodes that lead from these to those in either
-    graph. rest: float nodes that lead from `writes` to the features; empty where the features lie in the block.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    quantized: tuple[Node, ...]
-    reference: tuple[Node, ...]
-    rest: tuple[Node, ...]
-
-
-def blocks_of(graph: QuantGraph, reference: GraphModule, features: Collection[str]) -> list[Block]:
-    """A quantized graph in blocks. features: names of the float graph's nodes whose values the global error is of."""
-    cuts = _cuts(graph, reference)
-    nodes = _values_of(graph.module)
-    places = {node.name: index for index, node in enumerate(nodes)}
-    sites = {site.node: site.name for site in graph.sites.values()}
-    found: list[Block] = []
-    reads: tuple[str, ...] = ()
-    first = 0
-    for last, writes in cuts:
-        own = [sites[node.name] for node in nodes[first : last + 1] if node.name in sites]
-        is_ahead = all(places[name] > last for name in features)
-        found.append(
-            Block(
-                own[0].rpartition(".")[0] or own[0] if own else writes[0], reads, writes,
-                needed(graph.module, writes, reads), needed(reference, writes, reads),
-                needed(reference, features, writes) if is_ahead else (),
-            )
-        )  # fmt: skip
-        reads, first = writes, last + 1
-    return found
-
-
-def _cuts(graph: QuantGraph, reference: GraphModule) -> list[tuple[int, tuple[str, ...]]]:
-    """Where blocks end, by the index among the nodes that are values, and the tensors that are alive there: as few as
-    leave blocks of a size that can be learned."""
-    for most_alive in range(1, MOST_ALIVE + 1):
-        cuts = _cuts_of(graph, reference, most_alive)
-        if len(cuts) * MOST_SITES >= len(graph.sites):
-            break
-    return cuts
-
-
-def _cuts_of(graph: QuantGraph, reference: GraphModule, most_alive: int) -> list[tuple[int, tuple[str, ...]]]:
-    nodes = _values_of(graph.module)
-    *_, output = graph.module.graph.nodes
-    batch = next(node.meta["val"].shape[0] for node in reference.graph.nodes if node.op == "placeholder")
-    names = {node.name: node for node in reference.graph.nodes}
-    sites = {site.node for site in graph.sites.values()}
-    last_use = last_uses(list(graph.module.graph.nodes))
-    places = {node: index for index, node in enumerate(graph.module.graph.nodes)}
-    alive: list[Node] = []
-    cuts, count = [], 0
-    for index, node in enumerate(nodes[:-1]):
-        count += node.name in sites
-        alive = [held for held in (*alive, node) if last_use.get(held, -1) > places[node]]
-        is_narrow = len(alive) <= most_alive and all(_has_images(names.get(held.name), batch) for held in alive)
-        if count >= LEAST_SITES and is_narrow and node in alive:
-            cuts.append((index, tuple(held.name for held in alive)))
-            count = 0
-    return [*cuts, (len(nodes) - 1, tuple(node.name for node in output.all_input_nodes))]
-
-
-def _has_images(node: Node | None, batch: Any) -> bool:
-    """Whether a node of the float graph is a tensor with one entry an image, unlike the windows of Swin."""
-    value = None if node is None else node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() > 0 and str(value.shape[0]) == str(batch)
-
-
-def _values_of(module: GraphModule) -> list[Node]:
-    """The nodes that depend on the values of the image, in order: no constants, sizes or weights."""
-    found: dict[Node, None] = {}
-    for node in module.graph.nodes:
-        computes = node.op in ("call_function", "call_module")
-        is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
-        reads = any(source.op == "placeholder" or source in found for source in node.all_input_nodes)
-        if computes and reads and not is_size:
-            found[node] = None
-    return list(found)
-
-
-def needed(module: GraphModule, wanted: Collection[str], given: Collection[str]) -> tuple[Node, ...]:
-    """The nodes that compute the values named `wanted` from those named `given`, constants and sizes, in order."""
-    nodes = list(module.graph.nodes)
-    asked = set(wanted) - set(given)
-    found = []
-    for node in reversed(nodes):
-        if node.name in asked:
-            found.append(node)
-            asked |= {source.name for source in node.all_input_nodes} - set(given)
-    return tuple(reversed(found))
-
-
-def run_nodes(module: GraphModule, nodes: Sequence[Node], given: dict[str, Tensor], images: Tensor) -> dict[str, Any]:
-    """The values of nodes by name, of those given too. images: (B, C, H, W), for the first block and for sizes."""
-    values: Values = {}
-    named = {source.name: source for node in nodes for source in node.all_input_nodes}
-    values.update({named[name]: value for name, value in given.items() if name in named})
-    for node in nodes:
-        values[node] = compute(module, node, values, images)
-    return {**given, **{node.name: value for node, value in values.items()}}
-
-
 @dataclass
 class _Walk:
     """What goes on from block to block.
 
     truth, values: the tensors between two blocks, (N, ...) by name, of the float network and of the quantized one.
     images: the calibration images, `count` of them, and variants behind. features: what the classifiers read in the
-    float network. held, trained: the images that decide, and those that are learned from, by index.
+    float network. most_steps: of a block. ahead: images of a step that go on through the rest. held, trained: the
+    images that decide, and those that are learned from, by index.
     """
 
     images: Tensor
@@ -245,6 +141,8 @@ class _Walk:
     reference: GraphModule
     features: dict[str, Tensor]
     generator: torch.Generator
+    most_steps: int = 0
+    ahead: int = BATCH
     truth: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -285,6 +183,8 @@ def learn(work: Work) -> None:
     images = with_variants(work.images, HELD_OUT, generator)
     state = _Walk(images, len(work.images), graph, reference, _features(work, images), generator)
     blocks = blocks_of(graph, reference, state.features)
+    state.ahead = BATCH if affordable_steps(blocks, BATCH) >= STEPS else FEW
+    state.most_steps = STEPS if work.config.minutes else affordable_steps(blocks, state.ahead)
     journal.restore(graph.module, state.generator)
     known = len(journal.notes)
     deadline = time.monotonic() + 60 * work.config.minutes if work.config.minutes else math.inf
@@ -317,9 +217,9 @@ def _features(work: Work, images: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _errors(state: _Walk, block: Block, targets: dict[str, Tensor], rows: Tensor) -> Errors:
+def _errors(state: _Walk, block: Block, targets: dict[str, Tensor], rows: Tensor, ahead: int = BATCH) -> Errors:
     """Errors of a block on the images with these numbers, as the quantized graph is now. targets: what the float block
-    returns, (N, ...)."""
+    returns, (N, ...). ahead: how many images go on through the rest."""
     images = state.images[rows]
     given = {name: state.values[name][rows] for name in block.reads}
     found = run_nodes(state.graph.module, block.quantized, given, images)
@@ -328,9 +228,10 @@ def _errors(state: _Walk, block: Block, targets: dict[str, Tensor], rows: Tensor
     )
     if not block.rest:
         return Errors(local, None)
-    ahead = run_nodes(state.reference, block.rest, {name: found[name] for name in block.writes}, images)
-    features = {name: values[rows] for name, values in state.features.items()}
-    return Errors(local, share_of_signal({name: ahead[name] for name in features}, features))
+    some = {name: found[name][:ahead] for name in block.writes}
+    reached = run_nodes(state.reference, block.rest, some, images[:ahead])
+    features = {name: values[rows[:ahead]] for name, values in state.features.items()}
+    return Errors(local, share_of_signal({name: reached[name] for name in features}, features))
 
 
 def share_of_signal(found: dict[str, Tensor], true: dict[str, Tensor]) -> Tensor:
@@ -373,7 +274,7 @@ def _learn_block(state: _Walk, block: Block, targets: dict[str, Tensor], until: 
 def _steps(
     state: _Walk, block: Block, targets: dict[str, Tensor], learned: Learned, first: Errors, until: float
 ) -> Iterator[tuple[int, int]]:
-    """Gradient steps, after each its number and how many there will be: STEPS, or what the time allows.
+    """Gradient steps, after each its number and how many there will be, or what the time allows.
 
     Rates fall along a cosine to 0 at the last step.
     """
@@ -381,28 +282,38 @@ def _steps(
         return
     optimizer = torch.optim.Adam(learned.groups)
     rates = [group["lr"] for group in optimizer.param_groups]
-    total, step, started = STEPS, 0, time.monotonic()
+    total, step, started = state.most_steps, 0, time.monotonic()
     while step < total and time.monotonic() < until:
         share = 0.5 * (1 + math.cos(math.pi * step / total))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = share * rate
         drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
         with torch.enable_grad():
-            loss = _errors(state, block, targets, state.trained[drawn]).loss(first)
+            loss = _errors(state, block, targets, state.trained[drawn], state.ahead).loss(first)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1
         if step == TIMED_STEPS:
-            total = _affordable(time.monotonic() - started, until - started)
+            total = _steps_until(time.monotonic() - started, until - started, total)
         yield step, total
 
 
-def _affordable(seconds: float, allowed: float) -> int:
-    """How many steps a block may have. seconds: that TIMED_STEPS took. allowed: for all of them and the looks."""
+def affordable_steps(blocks: Sequence[Block], ahead: int) -> int:
+    """How many steps every block may have, so that all of them keep within MOST_MACS. ahead: images through the rest.
+
+    A step goes forward, and backward to values and to weights, through the block; through the rest not to weights.
+    """
+    once = sum(3 * BATCH * block.macs + 2 * ahead * block.rest_macs for block in blocks)
+    return max(LOOKS, min(STEPS, int(MOST_MACS / max(1, once))))
+
+
+def _steps_until(seconds: float, allowed: float, most: int) -> int:
+    """How many steps a block has time for, `most` at most. seconds: that TIMED_STEPS took. allowed: for all and the
+    looks."""
     if math.isinf(allowed):
-        return STEPS
-    return max(TIMED_STEPS, min(STEPS, int(allowed / seconds * TIMED_STEPS - LOOK_STEPS * LOOKS)))
+        return most
+    return max(TIMED_STEPS, min(most, int(allowed / seconds * TIMED_STEPS - LOOK_STEPS * LOOKS)))
 
 
 @torch.no_grad()
