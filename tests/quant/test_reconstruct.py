@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.quant.quantizers import integer_range
-from leanvit.quant.reconstruct import Corrected, conv_patches, correct, descend, round_with_feedback
+from leanvit.quant.reconstruct import SLOPES, Corrected, compensate, conv_patches, correct, descend, round_with_feedback
 
 
 def correlated(rows: int, ins: int, seed: int, groups: int = 1) -> Tensor:
@@ -54,6 +54,46 @@ def test_at_eight_bits_the_output_is_nearly_exact() -> None:
         error = (output(done, x) - target).norm() / (target - target.mean(1, keepdim=True)).norm()
         assert float(error) < 0.01
         assert int(done.integers.abs().max()) <= 127
+
+
+def compensated(seed: int, gain: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A weight, its inputs, targets that are its outputs stretched, moved and disturbed, and what is made of them."""
+    x = correlated(400, 12, seed)
+    weight = torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(seed + 1))
+    output = x @ weight.transpose(1, 2)
+    disturbance = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed + 2))
+    target = output * gain + 0.7 + noise * output.std() * disturbance
+    return weight, x, target, *compensate(weight, torch.zeros(1, 6), x, target, images=20)
+
+
+def test_a_line_is_found_again() -> None:
+    gain = torch.tensor([0.6, 0.8, 1.0, 1.1, 1.5, 1.9])
+    _, _, _, factor, bias = compensated(0, gain, 0.0)
+    assert torch.allclose(factor[0], gain, atol=1e-4)
+    assert torch.allclose(bias[0], torch.full((6,), 0.7), atol=1e-3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0.0, 3.0))
+def test_a_compensation_never_loses_on_the_images_that_decide(seed: int, noise: float) -> None:
+    weight, x, target, factor, bias = compensated(seed, torch.linspace(0.2, 3.0, 6), noise)
+    output = (x @ weight.transpose(1, 2))[:, 300:]
+    kept = factor == 1.0
+    before = (target[:, 300:] - output).square().sum(1)
+    # What is fitted on all images hardly differs from what was judged, fitted on three quarters.
+    after = (target[:, 300:] - factor[:, None] * output - bias[:, None]).square().sum(1)
+    assert bool((after <= before * 1.02)[~kept].all())
+    assert bool((bias == 0)[kept].all())
+    assert float(factor.min()) >= SLOPES[0]
+    assert float(factor.max()) <= SLOPES[1]
+
+
+def test_without_images_to_hold_out_nothing_is_fitted() -> None:
+    weight, x = torch.randn(1, 3, 4), torch.randn(1, 10, 4)
+    bias = torch.randn(1, 3)
+    factor, kept = compensate(weight, bias, x, torch.randn(1, 10, 3), images=1)
+    assert torch.equal(factor, torch.ones(1, 3))
+    assert torch.equal(kept, bias)
 
 
 @settings(deadline=None, max_examples=40)

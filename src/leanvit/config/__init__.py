@@ -28,7 +28,15 @@ from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.load import LoadOptions
 from leanvit.config.optimize import OptimizeConfig, OptimizeOptions
-from leanvit.config.quantization import BEST_PASSES, LEARNED_PASSES, Budget, MPTQConfig, QuantizeConfig, Scheme
+from leanvit.config.quantization import (
+    BEST_PASSES,
+    LEARNED_PASSES,
+    NAMED_PASSES,
+    Budget,
+    MPTQConfig,
+    QuantizeConfig,
+    Scheme,
+)
 from leanvit.config.serve import ServeConfig
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
@@ -40,6 +48,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "LEARNED_PASSES",
+    "NAMED_PASSES",
     "AnalyzeConfig",
     "BenchmarkConfig",
     "Budget",

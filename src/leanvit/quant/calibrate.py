@@ -23,7 +23,7 @@ from leanvit.quant.interpret import Values, compute, walk
 from leanvit.quant.ops import ADD
 from leanvit.quant.opt_m import choose_form, fit_activation, search_weight_scale
 from leanvit.quant.quantizers import FORMS, ActivationQuantizer, Form, WeightQuantizer
-from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, conv_patches, correct
+from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, ONE_SHARE, SCALE_SHARES, compensate, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
 
 
@@ -34,7 +34,8 @@ class Choices:
     search: ranges by least output error; False: minimum and maximum. two_region: kinds of sources ("gelu",
     "softmax") whose quantizers below 8 bits have two regions. choose: also try the other forms, and take the
     best. per_head: parameters for each head. sequential: calibrate on what the quantized network returns.
-    correct: closed-form correction, error-feedback rounding and bias correction of weights.
+    correct: closed-form correction, error-feedback rounding and bias correction of weights. affine: a line fitted to
+    each output channel. quick: corrects with one range of each weight, where something is only tried out.
     """
 
     search: bool = True
@@ -43,6 +44,8 @@ class Choices:
     per_head: bool = False
     sequential: bool = False
     correct: bool = False
+    affine: bool = False
+    quick: bool = False
 
 
 @dataclass
@@ -158,41 +161,78 @@ def _source(state: _State, node: Node) -> Node:
 def _set_weight(state: _State, node: Node, site: Site, quantizer: WeightQuantizer) -> None:
     weight = get_tensor(state.reference, str(site.weight))
     reader = state.graph.node(site.node)
-    if state.choices.correct and _correct(state, site, reader, weight, quantizer):
-        return
-    x = state.truth[node_argument(reader, 0)]
-    importance = None
-    if site.kind == "linear":
-        importance = x.float().square().mean(dim=tuple(range(x.dim() - 1)))
-    quantizer.set_weight(weight, search_weight_scale(weight, quantizer.bits, importance))
+    wants = state.choices.correct or state.choices.affine
+    found = _examples(state, site, reader, weight) if wants else None
+    if found is not None and state.choices.correct and weight[0].numel() <= MAX_INPUTS:
+        _correct(state, site, weight, quantizer, found)
+    else:
+        x = state.truth[node_argument(reader, 0)]
+        importance = None
+        if site.kind == "linear":
+            importance = x.float().square().mean(dim=tuple(range(x.dim() - 1)))
+        quantizer.set_weight(weight, search_weight_scale(weight, quantizer.bits, importance))
+    if found is not None and state.choices.affine:
+        _compensate(state, quantizer, found)
 
 
-def _correct(state: _State, site: Site, reader: Node, weight: Tensor, quantizer: WeightQuantizer) -> bool:
-    """Correct a linear or convolution with a bias of its own; False where it can't be."""
+@dataclass(frozen=True)
+class _Examples:
+    """What a linear or convolution reads in the quantized network, (g, rows, in), and what it should return, (g, rows,
+    out), with the node of its bias."""
+
+    rows: Tensor
+    aims: Tensor
+    bias: Node
+
+
+def _examples(state: _State, site: Site, reader: Node, weight: Tensor) -> _Examples | None:
+    """Examples for a site with a bias of its own; None where it has none, or pads by a name."""
     bias = reader.args[2] if len(reader.args) > 2 else None
-    if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1 or weight[0].numel() > MAX_INPUTS:
-        return False
+    if not isinstance(bias, Node) or bias.op != "get_attr" or len(bias.users) > 1:
+        return None
     x, target = state.values[node_argument(reader, 0)], compute(state.reference, reader, state.truth, state.images)
     target = target + _gathered_error(state, reader, target)
     groups = 1
     if site.kind == "conv2d":
         if isinstance(reader.args[4] if len(reader.args) > 4 else None, str):
-            return False
+            return None
         options = conv_options(reader)
         groups = options[3]
         rows, aims = conv_patches(x, weight, options), target.flatten(2).transpose(1, 2)
     else:
         rows, aims = x.reshape(1, -1, x.shape[-1]), target
     aims = aims.reshape(rows.shape[1], groups, -1).transpose(0, 1)
-    rows, aims = _thin(rows, aims)
-    grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
-    done = correct(grouped, rows, aims, quantizer.bits, ridge=True, images=len(state.images))
+    return _Examples(*_thin(rows, aims), bias)
+
+
+def _correct(state: _State, site: Site, weight: Tensor, quantizer: WeightQuantizer, found: _Examples) -> None:
+    """Correct the weight and the bias of a site in closed form."""
+    grouped = _grouped(weight, found)
+    shares = ONE_SHARE if state.choices.quick else SCALE_SHARES
+    done = correct(grouped, found.rows, found.aims, quantizer.bits, ridge=True, images=len(state.images), shares=shares)
     quantizer.set_integers(done.integers, done.scale.flatten())
-    path = str(bias.target)
-    get_tensor(state.graph.module, path).data.copy_(done.bias.flatten())
-    state.values[bias] = get_tensor(state.graph.module, path)
+    _set_bias(state, found.bias, done.bias)
     state.result.notes.setdefault(site.name, {})["ridge"] = done.correction
-    return True
+
+
+def _compensate(state: _State, quantizer: WeightQuantizer, found: _Examples) -> None:
+    """Fit a line to every output channel of a site, and put it into the scale of the weight and the bias."""
+    bias = get_tensor(state.graph.module, str(found.bias.target)).view(len(found.aims), -1)
+    weight = _grouped(quantizer(), found)
+    factor, shift = compensate(weight, bias, found.rows, found.aims, len(state.images))
+    quantizer.scale.mul_(factor.flatten())
+    _set_bias(state, found.bias, shift)
+
+
+def _grouped(weight: Tensor, found: _Examples) -> Tensor:
+    groups = len(found.aims)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _set_bias(state: _State, bias: Node, value: Tensor) -> None:
+    path = str(bias.target)
+    get_tensor(state.graph.module, path).data.copy_(value.flatten())
+    state.values[bias] = get_tensor(state.graph.module, path)
 
 
 def _gathered_error(state: _State, reader: Node, target: Tensor) -> Tensor | float:

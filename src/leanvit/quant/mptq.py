@@ -48,9 +48,8 @@ LIVE_TENSORS = 8
 """Tensors of the largest size that are alive at once in the walk: two networks, a residual, operands and results."""
 
 
-PILOT_IMAGES = 64
-"""At most so many images set the quantizers in trying whether to rotate, and as many others judge: half of the usual
-128 each, which takes about as long as quantizing once with all of them."""
+PILOT_IMAGES, JUDGING_IMAGES = 32, 64
+"""At most so many images set the quantizers in trying whether to rotate, and so many others judge."""
 
 
 @dataclass
@@ -225,10 +224,12 @@ def turned_where_it_pays(
     streams, left_out = find_streams(traced, images[:2])
     if not streams or len(images) < 2:
         return without, {"taken": False, "loss": {}, "left_out": left_out}
-    setting, judging, *_ = torch.split(images, min(PILOT_IMAGES, len(images) // 2))
+    count = min(PILOT_IMAGES, len(images) // 2)
+    setting, judging = images[:count], images[count : count + JUDGING_IMAGES]
     losses = {}
     for name, tried in {"rotated": config, "as it is": without}.items():
         work = prepare(traced, [setting], with_likely_bits(tried.without("reconstruct")))
+        work.choices = replace(work.choices, quick=True)
         done = set_quantizers(work, make_plan(work.graph, work.config))
         losses[name] = network_divergence(work.graph.module, done.graph.module, judging)
     is_taken = losses["rotated"] < losses["as it is"]

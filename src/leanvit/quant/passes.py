@@ -40,6 +40,12 @@ def correct(work: Work) -> None:
     work.choices = replace(work.choices, correct=True)
 
 
+def affine(work: Work) -> None:
+    """Let the walk fit a line to each output channel, for which every linear gets a bias."""
+    add_biases(work)
+    work.choices = replace(work.choices, affine=True)
+
+
 def two_regions(work: Work) -> None:
     """Let OPT-m set two-region quantizers on the sources that the configuration names."""
     work.choices = replace(work.choices, two_region=frozenset(work.config.two_region))
@@ -114,6 +120,13 @@ TABLE: tuple[Pass, ...] = (
         "common practice",
         "prepare",
         choosing(sequential=True),
+    ),
+    Pass(
+        "affine",
+        "a line fitted to each output channel of a linear or convolution; the weight's scale and the bias take it in",
+        "QwT-v2 (2505.20932)",
+        "prepare",
+        affine,
     ),
     # Last before quantizers are put in: it tries them on the graph as it will be.
     Pass(

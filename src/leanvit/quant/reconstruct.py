@@ -7,6 +7,7 @@ form, over the calibration rows, centred, with H = E[x' x'^T]:
     rounding     column by column, each error passed on to the columns left, weighted by H^-1  (GPTQ, 2210.17323)
     descent      each integer in turn to its least of (w - q) H (w - q)^T, until done twice    (QuantEase, 2309.01885)
     bias         c* = E[y] - W_q E[x']
+    affine       s* = a s, c* = E[y] - a E[z], a = cov(y, z) / var(z), z = W_q x'   a channel (QwT-v2, arXiv 2505.20932)
 
 The target may hold the error that a residual branch has gathered so far, which the site then takes back.
 All functions work on groups (g, ...) at once, so that grouped convolutions need no loop.
@@ -14,6 +15,7 @@ All functions work on groups (g, ...) at once, so that grouped convolutions need
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,12 @@ DAMPING = 0.01
 
 SCALE_SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.64, 0.55)
 """Ranges of a channel to try, as shares of its largest weight; each costs a rounding with feedback of its own."""
+
+ONE_SHARE = (0.79,)
+"""In place of all of them where something is only tried out: the middle one."""
+
+SLOPES = (0.5, 2.0)
+"""Of a compensation: more than that is no error of quantization, but a channel that is all noise."""
 
 BLOCK = 64
 """Columns between two updates of all columns that are left: it decides time alone."""
@@ -53,11 +61,21 @@ class Corrected:
 
 
 @torch.no_grad()
-def correct(weight: Tensor, x: Tensor, target: Tensor, bits: int, *, ridge: bool, images: int) -> Corrected:
+def correct(
+    weight: Tensor,
+    x: Tensor,
+    target: Tensor,
+    bits: int,
+    *,
+    ridge: bool,
+    images: int,
+    shares: Sequence[float] = SCALE_SHARES,
+) -> Corrected:
     """Quantize one site's weight so that its output stays near `target` on the rows of calibration.
 
     weight: (g, out, in) float. x: (g, rows, in), the quantized inputs, rows of one image together.
     target: (g, rows, out), the wanted output with its bias. images: number of images, so that whole ones are held out.
+    shares: see SCALE_SHARES.
     """
     weight, x, target = weight.float(), x.float(), target.float()
     chosen = choose_ridge(weight, x, target, images) if ridge else None
@@ -66,17 +84,52 @@ def correct(weight: Tensor, x: Tensor, target: Tensor, bits: int, *, ridge: bool
     hessian = centred.transpose(1, 2) @ centred / x.shape[1]
     if chosen is not None:
         weight = weight + ridge_shift(weight, centred, target - mean_y, hessian, chosen)
-    integers, scale = round_with_feedback(weight, hessian, bits)
+    integers, scale = round_with_feedback(weight, hessian, bits, shares)
     integers, scale = descend(weight, hessian, integers, scale, bits)
     bias = mean_y - mean_x @ (integers * scale[..., None]).transpose(1, 2)
     return Corrected(integers, scale, bias[:, 0], chosen)
 
 
+@torch.no_grad()
+def compensate(weight: Tensor, bias: Tensor, x: Tensor, target: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """What to multiply the scale of every output channel by, and its bias: one line fitted to `target`, a channel.
+
+    weight: (g, out, in), dequantized. bias: (g, out). x: (g, rows, in), the quantized inputs, rows of one image
+    together. target: (g, rows, out), the wanted output. images: number of images; the last quarter decides for each
+    channel whether it keeps 1 and its bias. Returns (g, out) each.
+    """
+    output, target = x.float() @ weight.float().transpose(1, 2), target.float()
+    kept = _rows_of_most(x.shape[1], images)
+    if kept is None:
+        return torch.ones_like(bias), bias
+    factor = _slope(output[:, :kept], target[:, :kept])
+    shift = target[:, :kept].mean(1) - factor * output[:, :kept].mean(1)
+    held, wanted = output[:, kept:], target[:, kept:]
+    fitted = (wanted - factor[:, None] * held - shift[:, None]).square().sum(1)
+    better = fitted < (wanted - held - bias[:, None]).square().sum(1)
+    factor = torch.where(better, factor, torch.ones_like(factor))
+    return factor, torch.where(better, target.mean(1) - factor * output.mean(1), bias)
+
+
+def _slope(z: Tensor, y: Tensor) -> Tensor:
+    """cov(y, z) / var(z) over the rows, a channel, within SLOPES. z, y: (g, rows, out)."""
+    z = z - z.mean(1, keepdim=True)
+    variance = z.square().mean(1)
+    slope = (z * y).mean(1) / variance.clamp(min=1e-12)
+    return torch.where(variance > 0, slope.clamp(*SLOPES), torch.ones_like(slope))
+
+
+def _rows_of_most(rows: int, images: int) -> int | None:
+    """Rows of the first three quarters of the images; None where there are too few to hold any out."""
+    per_image = rows // max(1, images)
+    kept = max(1, images - max(1, images // 4)) * per_image
+    return None if per_image == 0 or kept >= rows else kept
+
+
 def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> float | None:
     """The lambda with the least error on the last quarter of the images; None where no correction is better."""
-    per_image = x.shape[1] // max(1, images)
-    kept = max(1, images - max(1, images // 4)) * per_image
-    if per_image == 0 or kept >= x.shape[1]:
+    kept = _rows_of_most(x.shape[1], images)
+    if kept is None:
         return None
     mean_x, mean_y = x[:, :kept].mean(1, keepdim=True), target[:, :kept].mean(1, keepdim=True)
     train, held = x[:, :kept] - mean_x, x[:, kept:] - mean_x
@@ -118,7 +171,9 @@ def _factor(hessian: Tensor, share: float) -> Tensor:
     return factor
 
 
-def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def round_with_feedback(
+    weight: Tensor, hessian: Tensor, bits: int, shares: Sequence[float] = SCALE_SHARES
+) -> tuple[Tensor, Tensor]:
     """GPTQ with several scales for every output channel side by side; the best is kept, channel by channel.
 
     Nearest integers with the full range take part too: with few inputs feedback may overshoot.
@@ -126,9 +181,8 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
     """
     low, high = integer_range(bits, symmetric=True)
     groups, outs, ins = weight.shape
-    shares = weight.new_tensor(SCALE_SHARES)
     largest = weight.abs().amax(-1).clamp(min=1e-8) / high
-    scale = (largest[:, None, :] * shares[None, :, None]).reshape(groups, -1)
+    scale = (largest[:, None, :] * weight.new_tensor(shares)[None, :, None]).reshape(groups, -1)
     repeated = weight.repeat(1, len(shares), 1)
     integers = _feedback(repeated, hessian, scale, low, high)
     error = repeated - integers * scale[..., None]
