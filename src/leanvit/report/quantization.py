@@ -220,10 +220,21 @@ def _left_out(reports: Reports) -> list[Markup]:
 def _reasons(report: Json) -> tuple[str, ...]:
     smoothing = (report.get("config") or {}).get("smoothing", "none")
     lines = _unquantized(report) or ["no product was left out for want of a quantizer"]
+    lines += _not_rotated(report.get("rotation") or {})
     if smoothing == "none":
         return (*lines, "smoothing was off")
     norms = [f"not smoothed with {smoothing}: {line}" for line in report.get("smoothing_left_out") or ()]
     return (*lines, *(norms or [f"every LayerNorm was smoothed with {smoothing}"]))
+
+
+def _not_rotated(rotation: Json) -> list[str]:
+    """What of the residual streams was not turned, and why; nothing where it was not asked for."""
+    lines = [f"residual stream not rotated: {line}" for line in rotation.get("left_out") or ()]
+    losses = rotation.get("loss") or {}
+    if losses and not rotation.get("taken"):
+        rotated, kept = (significant(losses.get(way)) for way in ("rotated", "as it is"))
+        lines.append(f"residual stream not rotated: loss {rotated} on images that set nothing, {kept} as it is")
+    return lines
 
 
 def _left_out_of_parts(reports: Reports) -> Markup | None:
