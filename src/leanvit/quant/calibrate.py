@@ -35,7 +35,8 @@ class Choices:
     "softmax") whose quantizers below 8 bits have two regions. choose: also try the other forms, and take the
     best. per_head: parameters for each head. sequential: calibrate on what the quantized network returns.
     correct: closed-form correction, error-feedback rounding and bias correction of weights. affine: a line fitted to
-    each output channel. quick: corrects with one range of each weight, where something is only tried out.
+    each output channel. quick: corrects without ridge regression and with one range of each weight,
+    where something is only tried out.
     """
 
     search: bool = True
@@ -208,8 +209,9 @@ def _examples(state: _State, site: Site, reader: Node, weight: Tensor) -> _Examp
 def _correct(state: _State, site: Site, weight: Tensor, quantizer: WeightQuantizer, found: _Examples) -> None:
     """Correct the weight and the bias of a site in closed form."""
     grouped = _grouped(weight, found)
-    shares = ONE_SHARE if state.choices.quick else SCALE_SHARES
-    done = correct(grouped, found.rows, found.aims, quantizer.bits, ridge=True, images=len(state.images), shares=shares)
+    quick, count = state.choices.quick, len(state.images)
+    shares = ONE_SHARE if quick else SCALE_SHARES
+    done = correct(grouped, found.rows, found.aims, quantizer.bits, ridge=not quick, images=count, shares=shares)
     quantizer.set_integers(done.integers, done.scale.flatten())
     _set_bias(state, found.bias, done.bias)
     state.result.notes.setdefault(site.name, {})["ridge"] = done.correction

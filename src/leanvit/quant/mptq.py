@@ -228,7 +228,7 @@ def turned_where_it_pays(
     setting, judging = images[:count], images[count : count + JUDGING_IMAGES]
     losses = {}
     for name, tried in {"rotated": config, "as it is": without}.items():
-        work = prepare(traced, [setting], with_likely_bits(tried.without("reconstruct")))
+        work = prepare(traced, [setting], with_likely_bits(tried.without("reconstruct").without("forms")))
         work.choices = replace(work.choices, quick=True)
         done = set_quantizers(work, make_plan(work.graph, work.config))
         losses[name] = network_divergence(work.graph.module, done.graph.module, judging)
