@@ -86,7 +86,7 @@ class _Finder:
     """Walks a graph with the shapes that it has for some images."""
 
     def __init__(self, graph: QuantGraph, images: Tensor) -> None:
-        self.graph = graph
+        self.device = images.device
         self.values: dict[Node, Any] = {}
 
         def record(node: Node, value: Any) -> Any:
@@ -237,14 +237,14 @@ class _Finder:
             return None
         shape = self.shape(node)
         found = user.target(  # type: ignore[operator]
-            _numbers(shape[axis], len(shape) - axis).expand(shape).contiguous(),
+            self._numbers(shape[axis], len(shape) - axis).expand(shape).contiguous(),
             *map_arg(user.args[1:], self.values.__getitem__), **map_arg(user.kwargs, self.values.__getitem__),
         )  # fmt: skip
         for place, size in enumerate(found.shape):
             copies, left = divmod(size, shape[axis])
             if copies and not left:
                 # Sums and averages over places give multiples, paddings zeros: both turn with the channels.
-                ratio = found / _numbers(shape[axis], found.dim() - place, copies)
+                ratio = found / self._numbers(shape[axis], found.dim() - place, copies)
                 if torch.allclose(ratio, ratio.narrow(place, 0, 1).expand_as(ratio), rtol=1e-4):
                     return place, copies
         return None
@@ -253,6 +253,11 @@ class _Finder:
         """The axis of the channels after an operation that leaves them as they were, once; else None."""
         place, copies = self._carried(user, node, axis) or (None, 1)
         return place if copies == 1 else None
+
+    def _numbers(self, channels: int, dims: int, copies: int = 1) -> Tensor:
+        """1 to C, `copies` times, (copies C, 1, ...) of so many dimensions."""
+        numbers = torch.arange(1.0, channels + 1, device=self.device)
+        return numbers.repeat(copies).view(-1, *[1] * (dims - 1))
 
     def _require_own(self, stream: Stream) -> None:
         """Raise LeftOut where nothing is to be won, or a parameter to be changed is read by something else, too."""
@@ -283,11 +288,6 @@ class _Finder:
 def scale_of(product: Node, writer: Node) -> Node:
     """The LayerScale in its product with what it scales."""
     return next(source for source in product.all_input_nodes if source is not writer)
-
-
-def _numbers(channels: int, dims: int, copies: int = 1) -> Tensor:
-    """1 to C, `copies` times, (copies C, 1, ...) of so many dimensions."""
-    return torch.arange(1.0, channels + 1).repeat(copies).view(-1, *[1] * (dims - 1))
 
 
 def _cat_axis(node: Node, dims: int) -> int:
