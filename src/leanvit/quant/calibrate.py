@@ -65,7 +65,7 @@ def forms_of(sample: SiteSample, operand: int, bits: int, choices: Choices) -> l
         return ["uniform"]
     if not choices.choose:
         return ["two-region"]
-    return [form for form, made in FORMS.items() if made.sources is None or kind in made.sources]
+    return [form for form, made in FORMS.items() if made.has_kernel and (made.sources is None or kind in made.sources)]
 
 
 def fit(sample: SiteSample, operand: int, bits: int, choices: Choices) -> tuple[ActivationQuantizer, Tensor]:

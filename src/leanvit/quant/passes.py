@@ -109,7 +109,7 @@ TABLE: tuple[Pass, ...] = (
     ),
     Pass(
         "forms",
-        "every softmax and GELU site chooses between uniform, two-region, log2 and log-sqrt2",
+        "every softmax and GELU site chooses between uniform and two-region",
         "ours",
         "prepare",
         choosing(choose=True),
