@@ -72,12 +72,17 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
     assert asyncio.run(run()) < 0.02
 
 
+async def on_all_cores(max_batch: int) -> tuple[Network, Batcher]:
+    """A network that takes all cores, after its first batch, and its batcher."""
+    network = Network()
+    batcher = Batcher(network, max_batch, takes_all_cores=True)
+    await batcher.compute(Ticket(), image(9))
+    return network, batcher
+
+
 def test_a_network_on_all_cores_lets_be_decoded_first_what_is_being_decoded() -> None:
     async def run() -> None:
-        network = Network()
-        network.gate.set()
-        batcher = Batcher(network, 4, takes_all_cores=True)
-        await batcher.compute(Ticket(), image(9))
+        network, batcher = await on_all_cores(4)
         batcher.seconds_an_image = 30.0
         for _ in range(3):
             batcher.announce()
@@ -98,10 +103,7 @@ def test_a_network_on_all_cores_lets_be_decoded_first_what_is_being_decoded() ->
 
 def test_it_waits_no_longer_than_one_image_takes_and_not_for_a_full_batch() -> None:
     async def run() -> None:
-        network = Network()
-        network.gate.set()
-        batcher = Batcher(network, 2, takes_all_cores=True)
-        await batcher.compute(Ticket(), image(9))
+        network, batcher = await on_all_cores(2)
         batcher.seconds_an_image = 0.05
         batcher.announce()
         assert (await asyncio.wait_for(batcher.compute(Ticket(), image(1)), 10)).outputs["sums"].tolist() == [1]

@@ -162,9 +162,9 @@ def _source(state: _State, node: Node) -> Node:
 def _set_weight(state: _State, node: Node, site: Site, quantizer: WeightQuantizer) -> None:
     weight = get_tensor(state.reference, str(site.weight))
     reader = state.graph.node(site.node)
-    wants = state.choices.correct or state.choices.affine
-    found = _examples(state, site, reader, weight) if wants else None
-    if found is not None and state.choices.correct and weight[0].numel() <= MAX_INPUTS:
+    corrects = state.choices.correct and weight[0].numel() <= MAX_INPUTS
+    found = _examples(state, site, reader, weight) if corrects or state.choices.affine else None
+    if found is not None and corrects:
         _correct(state, site, weight, quantizer, found)
     else:
         x = state.truth[node_argument(reader, 0)]

@@ -197,8 +197,8 @@ class _Finder:
                 yield from (Reader(reader, user, copies) for reader in self._behind(user, axis))
             elif self._reads(user, node, axis):
                 yield Reader(user, None, copies)
-            elif self._after(user, node, axis) is not None:
-                yield from self._merged(stream, user, int(self._after(user, node, axis) or 0))
+            elif (after := self._after(user, node, axis)) is not None:
+                yield from self._merged(stream, user, after)
             else:
                 raise LeftOut(f"{_where(user)} reads it")
         if node.target is aten.cat.default:
@@ -206,17 +206,17 @@ class _Finder:
 
     def _writes(self, node: Node, axis: int) -> bool:
         """Whether a linear or convolution makes the channels at this axis of its output."""
-        if node.target is LINEAR:
-            return axis == len(self.shape(node)) - 1
-        return node.target in CONVOLUTIONS and axis == 1 and conv_options(node)[3] == 1
+        return self._mixes(node, node, axis)
 
     def _reads(self, user: Node, node: Node, axis: int) -> bool:
         """Whether a linear or convolution reads the channels at this axis of a tensor as its inputs."""
-        if user.args[:1] != (node,):
-            return False
-        if user.target is LINEAR:
-            return axis == len(self.shape(node)) - 1
-        return user.target in CONVOLUTIONS and axis == 1 and conv_options(user)[3] == 1
+        return user.args[:1] == (node,) and self._mixes(user, node, axis)
+
+    def _mixes(self, layer: Node, tensor: Node, axis: int) -> bool:
+        """Whether this axis of a layer's input or output is that of its channels, each made of or used by all."""
+        if layer.target is LINEAR:
+            return axis == len(self.shape(tensor)) - 1
+        return layer.target in CONVOLUTIONS and axis == 1 and conv_options(layer)[3] == 1
 
     def _scaled(self, node: Node, axis: int) -> Node:
         """What writes the tensor that a LayerScale scales by channel."""
@@ -266,12 +266,7 @@ class _Finder:
         layers = [*stream.writers, *(reader.node for reader in stream.readers)]
         owned: list[Any] = [argument for layer in layers for argument in layer.args[1:3]]
         owned += [argument for norm in stream.norms for argument in norm.args[2:4]]
-        owned += [
-            scale
-            for product, writer in stream.scales.items()
-            for scale in product.all_input_nodes
-            if scale is not writer
-        ]
+        owned += [scale_of(product, writer) for product, writer in stream.scales.items()]
         for parameter in dict.fromkeys(owned):
             if parameter is not None and (not isinstance(parameter, Node) or parameter.op != "get_attr"):
                 raise LeftOut("a weight of it is computed")

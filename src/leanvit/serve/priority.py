@@ -13,7 +13,7 @@ With SWITCH_SECONDS, on 2 cores at twice the capacity (benchmarks/serve.py, a mi
 alternated): the slowest refusal in 31 ms in place of 225, 262 requests answered a second in place of 240. The short
 switch alone made refusals slower, a single decoding thread made them faster still but cost a sixth of the throughput.
 A runtime that takes all cores is left alone, for its other threads would wait for this one in every layer: with a
-ViT-S and two threads on 2 cores, 16 clients had 18.1 answers a second in place of 17.1 (medians of three rounds that
+ViT-S and two threads on 2 cores, 16 clients had 18.1 answers a second in place of 17.2 (medians of three rounds that
 alternated).
 """
 
