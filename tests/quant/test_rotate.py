@@ -120,14 +120,14 @@ def test_streams_that_cannot_turn_are_told_with_the_reason() -> None:
     assert "read by something else" in reasons(shared)[0]
 
 
-def test_what_loses_less_is_taken_and_told() -> None:
+def test_what_has_less_noise_is_taken_and_told() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 3, 32, 32)
     config = MPTQConfig(weight_bits=5, activation_bits=5, passes=("rotate", "correct"))
     found = quantize(uneven("vit_tiny_patch16_224", **SMALL), x, config).report
     rotation = found["rotation"]
     turned = [{"channels": 48, "writers": 5, "readers": 5}]
-    assert rotation["taken"] == (rotation["loss"]["rotated"] < rotation["loss"]["as it is"])
+    assert rotation["taken"] == (rotation["sqnr_db"]["rotated"] > rotation["sqnr_db"]["as it is"])
     assert found.get("rotated") == (turned if rotation["taken"] else None)
     assert ("rotate" in found["passes"]) == rotation["taken"]
 

@@ -112,6 +112,11 @@ class TrainConfig:
     hint_weight: float = option(
         0.0, "Weight of the distance between feature maps of student and teacher.", tasks=_ONE_LABEL
     )
+    outlier_weight: float = option(
+        0.0,
+        "Weight of a loss on large activations, which quantization can't take (TWEO takes 0.01); 0: none.",
+        tasks=_IMAGES,
+    )
     channels: int = option(256, "Channels of the feature pyramid.", tasks=OBJECTS)
     anchor_scale: float = option(8.0, "Side of an anchor in strides of its level.", tasks=OBJECTS)
     head_width: int = option(1024, "Width of the box head's two layers.", tasks=OBJECTS)
@@ -197,7 +202,7 @@ class TrainConfig:
         )  # fmt: skip
         require_at_least(
             self, 0, "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "degrees", "seed", "mixup", "cutmix",
-            "patience", "save_interval", "workers", "freeze_epochs", "hint_weight", "dice",
+            "patience", "save_interval", "workers", "freeze_epochs", "hint_weight", "outlier_weight", "dice",
         )  # fmt: skip
         for name in ("lr", "distillation_tau", "anchor_scale", "backbone_lr_scale"):
             _require(self, name, lambda value: value > 0, "more than 0")

@@ -8,6 +8,7 @@ the number of sites, and only live tensors are held.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,10 @@ from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
 from leanvit.quant.interpret import Values, compute, walk
 from leanvit.quant.ops import ADD
+from leanvit.quant.losses import divergence, outputs_from
 from leanvit.quant.opt_m import choose_form, fit_activation, search_weight_scale
 from leanvit.quant.quantizers import FORMS, ActivationQuantizer, Form, WeightQuantizer
-from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, ONE_SHARE, SCALE_SHARES, compensate, conv_patches, correct
+from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, compensate, conv_patches, correct
 from leanvit.quant.samples import SiteSample, take_sample
 
 
@@ -35,8 +37,7 @@ class Choices:
     "softmax") whose quantizers below 8 bits have two regions. choose: also try the other forms, and take the
     best. per_head: parameters for each head. sequential: calibrate on what the quantized network returns.
     correct: closed-form correction, error-feedback rounding and bias correction of weights. affine: a line fitted to
-    each output channel. quick: corrects without ridge regression and with one range of each weight,
-    where something is only tried out.
+    each output channel.
     """
 
     search: bool = True
@@ -46,16 +47,17 @@ class Choices:
     sequential: bool = False
     correct: bool = False
     affine: bool = False
-    quick: bool = False
 
 
 @dataclass
 class Calibrated:
-    """What the walk found: the form of every quantizer, notes for the report by site, and quantizers of outputs."""
+    """What the walk found: the form of every quantizer, notes for the report by site, quantizers of outputs, and how far
+    the network's outputs are from the float ones on these images."""
 
     forms: Forms = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
+    loss: float = math.nan
 
 
 def forms_of(sample: SiteSample, operand: int, bits: int, choices: Choices) -> list[Form]:
@@ -112,6 +114,8 @@ def _step(state: _State, node: Node) -> None:
     else:
         state.truth[node] = compute(state.reference, node, state.truth, state.images)
         state.values[node] = compute(state.graph.module, node, state.values, state.images)
+        if node.op == "output":
+            state.result.loss = divergence(outputs_from(state.truth[node]), outputs_from(state.values[node]))
         if node.name in state.outputs:
             state.result.outputs[state.outputs[node.name]] = fit_output(state.values[node])
 
@@ -209,9 +213,7 @@ def _examples(state: _State, site: Site, reader: Node, weight: Tensor) -> _Examp
 def _correct(state: _State, site: Site, weight: Tensor, quantizer: WeightQuantizer, found: _Examples) -> None:
     """Correct the weight and the bias of a site in closed form."""
     grouped = _grouped(weight, found)
-    quick, count = state.choices.quick, len(state.images)
-    shares = ONE_SHARE if quick else SCALE_SHARES
-    done = correct(grouped, found.rows, found.aims, quantizer.bits, ridge=not quick, images=count, shares=shares)
+    done = correct(grouped, found.rows, found.aims, quantizer.bits, ridge=True, images=len(state.images))
     quantizer.set_integers(done.integers, done.scale.flatten())
     _set_bias(state, found.bias, done.bias)
     state.result.notes.setdefault(site.name, {})["ridge"] = done.correction

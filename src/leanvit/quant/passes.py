@@ -157,11 +157,13 @@ def passes_of(config: MPTQConfig, stage: Stage) -> list[Pass]:
     return [row for row in (*TABLE, *outside) if row.stage == stage and row.runs(config)]
 
 
-def run_passes(work: Work, stage: Stage) -> None:
-    """Run the passes of one stage on the work at hand."""
-    for row in passes_of(work.config, stage):
+def run_passes(work: Work, stage: Stage) -> int:
+    """Run the passes of one stage on the work at hand; returns how many there were."""
+    rows = passes_of(work.config, stage)
+    for row in rows:
         row.run(work)
         work.notes.setdefault("passes", []).append(row.name)
+    return len(rows)
 
 
 def load_pass(name: str) -> Pass:

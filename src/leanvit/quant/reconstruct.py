@@ -15,7 +15,6 @@ All functions work on groups (g, ...) at once, so that grouped convolutions need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +32,6 @@ DAMPING = 0.01
 
 SCALE_SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.64, 0.55)
 """Ranges of a channel to try, as shares of its largest weight; each costs a rounding with feedback of its own."""
-
-ONE_SHARE = (0.79,)
-"""In place of all of them where something is only tried out: the middle one."""
 
 SLOPES = (0.5, 2.0)
 """Of a compensation: more than that is no error of quantization, but a channel that is all noise."""
@@ -69,22 +65,23 @@ def correct(
     *,
     ridge: bool,
     images: int,
-    shares: Sequence[float] = SCALE_SHARES,
 ) -> Corrected:
     """Quantize one site's weight so that its output stays near `target` on the rows of calibration.
 
     weight: (g, out, in) float. x: (g, rows, in), the quantized inputs, rows of one image together.
     target: (g, rows, out), the wanted output with its bias. images: number of images, so that whole ones are held out.
-    shares: see SCALE_SHARES.
     """
     weight, x, target = weight.float(), x.float(), target.float()
-    chosen = choose_ridge(weight, x, target, images) if ridge else None
     mean_x, mean_y = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
-    centred = x - mean_x
-    hessian = centred.transpose(1, 2) @ centred / x.shape[1]
-    if chosen is not None:
-        weight = weight + ridge_shift(weight, centred, target - mean_y, hessian, chosen)
-    integers, scale = round_with_feedback(weight, hessian, bits, shares)
+    centred, chosen = x - mean_x, None
+    if ridge:
+        sums = regression_sums(centred, target - mean_y - centred @ weight.transpose(1, 2), images)
+        hessian, chosen = sums.hessian, choose_ridge(sums)
+        if chosen is not None:
+            weight = weight + _solve_ridge(sums.moment, hessian, chosen)
+    else:
+        hessian = centred.transpose(1, 2) @ centred / x.shape[1]
+    integers, scale = round_with_feedback(weight, hessian, bits)
     integers, scale = descend(weight, hessian, integers, scale, bits)
     bias = mean_y - mean_x @ (integers * scale[..., None]).transpose(1, 2)
     return Corrected(integers, scale, bias[:, 0], chosen)
@@ -126,35 +123,64 @@ def _rows_of_most(rows: int, images: int) -> int | None:
     return None if per_image == 0 or kept >= rows else kept
 
 
-def choose_ridge(weight: Tensor, x: Tensor, target: Tensor, images: int) -> float | None:
-    """The lambda with the least error on the last quarter of the images; None where no correction is better."""
-    kept = _rows_of_most(x.shape[1], images)
+@dataclass(frozen=True)
+class Sums:
+    """Of a regression of an error e (g, rows, out) on x (g, rows, in), both of mean 0, all that a ridge needs.
+
+    hessian: E[x x^T], (g, in, in). moment: E[x e^T], (g, in, out). train: the same two over the rows of the first three
+    quarters of the images, of the mean that they have; held: the same two over those of the last quarter as sums, with
+    the former's mean taken off, and the sum of e^2. None where there are too few images to hold any out.
+    """
+
+    hessian: Tensor
+    moment: Tensor
+    train: tuple[Tensor, Tensor] | None = None
+    held: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+def regression_sums(x: Tensor, error: Tensor, images: int) -> Sums:
+    """See Sums. x: (g, rows, in), rows of one image together; error: (g, rows, out)."""
+    rows = x.shape[1]
+    kept = _rows_of_most(rows, images)
     if kept is None:
+        return Sums(*(part / rows for part in _products(x, error)))
+    mean_x, mean_e = x[:, :kept].mean(1, keepdim=True), error[:, :kept].mean(1, keepdim=True)
+    hessian, moment = _products(x[:, :kept], error[:, :kept])
+    x_held, e_held = x[:, kept:] - mean_x, error[:, kept:] - mean_e
+    held = _products(x_held, e_held)
+    # Sums of what is not centred anew are those of what is, and a product of the means.
+    square, cross = mean_x.transpose(1, 2) @ mean_x, mean_x.transpose(1, 2) @ mean_e
+    shifted, sum_x, sum_e = rows - kept, x_held.sum(1, keepdim=True), e_held.sum(1, keepdim=True)
+    beyond_x, beyond_e = mean_x.transpose(1, 2) @ sum_x, mean_x.transpose(1, 2) @ sum_e
+    whole = (
+        hessian + held[0] + beyond_x + beyond_x.transpose(1, 2) + shifted * square,
+        moment + held[1] + beyond_e + sum_x.transpose(1, 2) @ mean_e + shifted * cross,
+    )
+    train = (hessian / kept - square, moment / kept - cross)
+    return Sums(*(part / rows for part in whole), train, (*held, e_held.square().sum()))
+
+
+def _products(x: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the rows of x x^T and x e^T."""
+    return x.transpose(1, 2) @ x, x.transpose(1, 2) @ error
+
+
+def choose_ridge(sums: Sums) -> float | None:
+    """The lambda with the least error on the rows held out; None where no correction is better, or none are held out.
+
+    With a shift S of the weight that is sum |e - S x|^2 = sum |e|^2 - 2 <S, x e^T> + <S x x^T, S>.
+    """
+    if sums.train is None or sums.held is None:
         return None
-    mean_x, mean_y = x[:, :kept].mean(1, keepdim=True), target[:, :kept].mean(1, keepdim=True)
-    train, held = x[:, :kept] - mean_x, x[:, kept:] - mean_x
-    train_y, held_y = target[:, :kept] - mean_y, target[:, kept:] - mean_y
-    hessian = train.transpose(1, 2) @ train / kept
-    residual = held_y - held @ weight.transpose(1, 2)
-    least, best = float(residual.square().sum()), None
-    moment = _error_moment(weight, train, train_y)
+    hessian, moment, squares = sums.held
+    least, best = float(squares), None
     for candidate in RIDGES:
-        shift = _solve_ridge(moment, hessian, candidate)
-        error = float((residual - held @ shift.transpose(1, 2)).square().sum())
+        shift = _solve_ridge(sums.train[1], sums.train[0], candidate)
+        gained = 2 * moment.transpose(1, 2) - shift @ hessian
+        error = float(squares - (shift * gained).sum())
         if error < least:
             least, best = error, candidate
     return best
-
-
-def ridge_shift(weight: Tensor, x: Tensor, target: Tensor, hessian: Tensor, strength: float) -> Tensor:
-    """What to add to the weight: the ridge regression of the output error on the (centred) quantized inputs."""
-    return _solve_ridge(_error_moment(weight, x, target), hessian, strength)
-
-
-def _error_moment(weight: Tensor, x: Tensor, target: Tensor) -> Tensor:
-    """E[x' (y - W x')^T], which no lambda changes: (g, in, out)."""
-    error = target - x @ weight.transpose(1, 2)
-    return x.transpose(1, 2) @ error / x.shape[1]
 
 
 def _solve_ridge(moment: Tensor, hessian: Tensor, strength: float) -> Tensor:
@@ -171,9 +197,7 @@ def _factor(hessian: Tensor, share: float) -> Tensor:
     return factor
 
 
-def round_with_feedback(
-    weight: Tensor, hessian: Tensor, bits: int, shares: Sequence[float] = SCALE_SHARES
-) -> tuple[Tensor, Tensor]:
+def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """GPTQ with several scales for every output channel side by side; the best is kept, channel by channel.
 
     Nearest integers with the full range take part too: with few inputs feedback may overshoot.
@@ -182,15 +206,15 @@ def round_with_feedback(
     low, high = integer_range(bits, symmetric=True)
     groups, outs, ins = weight.shape
     largest = weight.abs().amax(-1).clamp(min=1e-8) / high
-    scale = (largest[:, None, :] * weight.new_tensor(shares)[None, :, None]).reshape(groups, -1)
-    repeated = weight.repeat(1, len(shares), 1)
+    scale = (largest[:, None, :] * weight.new_tensor(SCALE_SHARES)[None, :, None]).reshape(groups, -1)
+    repeated = weight.repeat(1, len(SCALE_SHARES), 1)
     integers = _feedback(repeated, hessian, scale, low, high)
     error = repeated - integers * scale[..., None]
-    cost = ((error @ hessian) * error).sum(-1).view(groups, len(shares), outs)
+    cost = ((error @ hessian) * error).sum(-1).view(groups, len(SCALE_SHARES), outs)
     best = cost.argmin(1)
     pick = best[:, None, :, None].expand(-1, 1, -1, ins)
-    chosen = integers.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
-    found = scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
+    chosen = integers.view(groups, len(SCALE_SHARES), outs, ins).gather(1, pick)[:, 0]
+    found = scale.view(groups, len(SCALE_SHARES), outs).gather(1, best[:, None])[:, 0]
     nearest = (weight / largest[..., None]).round_().clamp_(low, high)
     error = weight - nearest * largest[..., None]
     better = ((error @ hessian) * error).sum(-1) < cost.amin(1)
@@ -203,22 +227,23 @@ def _feedback(weight: Tensor, hessian: Tensor, scale: Tensor, low: int, high: in
     hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None, :].expand_as(hessian))
     inverse = torch.cholesky_inverse(_factor(hessian, DAMPING))
     upper = torch.linalg.cholesky_ex(inverse, upper=True)[0]
-    left = weight.gather(2, order[:, None, :].expand_as(weight))
+    # Column by column in memory, which is how they are read.
+    left = weight.gather(2, order[:, None, :].expand_as(weight)).transpose(1, 2).contiguous()
     integers = torch.empty_like(left)
-    ins = left.shape[-1]
+    ins = left.shape[1]
     for start in range(0, ins, BLOCK):
         stop = min(start + BLOCK, ins)
-        part, triangle = left[..., start:stop].clone(), upper[:, start:stop, start:stop]
+        part, triangle = left[:, start:stop].clone(), upper[:, start:stop, start:stop]
         errors = torch.empty_like(part)
         for column in range(stop - start):
-            value = part[..., column]
+            value = part[:, column]
             integer = (value / scale).round_().clamp_(low, high)
-            integers[..., start + column] = integer
+            integers[:, start + column] = integer
             error = (value - integer * scale) / triangle[:, column, column, None]
-            part[..., column:] -= error[..., None] * triangle[:, column, None, column:]
-            errors[..., column] = error
-        left[..., stop:] -= errors @ upper[:, start:stop, stop:]
-    return integers.gather(2, back)
+            part[:, column + 1 :].addcmul_(triangle[:, column, column + 1 :, None], error[:, None], value=-1)
+            errors[:, column] = error
+        left[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
+    return integers.transpose(1, 2).gather(2, back)
 
 
 def descend(

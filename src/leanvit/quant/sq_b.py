@@ -61,10 +61,26 @@ def smooth_norms(work: Work) -> None:
     exponents: dict[str, float | None] = dict.fromkeys(norms, config.smoothing_alpha)
     if config.smoothing_alpha is None:
         exponents = search_exponents(graph, statistics, config.smoothing, make_plan(graph, with_likely_bits(config)))
+    before = {norm: _affine(graph, norm) for norm in norms}
     work.notes["smoothing_left_out"] = smooth(graph, statistics, config.smoothing, exponents)
     work.notes["smoothing_exponents"] = exponents
-    after = observe(graph, norms, work.batches[:1], "smoothing, again")
-    work.notes["histograms"] = {n: histograms_of(statistics[n].rows, after[n].rows) for n in sorted(norms)}
+    work.notes["histograms"] = {
+        norm: histograms_of(statistics[norm].rows, _moved(statistics[norm].rows, before[norm], _affine(graph, norm)))
+        for norm in sorted(norms)
+    }
+
+
+def _affine(graph: QuantGraph, norm: str) -> tuple[Tensor, Tensor]:
+    """Copies of gain and bias of a norm, (C,) each."""
+    node = graph.node(norm)
+    gain, bias = (graph.parameter(node_argument(node, place)).clone() for place in (2, 3))
+    return gain, bias
+
+
+def _moved(rows: Tensor, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Tensor:
+    """What a norm returns with other gain and bias than those with which it returned these rows (N, C)."""
+    (gain, bias), (new_gain, new_bias) = before, after
+    return (rows - bias) * torch.where(gain == 0, 0.0, new_gain / gain) + new_bias
 
 
 @dataclass(frozen=True)

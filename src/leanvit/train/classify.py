@@ -20,6 +20,7 @@ from leanvit.train.batches import Batches, Part
 from leanvit.train.distill import Outputs, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
 from leanvit.train.lone_image import running_averages
+from leanvit.train.outlier_loss import OutlierLoss
 from leanvit.train.optimizer import balanced_weights, parameter_groups
 from leanvit.train.processes import shard, wrap
 from leanvit.train.setup import build_model, checkpoint_gradients, some_of_each_class
@@ -53,6 +54,7 @@ class Classification:
         project = self.student.project if self.student else None
         self.extra: tuple[nn.Module, ...] = (project,) if project else ()
         self.weights = self._class_weights()
+        self.outliers = OutlierLoss(self.model) if config.outlier_weight else None
 
     def _load_data(self) -> tuple[ImageSet, ImageSet]:
         config = self.config
@@ -106,9 +108,13 @@ class Classification:
         """Losses of a part and how many of its images were right."""
         x, target = prepared
         torch.manual_seed(seed_of(DROPPING, self.config.seed, step, part.position))
+        if self.outliers:
+            self.outliers.begin()
         with self.setting.autocast(), running_averages(self.learner, len(part)):
             output = self.output(running, x)
         losses = self.losses(output, target, x)
+        if self.outliers:
+            losses = losses + self.config.outlier_weight * self.outliers.losses(len(x))
         return Learned({"loss": losses}, self.correct(output, part))
 
     def correct(self, output: Outputs, part: Part) -> Tensor | None:
