@@ -21,8 +21,8 @@ from leanvit.quant.attach import Forms
 from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
 from leanvit.quant.interpret import Values, compute, walk
-from leanvit.quant.ops import ADD
 from leanvit.quant.losses import divergence, outputs_from
+from leanvit.quant.ops import ADD
 from leanvit.quant.opt_m import choose_form, fit_activation, search_weight_scale
 from leanvit.quant.quantizers import FORMS, ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, compensate, conv_patches, correct
@@ -51,8 +51,8 @@ class Choices:
 
 @dataclass
 class Calibrated:
-    """What the walk found: the form of every quantizer, notes for the report by site, quantizers of outputs, and how far
-    the network's outputs are from the float ones on these images."""
+    """What the walk found: the form of every quantizer, notes for the report by site, quantizers of outputs, and the
+    divergence of the network's outputs on these images."""
 
     forms: Forms = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -63,7 +63,8 @@ def balance(work: Work) -> None:
 def balance_heads(graph: QuantGraph, images: Tensor, seed: int = 0) -> dict[str, int]:
     """Balance q with k, and v with the projection, wherever their channels are theirs alone; in place.
 
-    images: (N, 3, H, W) calibration images; the first of large ones are enough. Returns how many of each were balanced: {"qk": n, "vo": n}.
+    images: (N, 3, H, W) calibration images; the first of large ones are enough. Returns how many of each were balanced:
+    {"qk": n, "vo": n}.
     """
     finder = _ChannelFinder(graph, images[:2])
     few = images[: max(2, MOMENT_PIXELS // images[0, 0].numel())]

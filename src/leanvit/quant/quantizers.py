@@ -70,7 +70,7 @@ def round_to_step(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | 
     step, low, high = _number(scale), _number(low), _number(high)
     steps = (x / step).round_()
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        steps.clamp_(min=low).clamp_(max=high)  # type: ignore[arg-type]
+        steps.clamp_(min=low).clamp_(max=high)
     else:
         steps.clamp_(low, high)
     return steps.mul_(step)

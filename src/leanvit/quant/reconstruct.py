@@ -143,7 +143,8 @@ def regression_sums(x: Tensor, error: Tensor, images: int) -> Sums:
     rows = x.shape[1]
     kept = _rows_of_most(rows, images)
     if kept is None:
-        return Sums(*(part / rows for part in _products(x, error)))
+        hessian, moment = _products(x, error)
+        return Sums(hessian / rows, moment / rows)
     mean_x, mean_e = x[:, :kept].mean(1, keepdim=True), error[:, :kept].mean(1, keepdim=True)
     hessian, moment = _products(x[:, :kept], error[:, :kept])
     x_held, e_held = x[:, kept:] - mean_x, error[:, kept:] - mean_e
@@ -152,12 +153,10 @@ def regression_sums(x: Tensor, error: Tensor, images: int) -> Sums:
     square, cross = mean_x.transpose(1, 2) @ mean_x, mean_x.transpose(1, 2) @ mean_e
     shifted, sum_x, sum_e = rows - kept, x_held.sum(1, keepdim=True), e_held.sum(1, keepdim=True)
     beyond_x, beyond_e = mean_x.transpose(1, 2) @ sum_x, mean_x.transpose(1, 2) @ sum_e
-    whole = (
-        hessian + held[0] + beyond_x + beyond_x.transpose(1, 2) + shifted * square,
-        moment + held[1] + beyond_e + sum_x.transpose(1, 2) @ mean_e + shifted * cross,
-    )
+    whole_hessian = hessian + held[0] + beyond_x + beyond_x.transpose(1, 2) + shifted * square
+    whole_moment = moment + held[1] + beyond_e + sum_x.transpose(1, 2) @ mean_e + shifted * cross
     train = (hessian / kept - square, moment / kept - cross)
-    return Sums(*(part / rows for part in whole), train, (*held, e_held.square().sum()))
+    return Sums(whole_hessian / rows, whole_moment / rows, train, (*held, e_held.square().sum()))
 
 
 def _products(x: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

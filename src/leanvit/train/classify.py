@@ -20,8 +20,8 @@ from leanvit.train.batches import Batches, Part
 from leanvit.train.distill import Outputs, hint_loss, load_teacher, make_student, teacher_loss
 from leanvit.train.learning import BadBatch, Learned, Scored, Setting
 from leanvit.train.lone_image import running_averages
-from leanvit.train.outlier_loss import OutlierLoss
 from leanvit.train.optimizer import balanced_weights, parameter_groups
+from leanvit.train.outlier_loss import OutlierLoss
 from leanvit.train.processes import shard, wrap
 from leanvit.train.setup import build_model, checkpoint_gradients, some_of_each_class
 
