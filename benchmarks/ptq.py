@@ -40,6 +40,7 @@ from leanvit.quant.evaluate import loss_of
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.greedy_mp import allocate, begin, greedy_mp
 from leanvit.quant.journal import Journal
+from leanvit.quant.losses import kl_from_logits
 from leanvit.quant.mptq import prepare
 from leanvit.quant.plan import Plan, parts_of
 from outliers import add_outliers
@@ -52,9 +53,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "W4A4": {"weight_bits": 4, "activation_bits": 4},
     "W3A4": {"weight_bits": 3, "activation_bits": 4},
     "W3A3": {"weight_bits": 3, "activation_bits": 3},
+    "W2A4": {"weight_bits": 2, "activation_bits": 4},
     "MP 5": {"budget": Budget(average_bits=5)},
     "MP 4": {"budget": Budget(average_bits=4)},
     "full W8A8": {"weight_bits": 8, "activation_bits": 8, "scope": "full"},
+    "full W4A4": {"weight_bits": 4, "activation_bits": 4, "scope": "full"},
     "full MP 6": {"budget": Budget(average_bits=6), "scope": "full"},
 }
 HEAD_SCALE = 10.0
@@ -96,6 +99,13 @@ class Results:
         write_json(self.path, {"version": 1, "machine": machine(), "torch": torch.__version__, "rows": self.rows})
 
 
+@torch.no_grad()
+def logits_of(module: nn.Module, images: Tensor) -> Tensor:
+    """The logits (B, classes) of images; the mean of several classifiers (DeiT)."""
+    logits = module(images)
+    return sum(logits) / len(logits) if isinstance(logits, (tuple, list)) else logits
+
+
 class Bench:
     """One model with its float self, its images, and what has been measured of it."""
 
@@ -109,9 +119,10 @@ class Bench:
         test = load_split("fashion-mnist", "val")
         chosen = np.arange(min(args.images, len(test)))
         self.batches = [(to_input(p, self.preprocess), y) for p, y in Loader(test.subset(chosen), self.preprocess, 250)]
+        self.truth = [logits_of(self.model, images) for images, _ in self.batches]
         key = {"model": name, "method": "float", "images": len(chosen)}
         if not results.find(**key):
-            self._write({**key, "setting": "float", "seed": None, "correct": self.correct(self.model)})
+            self._write({**key, "setting": "float", "seed": None, "correct": self.judge(self.model)[0]})
 
     def calibration(self, seed: int, count: int | None = None) -> Tensor:
         """Training images for one seed, (N, 3, H, W)."""
@@ -119,15 +130,15 @@ class Bench:
         loader = Loader(self.train.subset(chosen), self.preprocess, 128)
         return torch.cat([to_input(pixels, self.preprocess) for pixels, _ in loader])
 
-    @torch.no_grad()
-    def correct(self, module: nn.Module) -> int:
-        """How many test images a network gets right."""
-        right = 0
-        for images, labels in self.batches:
-            logits = module(images)
-            logits = sum(logits) / len(logits) if isinstance(logits, (tuple, list)) else logits
+    def judge(self, module: nn.Module) -> tuple[int, float]:
+        """How many test images a network gets right, and the KL divergence of its outputs from the float ones there."""
+        right, total, count = 0, 0.0, 0
+        for (images, labels), truth in zip(self.batches, self.truth, strict=True):
+            logits = logits_of(module, images)
             right += int((logits.argmax(1) == labels).sum())
-        return right
+            total += len(labels) * kl_from_logits(truth, logits)
+            count += len(labels)
+        return right, total / count
 
     def measure(self, method: str, setting: str, seed: int, config: MPTQConfig, plan: Plan | None = None) -> Plan:
         """One row: quantize, count, write; returns the plan. A row that is there is not measured again."""
@@ -139,9 +150,11 @@ class Bench:
             return {name: (bits[0], bits[1]) for name, bits in found["plan"].items()} if "plan" in found else {}
         quantized = quantize(self.model, self.calibration(seed), config, plan=plan)
         report = quantized.report
+        correct, test_kl = self.judge(quantized.module)
         row = {
             **key,
-            "correct": self.correct(quantized.module),
+            "correct": correct,
+            "test_kl": test_kl,
             "kl": report["calibration"]["kl_divergence"],
             "seconds": round(report["seconds"], 1),
             "average_bits": report["average_bits"],
@@ -156,7 +169,7 @@ class Bench:
     def _write(self, row: dict[str, Any]) -> None:
         row["top1"] = 100 * row["correct"] / row["images"]
         self.results.add(row)
-        extra = f" kl {row['kl']:.4f} {row['seconds']:.0f} s" if "kl" in row else ""
+        extra = f" kl {row['kl']:.4f} test {row['test_kl']:.4f} {row['seconds']:.0f} s" if "kl" in row else ""
         print(
             f"{row['model']} {row['method']} {row['setting']} seed {row['seed']}: {row['top1']:.2f}{extra}", flush=True
         )
@@ -259,7 +272,7 @@ def markdown(results: Results, models: list[str]) -> str:
     kinds = list(dict.fromkeys((r["method"], r["setting"]) for r in rows if not r["method"].startswith("random")))
     known = [m for m in models if any(r["model"] == m for r in rows)]
     names = " | ".join(model.removesuffix("_micro") for model in known)
-    lines = [f"| mode | bits | seeds | {names} | mean loss | KL | seconds |", "|---" * (len(known) + 6) + "|"]
+    lines = [f"| mode | bits | seeds | {names} | mean loss | KL | test KL | seconds |", "|---" * (len(known) + 7) + "|"]
     floats = {r["model"]: r["top1"] for r in rows if r["method"] == "float"}
     for method, setting in kinds:
         cells, losses = [], []
@@ -269,11 +282,15 @@ def markdown(results: Results, models: list[str]) -> str:
             cells.append(f"{mean(tops):.2f}" if tops else "")
             losses += [floats[model] - mean(tops)] if tops else []
         measured = [r for r in mine if "kl" in r]
-        kl = f"{mean(r['kl'] for r in measured):.4f}" if measured else ""
+        kl, test_kl = (
+            f"{mean(r[of] for r in mine if of in r):.4f}" if any(of in r for r in mine) else ""
+            for of in ("kl", "test_kl")
+        )
         seconds = f"{mean(r['seconds'] for r in measured):.0f}" if measured else ""
         seeds = len({r["seed"] for r in mine if r["seed"] is not None}) or ""
         lines.append(
-            f"| {method} | {setting} | {seeds} | {' | '.join(cells)} | {mean(losses):.2f} | {kl} | {seconds} |"
+            f"| {method} | {setting} | {seeds} | {' | '.join(cells)} | "
+            f"{mean(losses):.2f} | {kl} | {test_kl} | {seconds} |"
         )
     drawn: dict[str, list[float]] = {}
     for row in rows:

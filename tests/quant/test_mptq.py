@@ -15,6 +15,7 @@ from leanvit import MPTQConfig, quantize
 from leanvit.checkpoint import CheckpointInfo, save_checkpoint
 from leanvit.config import Preprocess
 from leanvit.errors import CalibrationError, CheckpointError, ConfigError
+from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.losses import sqnr_db
 from leanvit.quant.store import load_quantized, save_quantized
 
@@ -203,6 +204,31 @@ def test_scope_full_quantizes_what_stands_between_products(model: nn.Module) -> 
     assert kinds >= {"norm", "softmax", "activation", "add"}
     assert plan["blocks.0.norm1.norm"] == (0, 8)
     assert plan["blocks.0.add"] == (8, 8)
+
+
+@pytest.mark.parametrize("mode", ["paper", "best"])
+def test_the_loss_of_the_walk_is_that_of_the_network(model: nn.Module, mode: str) -> None:
+    x = images(16, seed=4)
+    found = quantize(model, x, MPTQConfig(weight_bits=4, activation_bits=4, mode=mode, passes=("correct",)))
+    with torch.no_grad():
+        truth, logits = model(x).double(), found.module(x).double()
+    expected = nn.functional.kl_div(logits.log_softmax(1), truth.log_softmax(1), reduction="batchmean", log_target=True)
+    assert found.report["calibration"]["kl_divergence"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_histograms_after_smoothing_are_of_what_the_norm_then_returns(model: nn.Module) -> None:
+    x = images(16, seed=5)
+    found = quantize(model, x, uniform(8))
+    seen: dict[str, torch.Tensor] = {}
+    for name, counts in found.report["histograms"].items():
+        node = next(n for n in found.module.graph.nodes if n.name == name)
+        observe_nodes(found.module, {node.name}, x, lambda at, value: seen.__setitem__(at, value))
+        low, high = counts["after"]["range"]
+        # The quantized network's own inputs differ a little; the histogram is of a sample of rows.
+        assert seen[name].min().item() <= low + 0.1 * (high - low)
+        assert seen[name].max().item() >= high - 0.1 * (high - low)
+        assert high - low == pytest.approx((seen[name].max() - seen[name].min()).item(), rel=0.35)
+    assert seen
 
 
 def test_what_depends_on_the_seed_repeats(model: nn.Module) -> None:

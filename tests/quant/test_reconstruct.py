@@ -9,11 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.quant.quantizers import integer_range
-from leanvit.quant.reconstruct import SLOPES, Corrected, compensate, conv_patches, correct, descend, round_with_feedback
+from leanvit.quant.reconstruct import (
+    SLOPES,
+    Corrected,
+    choose_ridge,
+    compensate,
+    conv_patches,
+    correct,
+    descend,
+    regression_sums,
+    round_with_feedback,
+)
 
 
 def correlated(rows: int, ins: int, seed: int, groups: int = 1) -> Tensor:
@@ -43,6 +54,29 @@ def problem(outs: int, ins: int, seed: int) -> tuple[Tensor, Tensor]:
     x = x - x.mean(1, keepdim=True)
     weight = torch.randn(1, outs, ins, generator=torch.Generator().manual_seed(seed + 1))
     return weight, x.transpose(1, 2) @ x / x.shape[1]
+
+
+def test_sums_of_a_regression_are_those_of_its_rows_and_its_ridge_is_sklearns() -> None:
+    """All of it in float64: parts of a sum instead of a second pass must not show."""
+    images, each, ins = 20, 51, 12
+    x = correlated(images * each, ins, 3, groups=2).double()
+    truth = torch.randn(2, 5, ins, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    error = x @ truth.transpose(1, 2) + 3 * torch.randn(2, images * each, 5, dtype=torch.float64)
+    x, error = x - x.mean(1, keepdim=True), error - error.mean(1, keepdim=True)
+    found, kept = regression_sums(x, error, images), 15 * each
+    torch.testing.assert_close(found.hessian, x.transpose(1, 2) @ x / (images * each), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.moment, x.transpose(1, 2) @ error / (images * each), rtol=1e-10, atol=1e-12)
+    left = {}
+    for share in (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0):
+        total = 0.0
+        for own, wanted in zip(x.numpy(), error.numpy(), strict=True):
+            centred = own[:kept] - own[:kept].mean(0)
+            strength = share * np.square(centred).sum(0).mean()
+            model = Ridge(alpha=strength).fit(own[:kept], wanted[:kept])
+            total += np.square(wanted[kept:] - model.predict(own[kept:])).sum()
+        left[share] = total
+    assert choose_ridge(found) == min(left, key=left.__getitem__)
+    assert float(found.held[2]) > min(left.values())
 
 
 def test_at_eight_bits_the_output_is_nearly_exact() -> None:

@@ -127,7 +127,7 @@ def test_what_has_less_noise_is_taken_and_told() -> None:
     found = quantize(uneven("vit_tiny_patch16_224", **SMALL), x, config).report
     rotation = found["rotation"]
     turned = [{"channels": 48, "writers": 5, "readers": 5}]
-    assert rotation["taken"] == (rotation["sqnr_db"]["rotated"] > rotation["sqnr_db"]["as it is"])
+    assert rotation["taken"] == (rotation["noise_db"]["rotated"] < rotation["noise_db"]["as it is"])
     assert found.get("rotated") == (turned if rotation["taken"] else None)
     assert ("rotate" in found["passes"]) == rotation["taken"]
 

@@ -118,7 +118,7 @@ def quantize_values(bits: int, blocks: int = 6) -> dict[str, Any]:
         "smoothing_left_out": ["norm: its output is also read by aten.mean.dim"],
         "rotation": {
             "taken": False,
-            "sqnr_db": {"rotated": 14.31, "as it is": 15.08},
+            "noise_db": {"rotated": -14.31, "as it is": -15.08},
             "left_out": ["stages.0.norm1: conv2d in stages.0 reads it"],
         },
         "unquantized": [],
@@ -371,7 +371,7 @@ def test_sites_that_one_plan_leaves_in_float_are_marked(tmp_path: Path) -> None:
     assert "not quantized, because no quantizer supports it: aten.einsum.default at blocks.2" in text
     assert "not smoothed with sq-b: norm: its output is also read by aten.mean.dim" in text
     assert "residual stream not rotated: stages.0.norm1: conv2d in stages.0 reads it" in text
-    assert "residual stream not rotated: mean SQNR 14.31 dB, 15.08 dB as it is" in text
+    assert "residual stream not rotated: noise behind norms −14.31 dB, −15.08 dB as it is" in text
 
 
 def test_a_site_without_a_level_is_not_called_the_lowest(tmp_path: Path) -> None:

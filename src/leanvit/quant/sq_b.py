@@ -12,6 +12,7 @@ exponent a is the caller's, or searched for every norm by the quantization error
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,9 @@ SCALE_LIMITS = (1e-3, 1e3)
 
 EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
 """Exponents to try: around SmoothQuant's 0.5, and up to 1, where all channels of the activation have one range."""
+
+JUDGING_PIXELS = 32 * 224 * 224
+"""Of the images of which rows are drawn to compare two ways: 768 rows of 6,272 where patches have 16 x 16."""
 
 _ANY_LINEAR = Site("linear", "linear", "", 0)
 
@@ -224,6 +228,29 @@ def search_exponents(
             errors[exponent] = _site_error((rows - shift) / scale, stacked * scale, bits)
         found[group.norm] = min(errors, key=errors.__getitem__)
     return found
+
+
+def readers_noise(work: Work) -> float:
+    """What quantization leaves in the linears that read norms, in decibels of their signal, mean over the norms.
+
+    Both sides have the bits of the configuration, those that its budget is likely to end with; every linear alone.
+    """
+    graph, bits = work.graph, make_plan(work.graph, with_likely_bits(work.config))
+    by_node = {site.node: site.name for site in graph.sites.values()}
+    groups = find_groups(graph)[0]
+    images = work.images[: max(2, JUDGING_PIXELS // work.images[0, 0].numel())]
+    seen = observe(graph, {group.norm for group in groups}, [images], "comparing")
+    shares = []
+    for group in groups:
+        found = next((bits[by_node[name]] for name in group.linears if by_node.get(name) in bits), None)
+        if found is None:
+            continue
+        weight = torch.cat([graph.parameter(node_argument(graph.node(name), 1)) for name in group.linears])
+        outputs = seen[group.norm].rows @ weight.t()
+        signal = float((outputs - outputs.mean(0)).square().sum())
+        noise = _site_error(seen[group.norm].rows, weight, found)
+        shares.append(10 * math.log10(max(noise, 1e-30) / max(signal, 1e-30)))
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _site_error(rows: Tensor, weight: Tensor, bits: tuple[int, int]) -> float:

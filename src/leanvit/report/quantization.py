@@ -230,10 +230,10 @@ def _reasons(report: Json) -> tuple[str, ...]:
 def _not_rotated(rotation: Json) -> list[str]:
     """What of the residual streams was not turned, and why; nothing where it was not asked for."""
     lines = [f"residual stream not rotated: {line}" for line in rotation.get("left_out") or ()]
-    noise = rotation.get("sqnr_db") or {}
+    noise = rotation.get("noise_db") or {}
     if noise and not rotation.get("taken"):
         rotated, kept = (fixed(noise.get(way), 2, " dB") for way in ("rotated", "as it is"))
-        lines.append(f"residual stream not rotated: mean SQNR {rotated}, {kept} as it is")
+        lines.append(f"residual stream not rotated: noise behind norms {rotated}, {kept} as it is")
     return lines
 
 
