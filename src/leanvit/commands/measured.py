@@ -13,7 +13,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.commands.inputs import measured_before, read_own_data
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader
-from leanvit.export.data import Data, calibration_inputs
+from leanvit.export.data import Data, calibration_inputs, differ_in_kind
 from leanvit.export.explain import explain
 from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses
@@ -51,6 +51,7 @@ def quantize_and_measure(
     scheme = scheme_for(scheme or config.scheme(), config.profile)
     train, val = (read_own_data(info, config.data, split)[1] for split in ("train", "val"))
     x = calibration_inputs(info, train, config.calibration_images, config.seed, min(config.batch_size, 64))
+    unlike = differ_in_kind(info, x, val, config.seed)
     plan = load_plan(config.plan) if config.plan else None
     task = task_named(info.task)
     quantized = quantize_any(network, info, x, scheme, plan=plan, folder=config.output)
@@ -62,6 +63,7 @@ def quantize_and_measure(
         quantized.report["explain"] = explain(quantized, network, x, find(profile), table=table, seed=config.seed)
     quantized.report[PROFILE_LOSSES_KEY] = profile_losses(quantized, network, x, config.seed)
     told: dict[str, Any] = {"task": info.task, "data": config.data, "metric": task.metric, PROFILE_KEY: profile}
+    told["unlike_validation"] = unlike
     quantized.report |= told | {"float_metrics": before, "metrics": after}
     if task.returns == "label":
         quantized.report |= {"float_accuracy": before, "accuracy": after}

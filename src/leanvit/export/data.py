@@ -25,6 +25,8 @@ from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
 from leanvit.export.gate.golden import synthetic_images
 from leanvit.export.gate.limits import COMPARED_PICTURES
 from leanvit.imaging import Pixels
+from leanvit.progress import note
+from leanvit.quant.calibration_images import unlike
 from leanvit.runtime.inputs import Place
 from leanvit.runtime.task import Batch, Task, measure_task, task_named
 from leanvit.tasks import task_named as training_task
@@ -32,6 +34,9 @@ from leanvit.tasks.build import task_of_network
 from leanvit.tasks.measure import batches_of, kind_of
 
 Data = ImageSet | SceneSet
+
+KIND_IMAGES = 128
+"""Validation images that are compared with those that calibrate: as many as calibrate by default."""
 
 SYNTHETIC_IMAGES = 32
 """Images without data on which a bundle is compared with a network: twice as many as it has golden ones."""
@@ -72,6 +77,21 @@ def calibration_inputs(info: CheckpointInfo, data: Data, count: int, seed: int, 
     kind, size = kind_of(task_of_network(info)), info.preprocess.input_size
     batches = SceneLoader(scenes, kind, size, batch_size, train=False, on_bad="skip")
     return torch.cat([to_input(images.permute(0, 2, 3, 1), info.preprocess) for images, _ in batches])[:count]
+
+
+def differ_in_kind(info: CheckpointInfo, x: Tensor, val: Data, seed: int) -> dict[str, float]:
+    """In what calibration images x (N, 3, H, W), normalised, differ from those that a network is measured on; said.
+
+    Returns `unlike` of them.
+    """
+    found = unlike(x, calibration_inputs(info, val, KIND_IMAGES, seed))
+    if found:
+        told = ", ".join(f"{name} by {far:.1f}" for name, far in found.items())
+        note(
+            f"calibration and validation images differ in kind, in standard deviations: {told}. Ranges are set for the "
+            "former; calibrate on images like those that the network will see"
+        )
+    return found
 
 
 def evaluation_of(

@@ -22,6 +22,7 @@ from leanvit.bench import machine
 from leanvit.checkpoint import CheckpointInfo, digest, preprocess_for
 from leanvit.config import OptimizeOptions, Runtime, to_dict
 from leanvit.errors import LeanvitError, VerificationError, require
+from leanvit.export.data import differ_in_kind
 from leanvit.files import only_writer, write_json
 from leanvit.load.labels import numbered, task_for
 from leanvit.optimize.attempt import Workshop, attempt
@@ -81,6 +82,7 @@ def run(
     with only_writer(folder):
         require_free(folder / BUNDLE)
         images = read_images(model, info, str(data), options)
+        differ_in_kind(images.info, images.x, images.val, options.seed)
         shop = Workshop(model, images, options, runtimes, folder / CANDIDATES)
         facts = {
             "options": {key: value for key, value in asdict(options).items() if key != "minutes"},

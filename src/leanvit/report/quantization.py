@@ -249,8 +249,10 @@ def _calibration(reports: Reports) -> Sequence[Markup]:
 
 def _calibrated_on(report: Json) -> str:
     facts = report.get("calibration") or {}
+    unlike = ", ".join(f"{name} by {fixed(far, 1)}" for name, far in (report.get("unlike_validation") or {}).items())
+    differs = f" They differ in kind from the validation images, in standard deviations: {unlike}." if unlike else ""
     return (
         f"{fixed(facts.get('images'))} images, after normalisation mean {fixed(facts.get('mean'), 2)} and standard "
         f"deviation {fixed(facts.get('std'), 2)}. Neighbouring pixels correlate with "
-        f"{fixed(facts.get('neighbour_correlation'), 2)}: photographs and scans are near 1, noise is near 0."
+        f"{fixed(facts.get('neighbour_correlation'), 2)}: photographs and scans are near 1, noise is near 0.{differs}"
     )

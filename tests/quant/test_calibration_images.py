@@ -1,0 +1,53 @@
+"""Whether calibration images are of the kind that a network will see: real sets, and pictures that were changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leanvit.config import Preprocess
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
+from leanvit.quant.calibration_images import UNLIKE, unlike
+
+PREPROCESS = Preprocess((28, 28), (0.5,) * 3, (0.5,) * 3)
+
+
+def drawn(data: str, split: str, seed: int = 0, count: int = 128) -> Tensor:
+    images = load_split(data, split)
+    chosen = images.subset(np.random.default_rng(seed).permutation(len(images))[:count])
+    return torch.cat([to_input(pixels, PREPROCESS) for pixels, _ in Loader(chosen, PREPROCESS, 128)])
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("count", [64, 128])
+def test_two_splits_of_a_set_are_alike(data: str, count: int) -> None:
+    assert all(not unlike(drawn(data, "train", count=count), drawn(data, "val", seed, count)) for seed in range(3))
+
+
+def test_another_set_is_of_another_kind() -> None:
+    found = unlike(drawn("fashion-mnist", "train"), drawn("digits", "val"))
+    assert set(found) == {"smoothness"}
+    assert found["smoothness"] > UNLIKE
+
+
+@pytest.mark.parametrize(
+    ("changed", "features"),
+    [
+        (lambda x: -x, {"brightness"}),
+        (lambda x: 0.4 * (x + 1) - 1, {"brightness", "contrast"}),
+        (lambda x: F.avg_pool2d(x, 3, 1, 1), {"smoothness"}),
+        (lambda x: x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), {"smoothness"}),
+    ],
+    ids=["inverted", "dark", "blurred", "noisy"],
+)
+def test_changed_pictures_are_of_another_kind(changed: object, features: set[str]) -> None:
+    assert set(unlike(drawn("fashion-mnist", "train"), changed(drawn("fashion-mnist", "val")))) == features
+
+
+def test_one_picture_of_one_grey_level_is_compared_as_well() -> None:
+    assert unlike(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)) == {}
+    assert "brightness" in unlike(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
