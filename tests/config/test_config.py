@@ -414,6 +414,18 @@ def test_unknown_passes_are_named_with_a_suggestion() -> None:
         MPTQConfig(passes=("balanced",))
 
 
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({}, 1), ({"task": "pose", "data": "x"}, 1), ({"task": "segment", "data": "x"}, 4),
+        ({"task": "detect", "data": "x", "batch_size": 6}, 2), ({"task": "detect", "data": "x", "batch_size": 1}, 1),
+        ({"task": "detect", "data": "x", "grad_accum_steps": 1}, 1),
+    ],
+)  # fmt: skip
+def test_detectors_learn_a_few_pictures_at_a_time(given: dict[str, Any], parts: int) -> None:
+    assert TrainConfig(**given).grad_accum_steps == parts
+
+
 @pytest.mark.parametrize("task", ["detect", "segment", "semantic"])
 def test_a_file_of_0_1_may_hold_the_rotation_that_its_task_never_did(
     task: str, capsys: pytest.CaptureFixture[str]

@@ -25,12 +25,15 @@ STRIDE = 32
 
 IMAGES_DEFAULTS: dict[str, Any] = {
     "data": "digits", "model": "revit_micro", "output": "runs/train", "epochs": 30, "batch_size": 64, "lr": 2e-3,
-    "min_lr": 1e-5, "warmup_epochs": 2.0, "clip_grad": 1.0, "hflip": 0.0, "degrees": 10.0,
+    "min_lr": 1e-5, "warmup_epochs": 2.0, "clip_grad": 1.0, "hflip": 0.0, "degrees": 10.0, "grad_accum_steps": 1,
 }  # fmt: skip
 PICTURES_DEFAULTS: dict[str, Any] = {
     "model": "vitaev2_small", "output": "runs/task", "epochs": 12, "batch_size": 16, "img_size": (640, 640), "lr": 1e-4,
-    "min_lr": 1e-6, "warmup_epochs": 0.5, "clip_grad": 10.0, "hflip": 0.5,
+    "min_lr": 1e-6, "warmup_epochs": 0.5, "clip_grad": 10.0, "hflip": 0.5, "grad_accum_steps": 1,
 }  # fmt: skip
+
+PART_PICTURES = 4
+"""Of a step of a detector that are learned from at a time, unless --grad-accum-steps says otherwise: PART_MEASURED."""
 
 MULTILABEL_DEFAULTS: dict[str, Any] = {name: value for name, value in IMAGES_DEFAULTS.items() if name != "data"}
 
@@ -38,6 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     CLASSIFY: IMAGES_DEFAULTS,
     MULTILABEL: MULTILABEL_DEFAULTS,
     **dict.fromkeys(PICTURES, PICTURES_DEFAULTS),
+    **dict.fromkeys(OBJECTS, {name: value for name, value in PICTURES_DEFAULTS.items() if name != "grad_accum_steps"}),
     "pose": {**PICTURES_DEFAULTS, "degrees": 30.0},
 }
 """The default of every option that has one of its own for each task, by task."""

@@ -16,6 +16,7 @@ from leanvit.config.tasks import (
     LABELLED,
     MULTILABEL,
     OBJECTS,
+    PART_PICTURES,
     PICTURES,
     PICTURES_DEFAULTS,
     STRIDE,
@@ -35,7 +36,7 @@ def by_task(name: str, help: str, **metadata: Any) -> Any:
     """The option `name`, whose default is the task's own (config.tasks.DEFAULTS); None until it is known."""
     images, pictures = IMAGES_DEFAULTS.get(name), PICTURES_DEFAULTS.get(name)
     if images is not None and pictures is not None:
-        help += f" Default: {images}, {pictures} for other tasks."
+        help += f" Default: {images}." if images == pictures else f" Default: {images}, {pictures} for other tasks."
     elif name == "data":
         help += f" Default: {images}; other tasks need one."
     return option(None, help, by_task=True, **metadata)
@@ -63,7 +64,11 @@ class TrainConfig:
     output: str = by_task("output", "Folder for checkpoints, log and resolved config.")
     epochs: int = by_task("epochs", "Passes over the training images.")
     batch_size: int = by_task("batch_size", "Images an optimizer step: over all processes and accumulated parts.")
-    grad_accum_steps: int = option(1, "Parts of a step that each process works on one after another.")
+    grad_accum_steps: int = by_task(
+        "grad_accum_steps",
+        f"Parts of a step that each process works on one after another; of detectors as many as leave {PART_PICTURES} "
+        "pictures a part.",
+    )
     opt: str = option("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, ...")
     momentum: float = option(0.9, "Momentum of optimizers that have one.")
     lr: float = by_task("lr", "Peak learning rate.")
@@ -182,6 +187,8 @@ class TrainConfig:
             self._leave_out_old_rotation()
             refuse_options(self, self.task)
             fill_in(self, DEFAULTS[self.task])
+            if self.grad_accum_steps is None:
+                object.__setattr__(self, "grad_accum_steps", max(1, -(-self.batch_size // PART_PICTURES)))
             if self.data is None:
                 raise ConfigError(f"no --data given, expected one. Run: leanvit train --task {self.task} --help")
         self._check_numbers()
