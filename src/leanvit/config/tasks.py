@@ -35,13 +35,14 @@ PICTURES_DEFAULTS: dict[str, Any] = {
 PART_PICTURES = 4
 """Of a step of a detector that are learned from at a time, unless --grad-accum-steps says otherwise: PART_MEASURED."""
 
+OBJECTS_DEFAULTS: dict[str, Any] = {k: v for k, v in PICTURES_DEFAULTS.items() if k != "grad_accum_steps"}
 MULTILABEL_DEFAULTS: dict[str, Any] = {name: value for name, value in IMAGES_DEFAULTS.items() if name != "data"}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     CLASSIFY: IMAGES_DEFAULTS,
     MULTILABEL: MULTILABEL_DEFAULTS,
     **dict.fromkeys(PICTURES, PICTURES_DEFAULTS),
-    **dict.fromkeys(OBJECTS, {name: value for name, value in PICTURES_DEFAULTS.items() if name != "grad_accum_steps"}),
+    **dict.fromkeys(OBJECTS, OBJECTS_DEFAULTS),
     "pose": {**PICTURES_DEFAULTS, "degrees": 30.0},
 }
 """The default of every option that has one of its own for each task, by task."""

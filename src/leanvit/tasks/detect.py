@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from leanvit.annotations import Outputs
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import TrainConfig, from_dict, to_dict
-from leanvit.config.tasks import PICTURES_DEFAULTS
+from leanvit.config.tasks import OBJECTS_DEFAULTS
 from leanvit.data.scene_kinds import BOXES, MASKS
 from leanvit.errors import ConfigError
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features, Pyramid
@@ -404,7 +404,7 @@ DETECT = register(
         samples=BOXES,
         features=_features,
         head=partial(_head, masks=False),
-        defaults=PICTURES_DEFAULTS,
+        defaults=OBJECTS_DEFAULTS,
     )
 )
 SEGMENT = register(
