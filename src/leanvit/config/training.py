@@ -187,8 +187,7 @@ class TrainConfig:
             self._leave_out_old_rotation()
             refuse_options(self, self.task)
             fill_in(self, DEFAULTS[self.task])
-            if self.grad_accum_steps is None:
-                object.__setattr__(self, "grad_accum_steps", max(1, -(-self.batch_size // PART_PICTURES)))
+            fill_in(self, {"grad_accum_steps": max(1, -(-self.batch_size // PART_PICTURES))})
             if self.data is None:
                 raise ConfigError(f"no --data given, expected one. Run: leanvit train --task {self.task} --help")
         self._check_numbers()
