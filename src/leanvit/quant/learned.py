@@ -39,7 +39,7 @@ STEPS = 200
 """Of a block at most. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls
 further."""
 
-MOST_MACS = 3.2e13
+MOST_MACS = 2.2e13
 """Multiply-adds that the steps of all blocks may take: ten minutes of a ViT-S at 224 px on two cores of an AMD EPYC
 with AVX2, by the time of single steps. A number of steps by what they compute is the same on every machine, unlike
 --minutes."""

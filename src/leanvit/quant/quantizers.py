@@ -17,7 +17,7 @@ A new one is a subclass of ActivationQuantizer with @register; export.onnx.quant
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,25 +64,49 @@ def round_to_step(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | 
     (and through the clamp inside its range), to x and to `scale` as in LSQ (arXiv 1902.08153).
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        steps = x / scale
-        rounded = steps + (steps.round() - steps).detach()
-        return torch.minimum(torch.maximum(rounded, _like(low, x)), _like(high, x)) * scale
-    step, low, high = _number(scale), _number(low), _number(high)
-    steps = (x / step).round_()
+        return StraightThrough.apply(x, scale, low, high)  # type: ignore[no-any-return, no-untyped-call]
+    step = _number(scale)
+    return _clamped((x / step).round_(), low, high).mul_(step)
+
+
+def _clamped(steps: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """`steps` within bounds, in place."""
+    low, high = _number(low), _number(high)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        steps.clamp_(min=low).clamp_(max=high)
-    else:
-        steps.clamp_(low, high)
-    return steps.mul_(step)
+        return steps.clamp_(min=low).clamp_(max=high)
+    return steps.clamp_(low, high)
+
+
+class StraightThrough(torch.autograd.Function):
+    """round_to_step with the gradients of LSQ. With v = x / s and q = clamp(round(v), low, high):
+
+    d(q s) / dx = 1 inside the bounds, 0 outside        d(q s) / ds = q - v inside, q outside
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        """See round_to_step."""
+        ratio = x / _number(scale)
+        steps = ratio.round()
+        rounded = _clamped(steps.clone(), low, high)
+        inside = steps == rounded
+        ctx.shapes = x.shape, scale.shape
+        ctx.save_for_backward(inside, rounded - ratio.mul_(inside) if scale.requires_grad else None)
+        return rounded.mul_(_number(scale))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        """Of x and of the scale."""
+        inside, by_scale = ctx.saved_tensors
+        of_x, of_scale = ctx.shapes
+        to_x = (gradient * inside).sum_to_size(of_x) if ctx.needs_input_grad[0] else None
+        to_scale = (gradient * by_scale).sum_to_size(of_scale) if ctx.needs_input_grad[1] else None
+        return to_x, to_scale, None, None
 
 
 def _number(value: Tensor | float) -> Tensor | float:
     """A tensor of one value on the CPU as that value, with which operations are twice as fast as with the tensor."""
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu" else value
-
-
-def _like(bound: Tensor | float, x: Tensor) -> Tensor:
-    return bound if isinstance(bound, Tensor) else x.new_tensor(bound)
 
 
 def quantized_integers(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
