@@ -295,3 +295,23 @@ def test_a_new_class_of_quantizer_is_found_by_its_form_and_names_are_not_taken_t
             register(Other)
     finally:
         FORMS.pop("binary of a test")
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+@pytest.mark.parametrize("bounds_are_tensors", [False, True])
+def test_gradients_are_those_of_lsq(heads: int, bounds_are_tensors: bool) -> None:
+    """dq/dx is 1 inside the bounds; dq/ds is round(v) - v there, and the bound outside; in float64."""
+    generator = torch.Generator().manual_seed(heads)
+    shape = (heads, 1, 1) if heads else ()
+    x = torch.randn(4, 3, 11, 13, generator=generator, dtype=torch.float64).requires_grad_()
+    scale = (0.1 + torch.rand(shape, generator=generator, dtype=torch.float64) / 5).requires_grad_()
+    low, high = (torch.tensor(b, dtype=torch.float64) if bounds_are_tensors else b for b in (-3.0, 4.0))
+    weight = torch.randn(4, 3, 11, 13, generator=generator, dtype=torch.float64)
+    (round_to_step(x, scale, low, high) * weight).sum().backward()
+    v, w = (x / scale).detach().numpy(), weight.numpy()
+    rounded = np.round(v)
+    inside = (rounded >= -3) & (rounded <= 4)
+    by_scale = w * np.where(inside, rounded - v, np.clip(rounded, -3, 4))
+    np.testing.assert_allclose(x.grad.numpy(), w * inside, rtol=1e-12)
+    expected = by_scale.sum((0, 2, 3)).reshape(shape) if heads else by_scale.sum()
+    np.testing.assert_allclose(scale.grad.numpy(), expected, rtol=1e-9)

@@ -64,7 +64,7 @@ def round_to_step(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | 
     (and through the clamp inside its range), to x and to `scale` as in LSQ (arXiv 1902.08153).
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return StraightThrough.apply(x, scale, low, high)  # type: ignore[no-any-return, no-untyped-call]
+        return StraightThrough.apply(x, scale, low, high)
     step = _number(scale)
     return _clamped((x / step).round_(), low, high).mul_(step)
 
@@ -95,7 +95,7 @@ class StraightThrough(torch.autograd.Function):
         return rounded.mul_(_number(scale))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Of x and of the scale."""
         inside, by_scale = ctx.saved_tensors
         of_x, of_scale = ctx.shapes
