@@ -113,6 +113,21 @@ def test_what_held_out_images_refuse_leaves_no_trace(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("after", [0.05, 0.2])
+def test_what_moves_the_outputs_further_goes_again(
+    tiny: nn.Module, images: Tensor, few_steps: None, monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    losses = iter((0.1, after))
+    monkeypatch.setattr(learned, "divergence", lambda *_: next(losses))
+    bits = {"weight_bits": 3, "activation_bits": 3}
+    plain = held_in(quantize(tiny, images, MPTQConfig(**bits)))
+    found = quantize(tiny, images, MPTQConfig(**bits, passes=("reconstruct",)))
+    assert any(note["kept"] for note in found.report["reconstruct"])
+    assert found.report["learned"] == {"loss": {"before": 0.1, "after": after}, "taken": after < 0.1}
+    same = all(torch.equal(held_in(found)[name], value) for name, value in plain.items())
+    assert same == (after > 0.1)
+
+
 def test_the_same_seed_learns_the_same(tiny: nn.Module, images: Tensor, few_steps: None) -> None:
     first, second = (held_in(quantize(tiny, images, MPTQConfig(**QUICK))) for _ in range(2))
     other = held_in(quantize(tiny, images, MPTQConfig(**QUICK, seed=1)))
