@@ -89,13 +89,14 @@ def test_a_network_without_such_a_norm_is_refused() -> None:
 
 def test_training_with_it_leaves_smaller_activations(tmp_path: Path) -> None:
     plain = TrainConfig(
-        data="digits", model="vit_micro", epochs=3, lr=3e-3, warmup_epochs=0, output=str(tmp_path / "plain"), seed=1
-    )
+        data="digits", model="vit_micro", epochs=2, lr=3e-3, warmup_epochs=0, train_fraction=0.5, seed=1,
+        output=str(tmp_path / "plain"),
+    )  # fmt: skip
     peaks = []
-    for config in (plain, replace(plain, outlier_weight=1.0, output=str(tmp_path / "even"))):
+    for config in (plain, replace(plain, outlier_weight=10.0, output=str(tmp_path / "even"))):
         run(config)
         model, info = load_classifier(config.output)
         torch.manual_seed(0)
         x = torch.randn(16, 3, *info.preprocess.input_size)
         peaks.append(max(float(value.abs().max()) for value in seen_by_norms(model.eval(), x)))
-    assert peaks[1] < 0.8 * peaks[0]
+    assert peaks[1] < 0.8 * peaks[0], peaks
