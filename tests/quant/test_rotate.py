@@ -14,8 +14,9 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.config import MPTQConfig
 from leanvit.quant import quantize
 from leanvit.quant.graph import QuantGraph, trace
+from leanvit.quant.mptq import prepare
 from leanvit.quant.rotate import mean_keeping_rotation, turn_stream
-from leanvit.quant.sq_b import add_missing_biases
+from leanvit.quant.sq_b import add_missing_biases, readers_noise
 from leanvit.quant.streams import CHECK, find_streams
 
 
@@ -118,6 +119,18 @@ def test_streams_that_cannot_turn_are_told_with_the_reason() -> None:
     shared = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=48)
     shared.blocks[0].attn.proj.weight = shared.head.weight
     assert "read by something else" in reasons(shared)[0]
+
+
+def test_noise_behind_norms_falls_by_six_decibels_a_bit() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 32, 32)
+    traced = trace(uneven("vit_tiny_patch16_224", **SMALL), x[:2])
+    noise = [
+        readers_noise(prepare(traced, [x], MPTQConfig(weight_bits=bits, activation_bits=bits))) for bits in (3, 5, 7)
+    ]
+    # Each bit halves the step, so the error's square is a quarter: 6.02 dB.
+    assert noise[0] - noise[1] == pytest.approx(12.04, abs=2.5)
+    assert noise[1] - noise[2] == pytest.approx(12.04, abs=2.5)
 
 
 def test_what_has_less_noise_is_taken_and_told() -> None:

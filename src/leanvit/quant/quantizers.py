@@ -147,7 +147,7 @@ def fake_quantize_two_region(x: Tensor, scale: Tensor, ratio: Tensor, zero_point
     last = (2 ** (bits - 1) - 1) - zero_point
     wide = torch.exp2(ratio)
     threshold = scale * (last + wide * (torch.floor(last / wide) + 1)) / 2
-    # 0 or 1, and arithmetic with it: torch.where branches at every element on a CPU and takes longer than all the rest.
+    # 0 or 1, and arithmetic with it, for torch.where branches at every element on a CPU.
     is_wide = torch.gt(x.detach(), _number(threshold.detach()), out=torch.empty_like(x))
     step = (is_wide * _number(wide - 1)).add_(1) * scale
     below = _number(zero_point)
