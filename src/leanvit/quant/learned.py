@@ -41,9 +41,9 @@ STEPS = 200
 further."""
 
 MOST_MACS = 2.2e13
-"""Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px with 128 images then takes 1,040 s in all on two
-cores of an Intel Xeon at 2.8 GHz (benchmarks/ptq_cost.py). A number of steps by what they compute is the same on every
-machine, unlike --minutes."""
+"""Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px with 128 images then takes 1,040 s in all on
+two cores of an Intel Xeon at 2.8 GHz (benchmarks/ptq_cost.py). A number of steps by what they compute is the same on
+every machine, unlike --minutes."""
 
 LOOKS = 8
 """At the images that are held out, evenly over the steps of a block, the last one after the last step."""
