@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,15 @@ from torch.nn import functional as F
 
 from leanvit.config import Preprocess
 from leanvit.data.loader import Loader, to_input
-from leanvit.data.sets import load_split
+from leanvit.data.sets import FASHION_MNIST_FOLDER, load_split
 from leanvit.quant.calibration_images import UNLIKE, unlike
 
+FASHION = pytest.param(
+    "fashion-mnist",
+    marks=pytest.mark.skipif(
+        not Path(FASHION_MNIST_FOLDER).is_dir(), reason="Debian package dataset-fashion-mnist is absent"
+    ),
+)
 PREPROCESS = Preprocess((28, 28), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -22,18 +30,20 @@ def drawn(data: str, split: str, seed: int = 0, count: int = 128) -> Tensor:
     return torch.cat([to_input(pixels, PREPROCESS) for pixels, _ in Loader(chosen, PREPROCESS, 128)])
 
 
-@pytest.mark.parametrize("data", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("data", ["digits", FASHION])
 @pytest.mark.parametrize("count", [64, 128])
 def test_two_splits_of_a_set_are_alike(data: str, count: int) -> None:
     assert all(not unlike(drawn(data, "train", count=count), drawn(data, "val", seed, count)) for seed in range(3))
 
 
-def test_another_set_is_of_another_kind() -> None:
-    found = unlike(drawn("fashion-mnist", "train"), drawn("digits", "val"))
+@pytest.mark.parametrize("data", [FASHION])
+def test_another_set_is_of_another_kind(data: str) -> None:
+    found = unlike(drawn(data, "train"), drawn("digits", "val"))
     assert set(found) == {"smoothness"}
     assert found["smoothness"] > UNLIKE
 
 
+@pytest.mark.parametrize("data", ["digits", FASHION])
 @pytest.mark.parametrize(
     ("changed", "features"),
     [
@@ -44,8 +54,10 @@ def test_another_set_is_of_another_kind() -> None:
     ],
     ids=["inverted", "dark", "blurred", "noisy"],
 )
-def test_changed_pictures_are_of_another_kind(changed: object, features: set[str]) -> None:
-    assert set(unlike(drawn("fashion-mnist", "train"), changed(drawn("fashion-mnist", "val")))) == features
+def test_changed_pictures_are_of_another_kind(data: str, changed: object, features: set[str]) -> None:
+    found = unlike(drawn(data, "train"), changed(drawn(data, "val")))
+    # Digits are blurred scans already: what changes them shows, though not always in the same feature.
+    assert found if data == "digits" else set(found) == features
 
 
 def test_one_picture_of_one_grey_level_is_compared_as_well() -> None:
