@@ -46,7 +46,7 @@ def trained(name: str, weight: float, seed: int, folder: str) -> tuple[nn.Module
         output=folder,
     )  # fmt: skip
     run(config)
-    model, info = load_classifier(str(Path(folder) / "last.safetensors"))
+    model, info = load_classifier(folder)  # the one that was validated: of the last epoch
     return model.eval(), info.preprocess
 
 
