@@ -48,7 +48,7 @@ def measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(toys: ToyTasks, output: Path, task: str = "detect", **changes: Any) -> TrainConfig:
     """Two steps of four pictures an epoch, of the quarter of the set."""
     config = toys.config(task, output, model="vit_micro", epochs=1, batch_size=4, train_fraction=0.25, clip_grad=0.0)
-    return replace(config, **{"opt": "sgd", "lr": 1e-2, "warmup_epochs": 0.0, "grad_accum_steps": 1, **changes})
+    return replace(config, opt="sgd", lr=1e-2, warmup_epochs=0.0, **changes)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
