@@ -30,15 +30,12 @@ from leanvit.quant.graph import (
 )
 from leanvit.quant.interpret import observe_nodes, run
 from leanvit.quant.ops import CHANNEL_PATHS, LINEAR, PRODUCTS
+from leanvit.quant.samples import few_images
 from leanvit.quant.sq_b import add_missing_biases
 from leanvit.quant.work import Work
 
 RIDGE = 1e-3
 """Of the mean diagonal, added to both moments: a channel without energy counts as one with a thousandth of the mean."""
-
-
-MOMENT_PIXELS = 32 * 224 * 224
-"""Of the images that moments are taken over: with patches of 16 x 16, 6,272 rows a head for moments of 64 x 64."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,7 @@ def balance_heads(graph: QuantGraph, images: Tensor, seed: int = 0) -> dict[str,
     {"qk": n, "vo": n}.
     """
     finder = _ChannelFinder(graph, images[:2])
-    few = images[: max(2, MOMENT_PIXELS // images[0, 0].numel())]
-    moments = _second_moments(graph, finder, few)
+    moments = _second_moments(graph, finder, few_images(images))
     done = {"qk": 0, "vo": 0}
     for node in graph.module.graph.nodes:
         if node.target not in PRODUCTS:

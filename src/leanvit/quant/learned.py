@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,7 +184,7 @@ def learn(work: Work) -> None:
         return
     graph, reference = work.quantized, work.graph.module
     truth = outputs_of(reference, work.images)
-    before, closed_form = divergence(truth, outputs_of(graph.module, work.images)), _copied(graph.module)
+    before, closed_form = divergence(truth, outputs_of(graph.module, work.images)), deepcopy(graph.module.state_dict())
     work.notes["reconstruct"] = _learn_blocks(work, graph)
     after = divergence(truth, outputs_of(graph.module, work.images))
     work.notes["learned"] = {"loss": {"before": before, "after": after}, "taken": after <= before}
@@ -221,10 +222,6 @@ def _learn_blocks(work: Work, graph: QuantGraph) -> list[dict[str, Any]]:
             found = journal.notes[index]
             bar.advance(1, f"{block.name}, loss {found['before']:.3g} -> {found['after']:.3g}")
     return journal.notes
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 @torch.no_grad()

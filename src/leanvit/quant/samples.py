@@ -22,6 +22,10 @@ PRODUCT_ELEMENTS = 4 * ELEMENTS
 """Elements of a product that are kept at most, in whole rows of its first operand where two images would have more:
 attention over 640 x 640 pixels has ten million an image. ViT-B at 224 keeps two whole images, 0.9 million."""
 
+FEW_PIXELS = 32 * 224 * 224
+"""Of the images that moments and rows for a comparison are taken from: with patches of 16 x 16, 6,272 rows a layer, for
+moments of 64 x 64 and for the ROWS that are drawn."""
+
 Bounds = tuple[Tensor, Tensor]
 
 
@@ -132,6 +136,11 @@ def _has_heads(site: Site, nodes: list[Node], values: tuple[Tensor, ...]) -> boo
 def _head_bounds(value: Tensor) -> Bounds:
     per_head = value.movedim(-3, 0).flatten(1)
     return per_head.amin(1).view(-1, 1, 1), per_head.amax(1).view(-1, 1, 1)
+
+
+def few_images(images: Tensor) -> Tensor:
+    """The first of some images (N, C, H, W), two at least, that have no more than FEW_PIXELS."""
+    return images[: max(2, FEW_PIXELS // images[0, 0].numel())]
 
 
 def _picks(total: int, count: int) -> Tensor:

@@ -34,7 +34,7 @@ from leanvit.quant.ops import KEEPS_CHANNELS, LAYER_NORM, LINEAR, aten
 from leanvit.quant.opt_m import fit_activation, search_weight_scale
 from leanvit.quant.plan import Plan, make_plan, with_likely_bits
 from leanvit.quant.quantizers import fake_quantize, integer_range
-from leanvit.quant.samples import SiteSample
+from leanvit.quant.samples import SiteSample, few_images
 from leanvit.quant.work import Work
 
 DEAD_RANGE = 1e-6
@@ -45,9 +45,6 @@ SCALE_LIMITS = (1e-3, 1e3)
 
 EXPONENTS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0)
 """Exponents to try: around SmoothQuant's 0.5, and up to 1, where all channels of the activation have one range."""
-
-JUDGING_PIXELS = 32 * 224 * 224
-"""Of the images of which rows are drawn to compare two ways: 768 rows of 6,272 where patches have 16 x 16."""
 
 _ANY_LINEAR = Site("linear", "linear", "", 0)
 
@@ -212,10 +209,8 @@ def search_exponents(
     is: smoothing then never costs more, on the sample, than it gains.
     """
     nodes = graph.nodes()
-    by_node = {site.node: site.name for site in graph.sites.values()}
     found: dict[str, float | None] = {}
-    for group in find_groups(graph)[0]:
-        bits = next((plan[by_node[n]] for n in group.linears if by_node.get(n) in plan), None)
+    for group, bits in _groups_with_bits(graph, plan):
         if bits is None:
             found[group.norm] = None
             continue
@@ -230,25 +225,32 @@ def search_exponents(
     return found
 
 
+def _groups_with_bits(graph: QuantGraph, plan: Plan) -> list[tuple[SmoothingGroup, tuple[int, int] | None]]:
+    """Norms that can be smoothed, each with the bits of its linears; None where none of them is in the plan."""
+    by_node = {site.node: site.name for site in graph.sites.values()}
+    return [
+        (group, next((plan[by_node[n]] for n in group.linears if by_node.get(n) in plan), None))
+        for group in find_groups(graph)[0]
+    ]
+
+
 def readers_noise(work: Work) -> float:
     """What quantization leaves in the linears that read norms, in decibels of their signal, mean over the norms.
 
     Both sides have the bits of the configuration, those that its budget is likely to end with; every linear alone.
     """
-    graph, bits = work.graph, make_plan(work.graph, with_likely_bits(work.config))
-    by_node = {site.node: site.name for site in graph.sites.values()}
-    groups = find_groups(graph)[0]
-    images = work.images[: max(2, JUDGING_PIXELS // work.images[0, 0].numel())]
-    seen = observe(graph, {group.norm for group in groups}, [images], "comparing")
+    graph, nodes = work.graph, work.graph.nodes()
+    groups = _groups_with_bits(graph, make_plan(graph, with_likely_bits(work.config)))
+    seen = observe(graph, {group.norm for group, _ in groups}, [few_images(work.images)], "comparing")
     shares = []
-    for group in groups:
-        found = next((bits[by_node[name]] for name in group.linears if by_node.get(name) in bits), None)
-        if found is None:
+    for group, bits in groups:
+        if bits is None:
             continue
-        weight = torch.cat([graph.parameter(node_argument(graph.node(name), 1)) for name in group.linears])
-        outputs = seen[group.norm].rows @ weight.t()
+        rows = seen[group.norm].rows
+        weight = torch.cat([graph.parameter(node_argument(nodes[name], 1)) for name in group.linears])
+        outputs = rows @ weight.t()
         signal = float((outputs - outputs.mean(0)).square().sum())
-        noise = _site_error(seen[group.norm].rows, weight, found)
+        noise = _site_error(rows, weight, bits)
         shares.append(10 * math.log10(max(noise, 1e-30) / max(signal, 1e-30)))
     return sum(shares) / len(shares) if shares else 0.0
 
