@@ -315,13 +315,14 @@ def last_weight(model: Any) -> Any:
 
 
 def changed_weight(weight: Callable[[Any], Any], factor: float) -> Callable[[Path, Manifest], Manifest]:
-    """Scale half of a weight."""
+    """Scale half of a weight, as far as its dtype reaches."""
 
     def change(folder: Path, manifest: Manifest) -> Manifest:
         model = onnx.load(folder / "model.onnx")
         tensor = weight(model)
         values = numpy_helper.to_array(tensor).copy()
-        values.reshape(-1)[::2] = (values.reshape(-1)[::2] * factor).astype(values.dtype)
+        limits = np.iinfo(np.int8) if values.dtype == np.int8 else np.finfo(np.float32)
+        values.reshape(-1)[::2] = np.clip(values.reshape(-1)[::2] * factor, limits.min, limits.max).astype(values.dtype)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         onnx.save(model, folder / "model.onnx")
         return manifest
@@ -366,8 +367,8 @@ FAULTS: list[tuple[str, str, Fault, str]] = [
     ("segment", "fp32", other_records(found_masks=lambda masks: np.uint8(255) * (masks < 128)), OBJECTS),
     ("segment", "fp32", changed_weight(partial(largest_weight, prefix="pyramid."), 0.5), PICTURES),
     ("segment", "fp32", changed_weight(partial(largest_weight, prefix="box."), 0.0), OBJECTS),
-    ("segment", "fp32", changed_weight(partial(largest_weight, prefix="mask."), 0.0), OBJECTS),
-    ("segment", "w8a8", changed_weight(partial(largest_weight, prefix="mask."), 0.0), OBJECTS),
+    ("segment", "fp32", changed_weight(partial(largest_weight, prefix="mask."), -20.0), OBJECTS),
+    ("segment", "w8a8", changed_weight(partial(largest_weight, prefix="mask."), -20.0), OBJECTS),
     ("semantic", "w8a8", changed_weight(last_weight, 0.5), PICTURES),
     ("pose", "fp32", changed_weight(partial(largest_weight, prefix=""), 0.9), PICTURES),
     ("semantic", "fp32", unlisted_file, "integrity"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from leanvit.quant.store import load_quantized
 from leanvit.runtime import engines
 from leanvit.runtime import predictor as runtime
 from leanvit.runtime.bundle import read_manifest, sqnr_db
+from leanvit.runtime.engines import INTEGER_PRODUCT, saturates
 from leanvit.runtime.predictor import Predictor
-from sessions import SATURATES
+from sessions import CPU, SATURATES
 
 pytest.importorskip("openvino")
 
@@ -177,6 +179,19 @@ def test_nothing_is_lifted_where_the_drop_holds(demo_run: Path, tmp_path: Path) 
             quantized, tmp_path / "b", preprocess=info.preprocess, images=images, float_metric=50.0
         )  # fmt: skip
     assert read_manifest(bundle).quantization["lifted"] == []
+
+
+@pytest.mark.skipif(not CPU, reason="only Linux tells of its CPU")
+def test_the_runtime_itself_tells_whether_its_products_saturate() -> None:
+    assert saturates() == SATURATES
+
+
+def test_the_file_that_asks_it_is_one_product_of_integers() -> None:
+    model = onnx.load_from_string(b64decode(INTEGER_PRODUCT))
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
+    types = [value.type.tensor_type.elem_type for value in model.graph.input]
+    assert types == [onnx.TensorProto.UINT8, onnx.TensorProto.INT8]
 
 
 def test_integer_products_do_not_saturate_on_any_cpu(tmp_path: Path) -> None:

