@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[onnx,openvino,dev]"
 	@touch $@
 
-demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (under 5 minutes on 2 cores)
-	@echo "make: running leanvit demo, under 5 minutes on 2 cores; results in runs/demo"
+demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (2 to 7 minutes on 2 cores)
+	@echo "make: running leanvit demo, 2 to 7 minutes on 2 cores; results in runs/demo"
 	$(BIN)/leanvit demo
 
 test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)

@@ -12,7 +12,6 @@ from leanvit.checkpoint import load_checkpoint
 from leanvit.commands.demo import format_rows, markdown
 from leanvit.files import read_json, sha256
 from leanvit.runtime.bundle import read_manifest
-from sessions import SATURATES
 
 
 def test_the_short_run_leaves_everything(demo_run: Path) -> None:
@@ -66,9 +65,6 @@ def test_bundle_hashes_are_those_of_its_files(demo_run: Path) -> None:
 def test_the_full_demo_reaches_its_aims() -> None:
     result = read_json(FULL_RUN / "demo.json")
     table = result["table"]
-    # The README's five minutes are those of the machine it names; a CPU without VNNI has no AVX512 either.
-    if not SATURATES:
-        assert result["seconds"] <= 300
     assert table[0]["images"] == 359
     # CPUs round differently, which is a few images 40 epochs later: 352 right with AVX512, 348 with AVX2 alone.
     assert table[0]["accuracy"] >= 96.5

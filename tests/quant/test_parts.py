@@ -39,6 +39,9 @@ class InTwo(nn.Module):
     def part_inputs(self, x: Tensor, seed: int) -> dict[str, Tensor]:
         return {"first": x, "second": self.first(x)}
 
+    def part_measures(self, size: tuple[int, int]) -> dict[str, Any]:
+        return {}
+
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         self.first, self.second = parts["first"], parts["second"]
 

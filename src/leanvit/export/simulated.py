@@ -87,7 +87,10 @@ def profile_losses(
             forms = {name: executed_form(part.graph, row) for name, part in models_of(model).items()}
         except ConfigError:
             continue  # it can't run these bits, and export says so
-        found[row.name] = sum(divergence(truth[name], outputs_from(form(inputs[name]))) for name, form in forms.items())
+        measures = {name: part.graph.measure for name, part in models_of(model).items()}
+        found[row.name] = sum(
+            divergence(truth[name], outputs_from(form(inputs[name])), measures[name]) for name, form in forms.items()
+        )
     return found
 
 

@@ -115,7 +115,9 @@ def _step(state: _State, node: Node) -> None:
         state.truth[node] = compute(state.reference, node, state.truth, state.images)
         state.values[node] = compute(state.graph.module, node, state.values, state.images)
         if node.op == "output":
-            state.result.loss = divergence(outputs_from(state.truth[node]), outputs_from(state.values[node]))
+            state.result.loss = divergence(
+                outputs_from(state.truth[node]), outputs_from(state.values[node]), state.graph.measure
+            )
         if node.name in state.outputs:
             state.result.outputs[state.outputs[node.name]] = fit_output(state.values[node])
 

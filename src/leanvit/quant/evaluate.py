@@ -108,7 +108,7 @@ def loss_of(network: Network, plan: Plan, kept: Kept | None = None) -> tuple[flo
         start = max(values, default=0)
     outputs, found = _run(network, start, values.get(start, {}))
     give_back()
-    return divergence(network.truth, outputs), Kept(plan, values | found)
+    return divergence(network.truth, outputs, network.graph.measure), Kept(plan, values | found)
 
 
 def local_error(network: Network, site: str, part: int, bits: int) -> float:

@@ -72,12 +72,14 @@ class QuantGraph:
 
     unquantized: products that no quantizer supports, by operation and module path.
     outputs: {convolution: (scale, zero point)} of the 8-bit quantizer of its output, see `convolution_outputs`.
+    measure: how far outputs (second) are from the float ones, where the network has a measure of its own.
     """
 
     module: GraphModule
     sites: dict[str, Site]
     unquantized: list[str] = field(default_factory=list)
     outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
+    measure: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float] | None = None
 
     def node(self, name: str) -> Node:
         """The node called `name`."""

@@ -184,9 +184,10 @@ def learn(work: Work) -> None:
         return
     graph, reference = work.quantized, work.graph.module
     truth = outputs_of(reference, work.images)
-    before, closed_form = divergence(truth, outputs_of(graph.module, work.images)), deepcopy(graph.module.state_dict())
+    before = divergence(truth, outputs_of(graph.module, work.images), graph.measure)
+    closed_form = deepcopy(graph.module.state_dict())
     work.notes["reconstruct"] = _learn_blocks(work, graph)
-    after = divergence(truth, outputs_of(graph.module, work.images))
+    after = divergence(truth, outputs_of(graph.module, work.images), graph.measure)
     work.notes["learned"] = {"loss": {"before": before, "after": after}, "taken": after <= before}
     if after <= before:
         _set_outputs(graph, work.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ MEASURED_VALUES = 1 << 21
 Outputs = tuple[Tensor, ...]
 """What a network returns for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
 
+Measure = Callable[[Outputs, Outputs], float]
+"""How far outputs (the second) are from the float ones."""
+
 
 def outputs_from(output: Any) -> Outputs:
     """A network's output as a tuple; several classifiers of the same classes (DeiT) count as their mean."""
@@ -40,12 +44,16 @@ def outputs_of(module: GraphModule, images: Tensor) -> Outputs:
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def divergence(truth: Outputs, found: Outputs) -> float:
+def divergence(truth: Outputs, found: Outputs, measure: Measure | None = None) -> float:
     """How far outputs are from the float ones; infinite where they are not finite.
 
-    Logits (N, classes): mean KL divergence in nats of their softmax. Anything else, which is no distribution: the
-    mean over the tensors of the squared error as a share of the squared signal.
+    measure: a network's own (QuantGraph.measure). Else, of logits (N, classes): mean KL divergence in nats of their
+    softmax. Anything else, which is no distribution: the mean over the tensors of the squared error as a share of the
+    squared signal.
     """
+    if measure is not None:
+        value = measure(truth, found)
+        return value if math.isfinite(value) else math.inf
     if len(truth) == 1 and truth[0].dim() == 2:
         return kl_from_logits(truth[0], found[0])
     shares = [
@@ -63,9 +71,9 @@ def kl_from_logits(truth: Tensor, logits: Tensor) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def network_divergence(reference: GraphModule, module: GraphModule, images: Tensor) -> float:
+def network_divergence(reference: GraphModule, graph: QuantGraph, images: Tensor) -> float:
     """Divergence of the quantized network's outputs from the float one's: KL in nats for a classifier."""
-    return divergence(outputs_of(reference, images), outputs_of(module, images))
+    return divergence(outputs_of(reference, images), outputs_of(graph.module, images), graph.measure)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.graph import QuantGraph, trace
-from leanvit.quant.losses import measure_sites, network_divergence
+from leanvit.quant.losses import Measure, measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
 from leanvit.quant.sq_b import readers_noise
@@ -113,10 +113,12 @@ def quantize_part(
     *,
     plan: dict[str, Iterable[int]] | None = None,
     journal: str | Path | None = None,
+    measure: Measure | None = None,
 ) -> QuantizedModel:
     """`quantize` of a network or of a part of one, which may return several tensors, as it is.
 
-    inputs: as calibration_images there, or what else the part reads.
+    inputs: as calibration_images there, or what else the part reads. measure: how far its outputs are from the float
+    ones, where that is not for `losses.divergence` to say.
     """
     started = time.monotonic()
     check_weights(model)
@@ -124,6 +126,7 @@ def quantize_part(
     batches = [batch.to(device, torch.float32) for batch in collect_batches(inputs)]
     calibration = check_calibration(batches)
     traced = trace(model, batches[0], config.scope)
+    traced.measure = measure
     batches = [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
 
     work = turned_where_it_pays(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
@@ -209,7 +212,7 @@ def after_passes(done: Done) -> Done:
     work.plan, work.quantized = done.plan, done.graph
     if not run_passes(work, "after"):
         return done
-    return replace(done, loss=network_divergence(work.graph.module, done.graph.module, work.images))
+    return replace(done, loss=network_divergence(work.graph.module, done.graph, work.images))
 
 
 def turned_where_it_pays(

@@ -22,7 +22,7 @@ from leanvit.quant.mptq import quantize_part
 from leanvit.quant.store import QUANTIZED_NAME, is_quantized, load_quantized, save_quantized
 from leanvit.runtime.task import task_named
 from leanvit.tasks.build import build_network
-from leanvit.tasks.parts import WHOLE, example_of, part_inputs, parts_of, with_parts
+from leanvit.tasks.parts import WHOLE, CutNetwork, example_of, part_inputs, parts_of, with_parts
 
 REPORT_NAME = "quantize.json"
 
@@ -84,6 +84,7 @@ def quantize_network(
     config = config or MPTQConfig()
     budgets = _budgets(parts_of(network.eval()), config.budget)
     inputs = part_inputs(network, x, config.seed)
+    measures = network.part_measures((x.shape[-2], x.shape[-1])) if isinstance(network, CutNetwork) else {}
     quantized: dict[str, QuantizedModel] = {}
     for name, part in parts_of(network).items():
         if not len(inputs[name]):
@@ -97,7 +98,8 @@ def quantize_network(
         journal = Path(folder) / f"search_{name}.jsonl" if folder else None
         note(f"quantizing {name}: {len(inputs[name])} inputs")
         own_config = replace(config, budget=budgets[name])
-        quantized[name] = quantize_part(part, inputs[name], own_config, plan=own, journal=journal)
+        measure = measures.get(name)
+        quantized[name] = quantize_part(part, inputs[name], own_config, plan=own, journal=journal, measure=measure)
         quantized[name] = replace(quantized[name], preprocess=info.preprocess)
     return QuantizedNetwork(network, quantized, _sizes(quantized, config))
 

@@ -29,8 +29,9 @@ from leanvit.config import TrainConfig, from_dict, to_dict
 from leanvit.config.tasks import OBJECTS_DEFAULTS
 from leanvit.data.scene_kinds import BOXES, MASKS
 from leanvit.errors import ConfigError
+from leanvit.tasks.detect_measures import box_measure, mask_measure, pyramid_measure
 from leanvit.tasks.features import STRIDES, BackboneConfig, Features, Pyramid
-from leanvit.tasks.task import Targets, TrainingTask, register
+from leanvit.tasks.task import Measure, Targets, TrainingTask, register
 
 LEVELS = [str(i) for i in range(len(STRIDES))]
 CANONICAL_SIZE = 28
@@ -215,6 +216,10 @@ class Detector(nn.Module):
             for hook in hooks:
                 hook.remove()
         return {PYRAMID: x} | {name: seen[name].cells for name in self.parts() if name in seen}
+
+    def part_measures(self, size: tuple[int, int]) -> dict[str, Measure]:
+        """What the bits of each part are chosen by: scores and boxes."""
+        return {PYRAMID: pyramid_measure(self, size), BOX: box_measure, MASK: mask_measure}
 
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         """Run `parts` (of the same interface, e.g. quantized) instead of this detector's own networks."""

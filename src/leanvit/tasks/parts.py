@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leanvit.checkpoint import CheckpointInfo
 from leanvit.tasks import task_named
+from leanvit.tasks.task import Measure
 
 WHOLE = "network"
 """Name of the one part of a network that is not cut."""
@@ -33,6 +34,9 @@ class CutNetwork(Protocol):
 
     def part_inputs(self, x: Tensor, seed: int) -> dict[str, Tensor]:
         """What every part reads when the network runs on x (B, 3, H, W) float32 normalised."""
+
+    def part_measures(self, size: tuple[int, int]) -> dict[str, Measure]:
+        """What the bits of the parts are chosen by, for images of `size`; a part without has its outputs' error."""
 
     def replace_parts(self, parts: dict[str, nn.Module]) -> None:
         """Run `parts` of the same interface instead of the network's own."""

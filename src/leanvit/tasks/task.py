@@ -24,6 +24,12 @@ from leanvit.load.own import BUILDERS
 
 Targets = list[dict[str, Tensor]]
 
+PartOutputs = tuple[Tensor, ...]
+"""What a part of a network returns for a batch, in its order."""
+
+Measure = Callable[[PartOutputs, PartOutputs], float]
+"""How far a part's outputs (the second) are from the float ones: 0 where they are equal, more the further."""
+
 
 def no_more_outputs(network: nn.Module, x: Tensor) -> Outputs:
     """A bundle returns nothing beside the task's own outputs."""
