@@ -37,9 +37,9 @@ from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from leanvit.quant.variants import with_variants
 from leanvit.quant.work import Work
 
-STEPS = 200
-"""Of a block at most. GLF-Q takes thousands on a GPU; on the micro models the error on images held out hardly falls
-further."""
+STEPS = 600
+"""Of a block at most; GLF-Q takes thousands on a GPU. vit_micro at W3A3, 1,024 images, seed 0: the divergence on test
+images goes from 0.048 to 0.036 in 200 steps and to 0.028 in 600."""
 
 MOST_MACS = 2.2e13
 """Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px with 128 images then takes 1,040 s in all on
