@@ -9,9 +9,9 @@ from leanvit.analysis.cost import cost_at
 from leanvit.analysis.distance import attention_distance, uniform_distance
 from leanvit.analysis.diversity import layer_tokens, rank_one_residual, token_diversity
 from leanvit.analysis.field import area_share, effective_field, last_map
-from leanvit.analysis.norms import norm_facts, token_norms
 from leanvit.analysis.rollout import attention_rollout, rollout_map
 from leanvit.analysis.shortcut import shortcut_ablation
+from leanvit.quant.sinks import norm_facts, token_norms
 
 __all__ = [
     "AttentionLayer",

@@ -25,7 +25,6 @@ from leanvit.analysis.cost import cost_at
 from leanvit.analysis.distance import attention_distance, uniform_distance
 from leanvit.analysis.diversity import layer_tokens, rank_one_residual, token_diversity
 from leanvit.analysis.field import area_share, effective_field
-from leanvit.analysis.norms import SINK_TIMES, norm_facts
 from leanvit.analysis.rollout import rollout_map
 from leanvit.analysis.running import evaluating
 from leanvit.analysis.shortcut import require_scales, shortcut_ablation
@@ -38,6 +37,7 @@ from leanvit.data.sets import ImageSet, load_split
 from leanvit.errors import DataError, ImageError, LeanvitError, ModelError, PartialError
 from leanvit.files import write_atomic, write_json
 from leanvit.progress import Bar, note, print_table
+from leanvit.quant.sinks import SINK_TIMES, norm_facts
 from leanvit.runtime.bundle import versions
 
 Json = dict[str, Any]

@@ -37,6 +37,7 @@ from leanvit.quant.graph import QuantGraph, trace
 from leanvit.quant.losses import Measure, measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
+from leanvit.quant.sinks import find_sinks
 from leanvit.quant.sq_b import readers_noise
 from leanvit.quant.streams import find_streams
 from leanvit.quant.work import Work
@@ -137,6 +138,9 @@ def quantize_part(
         done, losses = _not_worse_than_paper(done, traced)
 
     work, quantized, chosen = done.work, done.graph, done.plan
+    sinks = find_sinks(traced, work.images)
+    if sinks["summary"]:
+        note(sinks["summary"])
     report = {
         "config": to_dict(config),
         "calibration": {**calibration, "walked": len(work.images), "kl_divergence": done.loss},
@@ -148,6 +152,7 @@ def quantize_part(
         "balanced_heads": {},
         "search": None,
         "rotation": None,
+        "sinks": sinks,
         **work.notes,
         "kl_divergence": losses,
         "unquantized": work.graph.unquantized,

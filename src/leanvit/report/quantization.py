@@ -221,6 +221,7 @@ def _reasons(report: Json) -> tuple[str, ...]:
     smoothing = (report.get("config") or {}).get("smoothing", "none")
     lines = _unquantized(report) or ["no product was left out for want of a quantizer"]
     lines += _not_rotated(report.get("rotation") or {})
+    lines += [line] if (line := (report.get("sinks") or {}).get("summary")) else []
     if smoothing == "none":
         return (*lines, "smoothing was off")
     norms = [f"not smoothed with {smoothing}: {line}" for line in report.get("smoothing_left_out") or ()]
