@@ -180,13 +180,13 @@ def test_large_networks_take_fewer_steps_by_what_these_compute(tiny: nn.Module, 
     def block(macs: int, rest: int) -> Block:
         return Block("one", (), (), (), (), (), macs, rest)
 
-    assert learned.affordable_steps([block(10**6, 10**6)], learned.BATCH) == learned.STEPS
+    assert learned.affordable_steps([block(10**6, 10**6)], 16, 16) == learned.STEPS
     # Forward and backward to values and weights is three times the block, and twice the rest.
     large = [block(4 * 10**9, 10**10), block(4 * 10**9, 0)]
-    steps = learned.affordable_steps(large, 4)
-    assert steps == int(learned.MOST_MACS / (3 * learned.BATCH * 8e9 + 2 * 4 * 1e10))
-    assert learned.LOOKS < learned.affordable_steps(large, learned.BATCH) < steps < learned.STEPS
-    assert learned.affordable_steps([block(10**15, 0)], 4) == learned.LOOKS
+    steps = learned.affordable_steps(large, 8, 4)
+    assert steps == int(learned.MOST_MACS / (3 * 8 * 8e9 + 2 * 4 * 1e10))
+    assert learned.LOOKS < learned.affordable_steps(large, 16, 16) < steps < learned.STEPS
+    assert learned.affordable_steps([block(10**15, 0)], 8, 4) == learned.LOOKS
 
     graph = trace(tiny, images[:2])
     head = graph.sites["head"]
@@ -244,3 +244,13 @@ def test_learn_needs_quantizers(tiny: nn.Module, images: Tensor) -> None:
     work = prepare(trace(tiny, images[:2]), [images], MPTQConfig(**QUICK))
     learn(work)
     assert "reconstruct" not in work.notes
+
+
+def test_judges_are_one_variant_of_each_image_and_cells_of_maps_themselves() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(4, 3, 32, 32) + torch.arange(4.0).view(-1, 1, 1, 1)
+    found = variants.variants_of(ramp, torch.Generator().manual_seed(0))
+    assert found.shape == ramp.shape
+    assert torch.equal(found.mean((1, 2, 3)).floor(), torch.arange(4.0))
+    assert not torch.isclose(found, ramp).flatten(1).all(1).any()
+    cells = torch.randn(4, 64, 7, 7)
+    assert variants.variants_of(cells, torch.Generator().manual_seed(0)) is cells

@@ -34,17 +34,17 @@ from leanvit.quant.graph import QuantGraph, get_tensor, head_sites, node_argumen
 from leanvit.quant.interpret import observe_nodes
 from leanvit.quant.losses import divergence, outputs_of
 from leanvit.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from leanvit.quant.variants import with_variants
+from leanvit.quant.variants import variants_of, with_variants
 from leanvit.quant.work import Work
 
 STEPS = 600
 """Of a block at most; GLF-Q takes thousands on a GPU. vit_micro at W3A3, 1,024 images, seed 0: the divergence on test
 images goes from 0.048 to 0.036 in 200 steps and to 0.028 in 600."""
 
-MOST_MACS = 2.2e13
-"""Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px with 128 images then takes 1,040 s in all on
-two cores of an Intel Xeon at 2.8 GHz (benchmarks/ptq_cost.py). A number of steps by what they compute is the same on
-every machine, unlike --minutes."""
+MOST_MACS = 2e13
+"""Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px then takes 180 steps a block of 0.2 s each on
+two cores of an Intel Xeon at 2.8 GHz, about as long in all as the steps of 16 images with which it took 1,040 s
+(benchmarks/ptq_cost.py). A number of steps by what they compute is the same on every machine, unlike --minutes."""
 
 LOOKS = 8
 """At the images that are held out, evenly over the steps of a block, the last one after the last step."""
@@ -56,11 +56,12 @@ LOOK_STEPS = 2.0
 """What a look and its share of the way to the next block take, in steps: an estimate, for --minutes alone."""
 
 BATCH = 16
-"""Images a step."""
+"""Images a step, and at once where nothing is learned."""
 
-FEW = 4
-"""Of them go on through the rest of a network that is too large for STEPS with all: most of a step is the rest. On two
-micro models at W3A3, one seed, 100 steps so lost less than 40 with all, in about the time of a large network's."""
+FEW, FEWER = 4, 1
+"""Images a step, and how many of them go on through the rest, of a network that is too large for STEPS of all: steps
+count for more than images. vit_micro at W3A3, 128 images, seed 0, steps of 16 images and 4, 8 and 2, 8 and 1, 4 and 1
+for as many multiply-adds (48 to 192 steps): divergence on test images 0.0544, 0.0540, 0.0498, 0.0497, from 0.0557."""
 
 LOCAL_SHARE = 2.0
 """Weight of the local error beside the global one (GLF-Q)."""
@@ -134,8 +135,8 @@ class _Walk:
 
     truth, values: the tensors between two blocks, (N, ...) by name, of the float network and of the quantized one.
     images: the calibration images, `count` of them, and variants behind. features: what the classifiers read in the
-    float network. most_steps: of a block. ahead: images of a step that go on through the rest. held, trained: the
-    images that decide, and those that are learned from, by index.
+    float network. most_steps: of a block. batch: images a step, `ahead` of which go on through the rest. held, trained:
+    the images that decide, and those that are learned from, by index.
     """
 
     images: Tensor
@@ -145,6 +146,7 @@ class _Walk:
     features: dict[str, Tensor]
     generator: torch.Generator
     most_steps: int = 0
+    batch: int = BATCH
     ahead: int = BATCH
     truth: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -177,22 +179,23 @@ class Errors:
 def learn(work: Work) -> None:
     """The pass: learn every block of the quantized graph, then set the quantizers of convolutions' outputs anew.
 
-    What was learned goes again where the outputs on the calibration images diverge more for it, as they may: no block
-    is judged by them. On exmobilevit_micro at W4A4 (seed 0) they did, on the test images too.
+    What was learned goes again where outputs diverge more for it, as they may: no block is judged by them. They are
+    those on a variant of each calibration image, as the closed forms have fitted the images themselves.
     """
     if work.quantized is None:
         return
     graph, reference = work.quantized, work.graph.module
-    truth = outputs_of(reference, work.images)
-    before = divergence(truth, outputs_of(graph.module, work.images), graph.measure)
+    judges = variants_of(work.images, torch.Generator().manual_seed(work.config.seed + 1))
+    truth = outputs_of(reference, judges)
+    before = divergence(truth, outputs_of(graph.module, judges), graph.measure)
     closed_form = deepcopy(graph.module.state_dict())
     work.notes["reconstruct"] = _learn_blocks(work, graph)
-    after = divergence(truth, outputs_of(graph.module, work.images), graph.measure)
+    after = divergence(truth, outputs_of(graph.module, judges), graph.measure)
     work.notes["learned"] = {"loss": {"before": before, "after": after}, "taken": after <= before}
     if after <= before:
         _set_outputs(graph, work.images)
         return
-    note(f"reconstruct: loss {after:.4g}, {before:.4g} before: what was learned is left out")
+    note(f"reconstruct: loss {after:.4g} on variants of the images, {before:.4g} before: what was learned is left out")
     graph.module.load_state_dict(closed_form)
 
 
@@ -206,8 +209,9 @@ def _learn_blocks(work: Work, graph: QuantGraph) -> list[dict[str, Any]]:
     images = with_variants(work.images, HELD_OUT, generator)
     state = _Walk(images, len(work.images), graph, reference, _features(work, images), generator)
     blocks = blocks_of(graph, reference, state.features)
-    state.ahead = BATCH if affordable_steps(blocks, BATCH) >= STEPS else FEW
-    state.most_steps = STEPS if work.config.minutes else affordable_steps(blocks, state.ahead)
+    if affordable_steps(blocks, BATCH, BATCH) < STEPS:
+        state.batch, state.ahead = FEW, FEWER
+    state.most_steps = STEPS if work.config.minutes else affordable_steps(blocks, state.batch, state.ahead)
     journal.restore(graph.module, state.generator)
     known = len(journal.notes)
     deadline = time.monotonic() + 60 * work.config.minutes if work.config.minutes else math.inf
@@ -309,7 +313,7 @@ def _steps(
         share = 0.5 * (1 + math.cos(math.pi * step / total))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = share * rate
-        drawn = torch.randperm(len(state.trained), generator=state.generator)[:BATCH]
+        drawn = torch.randperm(len(state.trained), generator=state.generator)[: state.batch]
         with torch.enable_grad():
             loss = _errors(state, block, targets, state.trained[drawn], state.ahead).loss(first)
         optimizer.zero_grad()
@@ -321,12 +325,13 @@ def _steps(
         yield step, total
 
 
-def affordable_steps(blocks: Sequence[Block], ahead: int) -> int:
-    """How many steps every block may have, so that all of them keep within MOST_MACS. ahead: images through the rest.
+def affordable_steps(blocks: Sequence[Block], batch: int, ahead: int) -> int:
+    """How many steps every block may have, so that all of them keep within MOST_MACS. batch: images a step. ahead: of
+    them through the rest.
 
     A step goes forward, and backward to values and to weights, through the block; through the rest not to weights.
     """
-    once = sum(3 * BATCH * block.macs + 2 * ahead * block.rest_macs for block in blocks)
+    once = sum(3 * batch * block.macs + 2 * ahead * block.rest_macs for block in blocks)
     return max(LOOKS, min(STEPS, int(MOST_MACS / max(1, once))))
 
 

@@ -26,6 +26,11 @@ def with_variants(images: Tensor, held_out: int, generator: torch.Generator) -> 
     return torch.cat([images, *(_variant(trained, generator) for _ in range(VARIANTS))])
 
 
+def variants_of(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One variant of each image (N, C, H, W), which nothing was fitted to; what is no image stays as it is."""
+    return images if images.shape[1] > MOST_CHANNELS else _variant(images, generator)
+
+
 def _variant(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     share = 1 - (1 - LEAST_SIDE) * torch.rand(count, generator=generator)
