@@ -124,7 +124,7 @@ def test_the_evaluators_loss_is_that_of_a_graph_made_from_scratch(graph: QuantGr
     quantized = copy.deepcopy(graph)
     attach(quantized, plan)
     calibrate(quantized, graph.module, x, CHOICES)
-    expected = network_divergence(graph.module, quantized.graph, x)
+    expected = network_divergence(graph.module, quantized, x)
     assert expected > 1e-4
     assert loss_of(network, plan)[0] == pytest.approx(expected, rel=1e-3, abs=1e-7)
 
