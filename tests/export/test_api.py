@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import leanvit.models  # registers our architectures
+from fixtures_run import FULL_RUN
 from leanvit import MPTQConfig, Predictor, export, quantize
 from leanvit.checkpoint import load_checkpoint
 from leanvit.config import ExportOptions, Preprocess
@@ -46,8 +47,9 @@ def test_simulated_and_executed_w8a8_agree(demo_run: Path, val_pixels: np.ndarra
     executed = Predictor(demo_run / "bundle").logits(val_pixels)
     assert len(val_pixels) == 359
     assert sqnr_db(simulated, executed) >= 35
-    # 3 images at most: near ties of a network that has hardly been trained fall as the CPU rounds.
-    assert (simulated.argmax(1) == executed.argmax(1)).mean() >= 0.99
+    # The short run's network sits on ties that fall as the CPU rounds: 2 of 359 images on a Xeon with VNNI.
+    least = 0.995 if demo_run == FULL_RUN else 0.994
+    assert (simulated.argmax(1) == executed.argmax(1)).mean() >= least
 
 
 def test_float_bundle_equals_the_checkpoint(demo_run: Path, val_pixels: np.ndarray) -> None:

@@ -79,17 +79,17 @@ def profile_losses(
     count = min(COMPARED_IMAGES, max(2, COMPARED_PIXELS // (x.shape[-2] * x.shape[-1])))
     inputs = part_inputs(network.eval(), x[:count], seed)
     truth = {name: outputs_from(part(inputs[name])) for name, part in parts_of(network).items()}
-    found: dict[str, float] = {}
+    models, found = models_of(model), dict[str, float]()
     for row in PROFILES.values():
         if not row.fast:
             continue
         try:
-            forms = {name: executed_form(part.graph, row) for name, part in models_of(model).items()}
+            forms = {name: executed_form(part.graph, row) for name, part in models.items()}
         except ConfigError:
             continue  # it can't run these bits, and export says so
-        measures = {name: part.graph.measure for name, part in models_of(model).items()}
         found[row.name] = sum(
-            divergence(truth[name], outputs_from(form(inputs[name])), measures[name]) for name, form in forms.items()
+            divergence(truth[name], outputs_from(form(inputs[name])), models[name].graph.measure)
+            for name, form in forms.items()
         )
     return found
 

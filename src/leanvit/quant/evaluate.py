@@ -16,9 +16,9 @@ from torch.fx import Node
 
 from leanvit.quant.attach import ROLES, attach, quantizer_name
 from leanvit.quant.calibrate import Choices, fit
-from leanvit.quant.graph import QuantGraph, Site, get_tensor, site_inputs
+from leanvit.quant.graph import Outputs, QuantGraph, Site, get_tensor, site_inputs
 from leanvit.quant.interpret import Values, compute, last_uses, run, walk
-from leanvit.quant.losses import Outputs, divergence, outputs_from
+from leanvit.quant.losses import divergence, outputs_from
 from leanvit.quant.memory import give_back
 from leanvit.quant.opt_m import search_weight_scale
 from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of

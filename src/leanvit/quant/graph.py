@@ -66,6 +66,13 @@ class Site:
     elements: tuple[int, ...] = ()
 
 
+Outputs = tuple[Tensor, ...]
+"""What a network returns for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
+
+Measure = Callable[[Outputs, Outputs], float]
+"""How far outputs (the second) are from the float ones."""
+
+
 @dataclass
 class QuantGraph:
     """A traced model and its sites in execution order.
@@ -79,7 +86,7 @@ class QuantGraph:
     sites: dict[str, Site]
     unquantized: list[str] = field(default_factory=list)
     outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
-    measure: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], float] | None = None
+    measure: Measure | None = None
 
     def node(self, name: str) -> Node:
         """The node called `name`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from leanvit.quant.graph import QuantGraph
+from leanvit.quant.graph import Measure, Outputs, QuantGraph
 from leanvit.quant.interpret import values_of
 from leanvit.quant.plan import Plan
 
@@ -20,13 +19,6 @@ BATCH = 64
 
 MEASURED_VALUES = 1 << 21
 """Values of the images on which sites are measured."""
-
-
-Outputs = tuple[Tensor, ...]
-"""What a network returns for N images: logits (N, classes) alone, or maps (N, ...) of a network with another task."""
-
-Measure = Callable[[Outputs, Outputs], float]
-"""How far outputs (the second) are from the float ones."""
 
 
 def outputs_from(output: Any) -> Outputs:

@@ -33,8 +33,8 @@ from leanvit.progress import note
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
-from leanvit.quant.graph import QuantGraph, trace
-from leanvit.quant.losses import Measure, measure_sites, network_divergence
+from leanvit.quant.graph import Measure, QuantGraph, trace
+from leanvit.quant.losses import measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
 from leanvit.quant.sinks import find_sinks
