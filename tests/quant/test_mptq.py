@@ -160,7 +160,9 @@ def test_a_float_checkpoint_is_not_taken_for_a_quantized_one(model: nn.Module, t
 def test_low_bit_models_of_every_mode_round_trip(model: nn.Module, tmp_path: Path, mode: str, scope: str) -> None:
     config = MPTQConfig(weight_bits=4, activation_bits=4, mode=mode, scope=scope)
     quantized = quantize(model, images(16), config)
-    assert {form for form, _ in quantized.forms.values()} >= {"uniform", "two-region"}
+    forms = {form for form, _ in quantized.forms.values()}
+    assert forms <= {"uniform", "two-region"}
+    assert mode == "best" or len(forms) == 2  # best chooses, and may like one for all
     info = CheckpointInfo("revit_micro", tuple("0123456789"), Preprocess(input_size=(32, 32)))
     save_quantized(tmp_path, quantized, info)
     x = images(4, seed=3)
@@ -181,7 +183,8 @@ def test_an_edited_plan_is_applied(model: nn.Module) -> None:
     quantized = quantize(model, images(16), plan=plan)
     assert quantized.plan["blocks.0.mlp.fc2"] == (3, 6)
     held = quantized.module.get_submodule("quantizer_blocks_0_mlp_fc2_weight")
-    assert int(held.codes.abs().max()) == 3
+    assert set(held.codes.unique().tolist()) <= set(range(-4, 4))
+    assert int(held.codes.max()) == 3
     assert not any("blocks_1_mlp_fc1" in name for name, _ in quantized.module.named_modules())
 
 

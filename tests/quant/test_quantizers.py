@@ -100,10 +100,21 @@ def test_weight_codes_stay_in_range_and_are_idempotent(bits: int) -> None:
     weight = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3
     held = WeightQuantizer(tuple(weight.shape), bits)
     held.set_weight(weight, search_weight_scale(weight, bits))
-    assert int(held.codes.abs().max()) <= 2 ** (bits - 1) - 1
+    lowest = -127 if bits == 8 else -(2 ** (bits - 1))
+    assert lowest <= int(held.codes.min())
+    assert int(held.codes.max()) <= 2 ** (bits - 1) - 1
     again = WeightQuantizer(tuple(weight.shape), bits)
     again.set_weight(held(), held.scale)
     assert torch.equal(again.codes, held.codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_below_8_bits_a_weight_takes_every_integer_of_twos_complement(bits: int) -> None:
+    # A channel that is exactly the integers: with the lowest of them left out it could not be held without error.
+    weight = torch.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1))[None]
+    held = WeightQuantizer(tuple(weight.shape), bits)
+    held.set_weight(weight, torch.ones(1))
+    assert torch.equal(held(), weight)
 
 
 def test_searched_weight_scale_heeds_important_inputs() -> None:

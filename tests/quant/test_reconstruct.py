@@ -156,8 +156,8 @@ def test_descent_never_raises_the_error(seed: int, bits: int) -> None:
 
 
 def test_tiny_problems_come_near_the_optimum() -> None:
-    """Two bits and four inputs: all 81 codes, each with its best scale."""
-    everything = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=4)), dtype=torch.float64)
+    """Two bits and four inputs: all 256 codes, each with its best scale."""
+    everything = torch.tensor(list(itertools.product((-2.0, -1.0, 0.0, 1.0), repeat=4)), dtype=torch.float64)
     found, best = [], []
     for seed in range(40):
         weight, hessian = problem(1, 4, seed)

@@ -121,16 +121,16 @@ def test_streams_that_cannot_turn_are_told_with_the_reason() -> None:
     assert "read by something else" in reasons(shared)[0]
 
 
-def test_noise_behind_norms_falls_by_six_decibels_a_bit() -> None:
+def test_noise_behind_norms_falls_with_bits_as_that_of_a_normal_variable() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 3, 32, 32)
     traced = trace(uneven("vit_tiny_patch16_224", **SMALL), x[:2])
     noise = [
         readers_noise(prepare(traced, [x], MPTQConfig(weight_bits=bits, activation_bits=bits))) for bits in (3, 5, 7)
     ]
-    # Each bit halves the step, so the error's square is a quarter: 6.02 dB.
-    assert noise[0] - noise[1] == pytest.approx(12.04, abs=2.5)
-    assert noise[1] - noise[2] == pytest.approx(12.04, abs=2.5)
+    # Even steps, ends clipped where that is best: 14.27, 24.57 and 35.17 dB at 3, 5 and 7 bits (Max, 1960; Hui, 2001).
+    assert noise[0] - noise[1] == pytest.approx(10.3, abs=2.0)
+    assert noise[1] - noise[2] == pytest.approx(10.6, abs=2.0)
 
 
 def test_what_has_less_noise_is_taken_and_told() -> None:

@@ -215,9 +215,9 @@ def test_the_enumeration_finds_a_protocol_without_sync_or_rename(left_out: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 3, 5, 6])
+@pytest.mark.parametrize("number", [3, 4])
 def test_a_run_under_kill_9_ends_as_one_that_nobody_killed(number: int, tmp_path: Path) -> None:
-    """Two kills, one inside a write, in four of eight modes: each pair of dtype, workers and processes is among them.
+    """Two kills, one inside a write, in two of eight modes: each dtype, number of workers and of processes is in one.
 
     The same script does a hundred kills and more, of every mode.
 

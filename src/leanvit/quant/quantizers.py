@@ -50,10 +50,14 @@ REFINED = (0.85, 0.92, 0.96, 1.04, 1.08, 1.15)
 
 
 def integer_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
-    """Lowest and highest quantized integer: 0 to 2^bits - 1; symmetric: -(2^(bits-1) - 1) to 2^(bits-1) - 1."""
+    """Lowest and highest quantized integer: 0 to 2^bits - 1; symmetric: -2^(bits-1) to 2^(bits-1) - 1, 8 from -127.
+
+    Below 8 bits every integer counts: -4 is one of eight at 3 bits. At 8 bits it is one of 256, and -127 to 127 is
+    what runtimes expect of int8 weights.
+    """
     if symmetric:
         high = 2 ** (bits - 1) - 1
-        return -high, high
+        return (-high if bits >= 8 else -high - 1), high
     return 0, 2**bits - 1
 
 

@@ -33,6 +33,10 @@ DAMPING = 0.01
 SCALE_SHARES = (1.0, 0.93, 0.86, 0.79, 0.72, 0.64, 0.55)
 """Ranges of a channel to try, as shares of its largest weight; each costs a rounding with feedback of its own."""
 
+SMALL_SHARES = (0.47, 0.4, 0.33)
+"""More of them at 2 bits, where the lowest of four integers is twice the highest: on 60 random problems of 64 inputs
+0.044 of the signal's energy is left as error with them, 0.064 without; at 3 and 4 bits they change nothing."""
+
 SLOPES = (0.5, 2.0)
 """Of a compensation: more than that is no error of quantization, but a channel that is all noise."""
 
@@ -204,16 +208,17 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, bits: int) -> tuple[Ten
     """
     low, high = integer_range(bits, symmetric=True)
     groups, outs, ins = weight.shape
+    shares = weight.new_tensor(SCALE_SHARES + SMALL_SHARES if bits == 2 else SCALE_SHARES)
     largest = weight.abs().amax(-1).clamp(min=1e-8) / high
-    scale = (largest[:, None, :] * weight.new_tensor(SCALE_SHARES)[None, :, None]).reshape(groups, -1)
-    repeated = weight.repeat(1, len(SCALE_SHARES), 1)
+    scale = (largest[:, None, :] * shares[None, :, None]).reshape(groups, -1)
+    repeated = weight.repeat(1, len(shares), 1)
     integers = _feedback(repeated, hessian, scale, low, high)
     error = repeated - integers * scale[..., None]
-    cost = ((error @ hessian) * error).sum(-1).view(groups, len(SCALE_SHARES), outs)
+    cost = ((error @ hessian) * error).sum(-1).view(groups, len(shares), outs)
     best = cost.argmin(1)
     pick = best[:, None, :, None].expand(-1, 1, -1, ins)
-    chosen = integers.view(groups, len(SCALE_SHARES), outs, ins).gather(1, pick)[:, 0]
-    found = scale.view(groups, len(SCALE_SHARES), outs).gather(1, best[:, None])[:, 0]
+    chosen = integers.view(groups, len(shares), outs, ins).gather(1, pick)[:, 0]
+    found = scale.view(groups, len(shares), outs).gather(1, best[:, None])[:, 0]
     nearest = (weight / largest[..., None]).round_().clamp_(low, high)
     error = weight - nearest * largest[..., None]
     better = ((error @ hessian) * error).sum(-1) < cost.amin(1)
