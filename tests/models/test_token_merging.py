@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models.token_merging import Pairs, merge_tokens, schedule
+from leanvit.models.token_merging import Pairs, destinations, merge_tokens, schedule
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
 KINDS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def reference(network: Any, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
         many_k, many_v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
         mixed = (q @ many_k.transpose(1, 2) * attn.head_dim**-0.5).softmax(-1) @ many_v
         tokens = tokens + block.ls1(attn.proj(mixed.permute(1, 0, 2).flatten(1)))
-        tokens, groups = merged(tokens, groups, k.mean(0).detach().numpy(), count, prefix)
+        tokens, groups = merged(tokens, groups, k.mean(0).detach().numpy(), count)
         tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
     if prefix and network.global_pool == "token" and network.attn_pool is None:
         return network.norm(tokens)
@@ -60,19 +60,21 @@ def reference(network: Any, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 def merged(
-    tokens: torch.Tensor, groups: list[list[int]], keys: np.ndarray, count: int, prefix: int
+    tokens: torch.Tensor, groups: list[list[int]], keys: np.ndarray, count: int
 ) -> tuple[torch.Tensor, list[list[int]]]:
+    """The first of a group is the patch that the token began as; black fields of a chessboard are destinations."""
     keys = keys / np.linalg.norm(keys, axis=1, keepdims=True)
-    places = list(range(prefix, len(tokens)))
+    black = [place for place, group in enumerate(groups) if group[0] >= 0 and sum(divmod(group[0], 8)) % 2]
+    white = [place for place, group in enumerate(groups) if group[0] >= 0 and place not in black]
     pairs = []
-    for a in places[0::2]:
-        b = max(places[1::2], key=lambda other: float(keys[a] @ keys[other]))
+    for a in white:
+        b = max(black, key=lambda other: float(keys[a] @ keys[other]))
         pairs.append((float(keys[a] @ keys[b]), a, b))
-    ordered = sorted(pairs, reverse=True)
-    chosen = {a: b for _, a, b in ordered[:count]}
+    chosen = {a: b for _, a, b in sorted(pairs, reverse=True)[:count]}
     values, found = [], []
-    # The order decides who meets whom in the next block: class tokens, even places by likeness, odd ones as they were.
-    for place in (*range(prefix), *(a for _, a, _ in ordered[count:]), *places[1::2]):
+    for place in range(len(groups)):
+        if place in chosen:
+            continue
         members = [place, *(a for a, b in chosen.items() if b == place)]
         sizes = torch.tensor([float(len(groups[m])) for m in members], dtype=torch.float64)
         values.append((tokens[members] * sizes[:, None]).sum(0) / sizes.sum())
@@ -82,7 +84,7 @@ def merged(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_merging_is_that_of_the_paper(name: str) -> None:
-    network, x, counts = build(name), images(), [10, 9, 5]
+    network, x, counts = build(name), images(), [12, 11, 6]
     with torch.no_grad():
         tokens = torch.nn.utils.rnn.pad_sequence([reference(network, image, counts) for image in x], batch_first=True)
         expected = network.forward_head(tokens)
@@ -127,11 +129,20 @@ def test_gradients_come_to_every_weight() -> None:
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 6])
+@pytest.mark.parametrize(("keep", "share"), [(0.6, 1 / 2), (0.4, 1 / 3), (0.27, 1 / 4)])
+def test_as_many_destinations_as_leave_enough_to_merge(keep: float, share: float) -> None:
+    pattern = destinations((24, 24), sum(schedule(keep, 576, 12)))
+    assert float(pattern.double().mean()) == pytest.approx(share)
+    # Every source has a destination beside it, to a side or a corner.
+    near = torch.nn.functional.max_pool2d(pattern.view(1, 24, 24).float(), 3, 1, 1)
+    assert bool(near.all())
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 7])
 @pytest.mark.parametrize("tokens", [12, 13])
 def test_every_patch_is_found_where_its_token_is(tokens: int, count: int) -> None:
     generator = torch.Generator().manual_seed(count)
-    pairs = Pairs(torch.randn(2, tokens, 4, generator=generator), count)
+    pairs = Pairs(torch.randn(2, tokens, 4, generator=generator), 7, count)
     x = torch.eye(tokens)[None].expand(2, -1, -1)
     merged, size = pairs.merge(x, torch.ones(2, tokens, 1), 0)
     places = pairs.moved(torch.arange(tokens).expand(2, -1))
@@ -149,17 +160,18 @@ def test_every_patch_is_found_where_its_token_is(tokens: int, count: int) -> Non
         (1.5, r"keep_tokens is 1.5, expected a share"),
         ([5, 5], r"keep_tokens is \[5, 5\], expected 3 numbers"),
         ([5, -1, 5], r"expected 3 numbers from 0 up"),
-        ([33, 0, 0], r"block 0 is to merge 33 of 64 tokens, at most half"),
-        (0.1, r"block 0 is to merge 44 of 64 tokens"),
+        ([30, 19, 0], r"49 of 64 tokens are to be merged, at most 48 can be: give a keep_tokens of at least 0.25"),
+        (0.2, r"51 of 64 tokens are to be merged, at most 48 can be: give a keep_tokens of at least 0.25"),
     ],
 )
 def test_impossible_schedules_are_refused(keep: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        schedule(keep, 64, 3)
+        merge_tokens(build(), keep)
 
 
 def test_what_the_error_advises_helps() -> None:
-    assert schedule(0.3, 64, 3) == (29, 16, 0)
+    assert sum(schedule(0.25, 64, 3)) == 48
+    assert merge_tokens(build(), 0.25)(images()).shape == (3, 7)
 
 
 def test_networks_that_cannot_merge_are_refused_with_the_reason() -> None:

@@ -1,24 +1,27 @@
 """Token merging: what two tokens say alike is said once, so that the layers behind have fewer of them to compute.
 
-In a block, between attention and MLP, the patch tokens are split in turns into two sets A and B. Each token of A is
-paired with the token of B whose key is most like its own (cosine); of all pairs the r most alike are merged:
+The patches of a regular pattern are destinations, the others sources. In a block, between attention and MLP, each
+source is paired with the destination whose key is most like its own (cosine); of all pairs the r most alike are merged:
 
     s = s_a + s_b,   x = (s_a x_a + s_b x_b) / s                 s: how many patches a token stands for, first 1
     softmax(q k^T / sqrt(d) + log s) v                          proportional attention: a token counts s times
 
-r is a constant of the layer, so that all shapes but the batch are static and the network exports; class tokens and
+r is a constant of the block, so that all shapes but the batch are static and the network exports; class tokens and
 registers are never merged. Where the network reads more than those (an average over the tokens, pooling by attention),
 every patch has its token returned to it before. Weights and their names stay as they are.
 
 Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman, "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461,
-sections 3 and 4.
+sections 3 and 4. There the even tokens of each block are sources and the odd ones destinations: where quantization
+lets one other token be merged, those behind it change sides and meet others from there on. Here a token keeps its side,
+as in "Token Merging for Fast Stable Diffusion" (Bolya, Hoffman, 2023, arXiv 2303.17604), so that only this one differs.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,36 +41,48 @@ def merge_tokens(model: nn.Module, keep_tokens: float | Sequence[int]) -> nn.Mod
     Source: arXiv 2210.09461.
     """
     blocks = _mergeable_blocks(model)
-    tokens = int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
-    counts = schedule(keep_tokens, tokens, len(blocks))
-    prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
-    model.blocks = MergingBlocks(blocks, counts, tokens, prefix, restore=not _reads_prefix_alone(model))
+    grid = tuple(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+    counts = schedule(keep_tokens, math.prod(grid), len(blocks))
+    if any(counts):
+        prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
+        pattern = destinations(grid, sum(counts))
+        model.blocks = MergingBlocks(blocks, counts, pattern, prefix, restore=not _reads_prefix_alone(model))
     return model
+
+
+def destinations(grid: tuple[int, ...], merged: int) -> Tensor:
+    """Which patches (rows * columns,) bool tokens are merged into: as many as leave `merged` others.
+
+    Half of them as on a chessboard, a third along diagonals, or a quarter, one corner of four.
+    Raises ConfigError where more than the others are to be merged.
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    chessboard, diagonals = (rows + columns) % 2 == 1, (rows + columns) % 3 == 0
+    corners = (rows % 2 == 0) & (columns % 2 == 0)
+    for pattern in (chessboard, diagonals, corners):
+        if int((~pattern).sum()) >= merged and bool(pattern.any()):
+            return pattern.flatten()
+    most, tokens = int((~corners).sum()), math.prod(grid)
+    raise ConfigError(
+        f"{merged} of {tokens} tokens are to be merged, at most {most} can be: give a keep_tokens of at least "
+        f"{math.ceil(100 * (tokens - most) / tokens) / 100}."
+    )
 
 
 def schedule(keep_tokens: float | Sequence[int], tokens: int, depth: int) -> tuple[int, ...]:
     """How many tokens each of `depth` blocks merges, of `tokens` patches; see merge_tokens for keep_tokens.
 
-    Raises ConfigError where a block has fewer than twice as many left.
+    Raises ConfigError where a number is missing, negative or out of range.
     """
     if isinstance(keep_tokens, int | float):
         if not 0 < keep_tokens <= 1:
             raise ConfigError(f"keep_tokens is {keep_tokens}, expected a share of the tokens in (0, 1]")
         steps = max(1, depth - 1)
         ends = [round(tokens * keep_tokens ** (index / steps)) for index in range(steps + 1)]
-        counts = tuple(start - end for start, end in itertools.pairwise(ends)) + (0,) * (depth - steps)
-    else:
-        counts = tuple(keep_tokens)
-        if len(counts) != depth or min(counts) < 0:
-            raise ConfigError(f"keep_tokens is {list(counts)}, expected {depth} numbers from 0 up: one for each block")
-    left = tokens
-    for index, count in enumerate(counts):
-        if 2 * count > left:
-            raise ConfigError(
-                f"block {index} is to merge {count} of {left} tokens, at most half of them can be. "
-                "Give a larger keep_tokens, or fewer for this block."
-            )
-        left -= count
+        return tuple(start - end for start, end in itertools.pairwise(ends)) + (0,) * (depth - steps)
+    counts = tuple(keep_tokens)
+    if len(counts) != depth or min(counts) < 0:
+        raise ConfigError(f"keep_tokens is {list(counts)}, expected {depth} numbers from 0 up: one for each block")
     return counts
 
 
@@ -96,86 +111,97 @@ def _reads_prefix_alone(model: Any) -> bool:
     return bool(model.num_prefix_tokens) and model.attn_pool is None and model.global_pool == "token"
 
 
-class MergingBlock(nn.Module):
-    """timm's Block, which merges `count` tokens between attention and MLP; its parts keep their names and weights."""
+class State(NamedTuple):
+    """What goes on from block to block beside the tokens (B, N, dim).
 
-    def __init__(self, block: Block, count: int, prefix: int) -> None:
+    size: patches that each token stands for, (B, N, 1), None where all are 1. places: which of the tokens behind the
+    class tokens stands for each patch, (B, patches) int64, None where nobody asks.
+    """
+
+    size: Tensor | None
+    places: Tensor | None
+
+
+class ProportionalAttention(nn.Module):
+    """timm's Attention (its parts, under their names), to which a token counts as often as it stands for a patch."""
+
+    def __init__(self, attn: Attention) -> None:
         super().__init__()
-        self.count, self.prefix = count, prefix
-        self.norm1, self.attn, self.ls1, self.drop_path1 = block.norm1, block.attn, block.ls1, block.drop_path1
+        self.num_heads, self.head_dim = attn.num_heads, attn.head_dim
+        self.qkv, self.q_norm, self.k_norm, self.attn_drop = attn.qkv, attn.q_norm, attn.k_norm, attn.attn_drop
+        self.proj, self.proj_drop = attn.proj, attn.proj_drop
+
+    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, dim) with their sizes to (B, N, dim), and the keys (B, N, head_dim), averaged over heads."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        bias = None if size is None else size.log().transpose(1, 2)[:, None]
+        drop = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))), k.mean(1)
+
+
+class MergingBlock(nn.Module):
+    """timm's Block (its parts, under their names), which merges `count` tokens between attention and MLP.
+
+    prefix: class tokens and registers, which come first. sources: tokens behind them that may be merged.
+    """
+
+    def __init__(self, block: Block, count: int, prefix: int, sources: int) -> None:
+        super().__init__()
+        self.count, self.prefix, self.sources = count, prefix, sources
+        self.norm1, self.attn = block.norm1, ProportionalAttention(block.attn)
+        self.ls1, self.drop_path1 = block.ls1, block.drop_path1
         self.norm2, self.mlp, self.ls2, self.drop_path2 = block.norm2, block.mlp, block.ls2, block.drop_path2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refuses: a block alone does not know how many patches its tokens stand for."""
-        raise ShapeError(
-            "blocks that merge tokens run only one after the other: intermediate features are not to be had. "
-            "Leave keep_tokens out."
-        )
-
-    def attend(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Proportional attention on normalised tokens (B, N, dim); returns (B, N, dim) and the keys (B, N, head_dim).
-
-        size: (B, N, 1) patches that each token stands for, None where all are 1. The keys are the mean over heads.
-        """
-        attn = self.attn
-        batch, tokens, _ = x.shape
-        qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-        bias = None if size is None else size.log().transpose(1, 2)[:, None]
-        drop = attn.attn_drop.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
-        y = attn.proj_drop(attn.proj(y.transpose(1, 2).reshape(batch, tokens, -1)))
-        return y, k.mean(1)
-
-    def run(self, x: Tensor, size: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One block: tokens (B, N, dim), their sizes (B, N, 1) and where each patch is in them (B, patches).
-
-        Returns the same with `count` tokens fewer. places: None where nobody asks.
-        """
-        y, keys = self.attend(self.norm1(x), size)
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Tokens (B, N, dim) to (B, N - count, dim). Raises ShapeError without the state that MergingBlocks gives."""
+        if state is None:
+            raise ShapeError(
+                "blocks that merge tokens run only one after the other: intermediate features are not to be had. "
+                "Leave keep_tokens out."
+            )
+        y, keys = self.attn(self.norm1(x), state.size)
         x = x + self.drop_path1(self.ls1(y))
         if self.count:
-            size = torch.ones_like(x[..., :1]) if size is None else size
-            pairs = Pairs(keys[:, self.prefix :], self.count)
+            size = torch.ones_like(x[..., :1]) if state.size is None else state.size
+            pairs = Pairs(keys[:, self.prefix :], self.sources, self.count)
             x, size = pairs.merge(x, size, self.prefix)
-            places = None if places is None else pairs.moved(places)
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), size, places
+            state = State(size, None if state.places is None else pairs.moved(state.places))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), state
 
 
 class Pairs:
-    """Which tokens are merged: of the pairs of even and odd places the `count` that are most alike.
+    """Which tokens are merged: of the pairs of a source and a destination the `count` that are most alike.
 
-    keys: (B, N, D) of the tokens that may be merged. After merging the even tokens that are left come first, the one
-    that is most like another before all, then the odd ones in their order.
+    keys: (B, N, D) of all tokens but class tokens, `sources` sources first. After merging the sources that are left
+    come first, then the destinations as they were.
     """
 
-    def __init__(self, keys: Tensor, count: int) -> None:
+    def __init__(self, keys: Tensor, sources: int, count: int) -> None:
         keys = F.normalize(keys, dim=-1)
-        even, odd = keys[:, 0::2], keys[:, 1::2]
-        self.count, self.odd = count, odd.shape[1]
-        likeness, self.partner = (even @ odd.transpose(1, 2)).max(-1)
-        self.order = likeness.topk(even.shape[1], dim=-1).indices
+        self.sources, self.into, self.count = sources, keys.shape[1] - sources, count
+        likeness, self.partner = (keys[:, :sources] @ keys[:, sources:].transpose(1, 2)).max(-1)
+        self.order = likeness.topk(sources, dim=-1).indices
 
     def merge(self, x: Tensor, size: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """Tokens (B, prefix + N, dim) and sizes (B, prefix + N, 1) with the pairs merged, `count` fewer."""
         sums = torch.cat([x * size, size], dim=-1)
-        even, odd = sums[:, prefix::2], sums[:, prefix + 1 :: 2]
+        first, sources, into = torch.split(sums, [prefix, self.sources, self.into], dim=1)
         merged, left = self.order[:, : self.count], self.order[:, self.count :]
-        joined = odd.scatter_add(1, _rows(self.partner.gather(1, merged), odd), even.gather(1, _rows(merged, even)))
-        sums = torch.cat([sums[:, :prefix], even.gather(1, _rows(left, even)), joined], dim=1)
+        into = into.scatter_add(1, _rows(self.partner.gather(1, merged), into), sources.gather(1, _rows(merged, into)))
+        sums = torch.cat([first, sources.gather(1, _rows(left, into)), into], dim=1)
         size = sums[..., -1:]
         return sums[..., :-1] / size, size
 
     def moved(self, places: Tensor) -> Tensor:
         """Where each patch is after merging; places: (B, patches) int64, where it was before, among the N tokens."""
-        batch, evens = self.order.shape
-        left = evens - self.count
-        rank = self.order.argsort(-1)
-        even = torch.where(rank < self.count, left + self.partner, rank - self.count)
-        odd = torch.arange(left, left + self.odd, device=places.device).expand(batch, -1)
-        # The table has the even tokens first.
-        return torch.cat([even, odd], dim=1).gather(1, places // 2 + places % 2 * evens)
+        rank, left = self.order.argsort(-1), self.sources - self.count
+        source = torch.where(rank < self.count, left + self.partner, rank - self.count)
+        into = torch.arange(left, left + self.into, device=places.device).expand(places.shape[0], -1)
+        return torch.cat([source, into], dim=1).gather(1, places)
 
 
 def _rows(index: Tensor, x: Tensor) -> Tensor:
@@ -186,29 +212,36 @@ def _rows(index: Tensor, x: Tensor) -> Tensor:
 class MergingBlocks(nn.Sequential):
     """The blocks of a network one after the other; takes and returns tokens (B, prefix + N, dim).
 
-    counts: tokens that each block merges. tokens: N. restore: return a token for every patch, in the patches' order,
-    instead of the fewer ones that are left.
+    counts: tokens that each block merges. pattern: (N,) bool, the patches that are destinations. restore: return a
+    token for every patch, in the patches' order, instead of the fewer ones that are left.
     """
 
+    order: Tensor
+
     def __init__(
-        self, blocks: Sequence[Block], counts: Sequence[int], tokens: int, prefix: int, *, restore: bool
+        self, blocks: Sequence[Block], counts: Sequence[int], pattern: Tensor, prefix: int, *, restore: bool
     ) -> None:
-        super().__init__(*(MergingBlock(block, count, prefix) for block, count in zip(blocks, counts, strict=True)))
-        self.tokens, self.prefix, self.restore = tokens, prefix, restore
+        sources = int((~pattern).sum())
+        left = [sources - before for before in itertools.accumulate(counts, initial=0)]
+        super().__init__(*(MergingBlock(block, count, prefix, number)
+                           for block, count, number in zip(blocks, counts, left[:-1], strict=True)))  # fmt: skip
+        self.prefix, self.restore = prefix, restore
+        # Sources first; both in the patches' order.
+        self.register_buffer("order", pattern.int().argsort(stable=True), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """All blocks. Raises ShapeError where the image has another number of patches than the network."""
-        if x.shape[1] != self.prefix + self.tokens:
+        tokens = len(self.order)
+        if x.shape[1] != self.prefix + tokens:
             raise ShapeError(
-                f"{x.shape[1] - self.prefix} patches, expected {self.tokens}: what is merged is counted for the "
+                f"{x.shape[1] - self.prefix} patches, expected {tokens}: what is merged is counted for the "
                 "network's own image size. Build it with --img-size, or resize the images."
             )
-        size, places = None, None
-        if self.restore:
-            places = torch.arange(self.tokens, device=x.device).expand(x.shape[0], -1)
-        for block in cast("list[MergingBlock]", list(self)):
-            x, size, places = block.run(x, size, places)
-        if places is None:
+        places = self.order.argsort().expand(x.shape[0], -1) if self.restore else None
+        x = torch.cat([x[:, : self.prefix], x[:, self.prefix :].index_select(1, self.order)], dim=1)
+        state = State(None, places)
+        for block in self:
+            x, state = block(x, state)
+        if state.places is None:
             return x
-        patches = x[:, self.prefix :].gather(1, _rows(places, x))
-        return torch.cat([x[:, : self.prefix], patches], dim=1)
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix :].gather(1, _rows(state.places, x))], dim=1)

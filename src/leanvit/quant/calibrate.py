@@ -22,7 +22,7 @@ from leanvit.quant.convolution_outputs import fit_output, sites_with_outputs
 from leanvit.quant.graph import OPERANDS, QuantGraph, Site, conv_options, get_tensor, node_argument, quantizer_of
 from leanvit.quant.interpret import Values, compute, walk
 from leanvit.quant.losses import divergence, outputs_from
-from leanvit.quant.ops import ADD
+from leanvit.quant.ops import ADD, CHOICES
 from leanvit.quant.opt_m import choose_form, fit_activation, search_weight_scale
 from leanvit.quant.quantizers import FORMS, ActivationQuantizer, Form, WeightQuantizer
 from leanvit.quant.reconstruct import MAX_INPUTS, MAX_ROWS, compensate, conv_patches, correct
@@ -113,7 +113,11 @@ def _step(state: _State, node: Node) -> None:
         state.values[node] = quantizer()
     else:
         state.truth[node] = compute(state.reference, node, state.truth, state.images)
-        state.values[node] = compute(state.graph.module, node, state.values, state.images)
+        # Where tokens are chosen the quantized network follows the float one: else they stand for other patches.
+        follows = node.target in CHOICES
+        state.values[node] = (
+            state.truth[node] if follows else compute(state.graph.module, node, state.values, state.images)
+        )
         if node.op == "output":
             state.result.loss = divergence(
                 outputs_from(state.truth[node]), outputs_from(state.values[node]), state.graph.measure

@@ -24,6 +24,7 @@ from leanvit.quant.einsum import write_einsum_out
 from leanvit.quant.ops import (
     ADD,
     CARRIES,
+    CHOICES,
     CONVOLUTIONS,
     ELEMENTWISE,
     EXPONENTIAL,
@@ -277,6 +278,9 @@ def _find_sites(module: GraphModule, scope: Scope) -> tuple[dict[str, Site], lis
             sites[site.name] = site
         elif node.target in PRODUCTS and any(_is_exponential(node_argument(node, i)) for i in (0, 1)):
             unquantized.append(f"{node.target} of exponentials at {module_path(node)}")
+        elif node.target in PRODUCTS and all(user.target in CHOICES for user in node.users):
+            # Token merging: rounded likenesses would merge others, and the product is small.
+            unquantized.append(f"{node.target} that only chooses tokens at {module_path(node)}")
         elif node.target in PRODUCTS:
             site = _product_site(node, sites)
             sites[site.name] = site

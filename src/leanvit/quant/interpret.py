@@ -68,11 +68,17 @@ def run(module: GraphModule, images: Tensor, step: Callable[[Node, Any], Any] | 
 
 
 @torch.no_grad()
-def values_of(module: GraphModule, wanted: Collection[str], images: Tensor) -> Iterator[tuple[str, Any]]:
-    """Name and value of each node named in `wanted`, in execution order, as the graph runs on all images at once."""
+def values_of(
+    module: GraphModule, wanted: Collection[str], images: Tensor, given: dict[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Name and value of each node named in `wanted`, in execution order, as the graph runs on all images at once.
+
+    given: values by name that nodes have in place of their own, once they are in it.
+    """
     values: Values = {}
     for _, node in walk(module, values):
-        values[node] = value = compute(module, node, values, images)
+        held = given is not None and node.name in given
+        values[node] = value = given[node.name] if given and held else compute(module, node, values, images)
         if node.name in wanted:
             yield node.name, value
 

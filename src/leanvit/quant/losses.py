@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from leanvit.quant.graph import Measure, Outputs, QuantGraph
 from leanvit.quant.interpret import values_of
+from leanvit.quant.ops import CHOICES
 from leanvit.quant.plan import Plan
 
 BATCH = 64
@@ -75,9 +76,18 @@ def measure_sites(
     """One entry a site: bits, MACs, notes, and the SQNR in dB of its output as the quantized network runs."""
     images = images[: max(4, min(BATCH, MEASURED_VALUES // images[0].numel()))]
     wanted = {graph.sites[name].node for name in plan}
+    # Where tokens are chosen the quantized network follows the float one: else rows are not of the same patches.
+    choices = {node.name for node in reference.graph.nodes if node.target in CHOICES}
+    chosen: dict[str, Any] = {}
+    noise = {}
     # Side by side: the outputs of all sites at once are most of what a detector's pictures take.
-    pairs = zip(values_of(reference, wanted, images), values_of(graph.module, wanted, images), strict=True)
-    noise = {name: sqnr_db(truth, value) for (name, truth), (_, value) in pairs}
+    both = (values_of(reference, wanted | choices, images), values_of(graph.module, wanted | choices, images, chosen))
+    for name, truth in both[0]:
+        if name in choices:
+            chosen[name] = truth
+        _, value = next(both[1])
+        if name in wanted:
+            noise[name] = sqnr_db(truth, value)
     return [
         {
             "name": name,

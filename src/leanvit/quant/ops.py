@@ -67,6 +67,8 @@ class Effect(Enum):
     """Products of two tensors that are sites."""
     OTHER_PRODUCT = auto()
     """Products that no quantizer supports; the report names them."""
+    CHOICE = auto()
+    """Which values are the largest: what follows are their places."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ TABLE: tuple[Operation, ...] = (
     Operation(aten.addmm.default, Effect.OTHER_PRODUCT),
     Operation(aten.mm.default, Effect.OTHER_PRODUCT),
     Operation(aten.conv1d.default, Effect.OTHER_PRODUCT),
+    Operation(aten.max.dim, Effect.CHOICE),
+    Operation(aten.topk.default, Effect.CHOICE),
 )  # fmt: skip
 
 
@@ -163,6 +167,7 @@ SOFTMAX = operations(Effect.SOFTMAX)
 GELU = operations(Effect.ACTIVATION)
 EXPONENTIAL = operations(Effect.EXPONENTIAL)
 SUMS = operations(Effect.SUM)
+CHOICES = operations(Effect.CHOICE)
 
 IDENTITIES = operations(Effect.NOTHING)
 """What a traced graph can do without?"""
