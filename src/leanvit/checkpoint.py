@@ -53,12 +53,31 @@ class CheckpointInfo:
         return values if self.source else {key: value for key, value in values.items() if key != "source"}
 
 
-def build(architecture: str, num_classes: int, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm.create_model with errors that help.
+def build(
+    architecture: str,
+    num_classes: int,
+    *,
+    pretrained: bool = False,
+    keep_tokens: float | Sequence[int] = 1.0,
+    **kwargs: Any,
+) -> nn.Module:
+    """timm.create_model with errors that help. keep_tokens: see leanvit.models.token_merging.
 
     Raises UnknownModelError for a name that is not registered, ConfigError for an argument that the
     architecture does not take, CheckpointError where pretrained weights are not on this machine.
     """
+    network = _create(architecture, num_classes, pretrained=pretrained, **kwargs)
+    return network if keep_tokens == 1.0 else with_merged_tokens(network, keep_tokens)
+
+
+def with_merged_tokens(network: nn.Module, keep_tokens: float | Sequence[int]) -> nn.Module:
+    """merge_tokens, imported where it is asked for: it needs timm. Raises ConfigError."""
+    from leanvit.models.token_merging import merge_tokens
+
+    return merge_tokens(network, keep_tokens)
+
+
+def _create(architecture: str, num_classes: int, *, pretrained: bool, **kwargs: Any) -> nn.Module:
     import timm
 
     import leanvit.models  # noqa: F401 - registers our architectures

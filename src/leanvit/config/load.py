@@ -37,8 +37,13 @@ class LoadOptions:
     img_size: int | tuple[int, ...] | None = option(
         None, "Input side in pixels, or height and width; embeddings of positions are resampled. Default: its own."
     )
+    keep_tokens: float = option(
+        1.0, "Share of the tokens of a ViT, DeiT or DINO that its last block still has: alike ones are merged before."
+    )
 
     def __post_init__(self) -> None:
+        if not 0 < self.keep_tokens <= 1:
+            raise ConfigError(f"keep_tokens is {self.keep_tokens}, expected a share of the tokens in (0, 1]")
         if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
             object.__setattr__(self, "img_size", self.img_size[0])
         if isinstance(self.img_size, int):

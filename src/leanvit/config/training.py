@@ -90,6 +90,10 @@ class TrainConfig:
         "img_size",
         "Input side in pixels, or height and width; default: the model's own, 640 for other tasks (multiples of 32).",
     )
+    keep_tokens: float = option(
+        1.0, "Share of the tokens of a ViT, DeiT or DINO that its last block still has: alike ones are merged before.",
+        tasks=_IMAGES,
+    )  # fmt: skip
     crop_scale: tuple[float, float] = option((0.7, 1.0), "Area share of the random crop, low and high.", tasks=_IMAGES)
     crop_ratio: tuple[float, float] = option(
         (1.0, 1.0), "Aspect ratio of the random crop, low and high.", tasks=_IMAGES
@@ -218,6 +222,7 @@ class TrainConfig:
             _require(self, name, lambda value: 0 <= value <= 1, "0 to 1")
         _require(self, "val_fraction", lambda value: 0 < value < 1, "between 0 and 1")
         _require(self, "train_fraction", lambda value: 0 < value <= 1, "a share above 0")
+        _require(self, "keep_tokens", lambda value: 0 < value <= 1, "a share above 0")
         _require(self, "layer_decay", lambda value: 0 < value <= 1, "more than 0 and up to 1")
 
     def _check_pairs(self) -> None:

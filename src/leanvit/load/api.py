@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,11 @@ def load(spec: str | Path, options: LoadOptions | None = None) -> tuple[nn.Modul
     spec, options = str(spec), options or LoadOptions()
     source = source_of(spec)
     network, info = source.open(spec, options)
-    return network, adjusted(network, info, options, spec)
+    info = adjusted(network, info, options, spec)
+    if options.keep_tokens == 1.0:
+        return network, info
+    merged = replace(info, kwargs={**info.kwargs, "keep_tokens": options.keep_tokens})
+    return checkpoint.with_merged_tokens(network, options.keep_tokens), merged
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:

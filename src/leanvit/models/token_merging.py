@@ -93,6 +93,8 @@ def _mergeable_blocks(model: nn.Module) -> list[Block]:
             f"{type(model).__name__} can't merge tokens, expected a plain vision transformer of timm: ViT, DeiT, DINO. "
             "Leave keep_tokens out."
         )
+    if isinstance(model.blocks, MergingBlocks):
+        raise ConfigError("the network merges tokens already. Leave keep_tokens out, or load it without them merged.")
     blocks = list(model.blocks)
     for index, block in enumerate(blocks):
         # By exact type: a subclass computes something else.
@@ -127,7 +129,8 @@ class ProportionalAttention(nn.Module):
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = attn.num_heads, attn.head_dim
+        self.num_heads, self.head_dim, self.scale = attn.num_heads, attn.head_dim, attn.scale
+        self.fused_attn = attn.fused_attn
         self.qkv, self.q_norm, self.k_norm, self.attn_drop = attn.qkv, attn.q_norm, attn.k_norm, attn.attn_drop
         self.proj, self.proj_drop = attn.proj, attn.proj_drop
 
@@ -138,8 +141,12 @@ class ProportionalAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         bias = None if size is None else size.log().transpose(1, 2)[:, None]
-        drop = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        if self.fused_attn:
+            drop = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        else:
+            logits = q * self.scale @ k.transpose(-2, -1)
+            x = self.attn_drop((logits if bias is None else logits + bias).softmax(-1)) @ v
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))), k.mean(1)
 
 

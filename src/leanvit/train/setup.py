@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from leanvit.checkpoint import CheckpointInfo, build, preprocess_for
+from leanvit.checkpoint import CheckpointInfo, build, preprocess_for, with_merged_tokens
 from leanvit.config import LoadOptions, Preprocess, TrainConfig
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
@@ -94,13 +94,15 @@ def build_model(
                 raise
             size = {}
             model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs)
+        merged = {} if config.keep_tokens == 1.0 else {"keep_tokens": config.keep_tokens}
+        model = with_merged_tokens(model, config.keep_tokens) if merged else model
     if config.initial_checkpoint:
         start_from(model, config.initial_checkpoint, LoadOptions(model_name=config.model, ema=config.ema))
     info = CheckpointInfo(
         architecture=config.model.split(".")[0],
         labels=classes,
         preprocess=_preprocess(model, config),
-        kwargs=size,
+        kwargs=size | merged,
         data=config.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
