@@ -61,7 +61,7 @@ def build(
     keep_tokens: float | Sequence[int] = 1.0,
     **kwargs: Any,
 ) -> nn.Module:
-    """timm.create_model with errors that help. keep_tokens: see leanvit.models.token_merging.
+    """timm.create_model with errors that help. keep_tokens: see leanvit.models.merge_tokens.
 
     Raises UnknownModelError for a name that is not registered, ConfigError for an argument that the
     architecture does not take, CheckpointError where pretrained weights are not on this machine.
@@ -72,7 +72,7 @@ def build(
 
 def with_merged_tokens(network: nn.Module, keep_tokens: float | Sequence[int]) -> nn.Module:
     """merge_tokens, imported where it is asked for: it needs timm. Raises ConfigError."""
-    from leanvit.models.token_merging import merge_tokens
+    from leanvit.models import merge_tokens
 
     return merge_tokens(network, keep_tokens)
 

@@ -26,11 +26,11 @@ pytest_plugins = ("toy_tasks",)
 
 @pytest.mark.slow
 def test_a_detectors_worst_sites_run_in_float_until_none_is_left(toys: ToyTasks, tmp_path: Path) -> None:
-    quantized, info = toys.load("segment", "w8a8")
+    quantized, info = toys.load("detect", "w8a8")
     options = ExportOptions(max_drop=0.0, min_speedup=0)
     # No detector is better than all right: every step is taken, and the gate refuses what is left.
-    with pytest.raises(VerificationError, match="'mask_AP50 drop'"):
-        export(quantized, tmp_path / "b", options, info=info, images=toys.split("segment", "val"), float_metric=2.0)
+    with pytest.raises(VerificationError, match="'AP50 drop'"):
+        export(quantized, tmp_path / "b", options, info=info, images=toys.split("detect", "val"), float_metric=2.0)
     lifted = read_manifest(tmp_path / "b.rejected").quantization["lifted"]
     sites = {f"{part}.{name}": site for part, one in quantized.parts.items() for name, site in one.graph.sites.items()}
     assert {name for name, site in sites.items() if site.kind == "linear"} <= set(lifted)
@@ -54,7 +54,7 @@ def test_a_detectors_file_slower_than_float_is_rejected(
 
     monkeypatch.setattr(speed, "benchmark", pretend)
     monkeypatch.setattr(speed, "FEWEST_MACS", 0)
-    quantized, info = toys.load("segment", "w8a8")
+    quantized, info = toys.load("detect", "w8a8")
     with pytest.raises(VerificationError, match=r"'speed' failed: 0\.50 times at batch 1"):
         export(quantized, tmp_path / "b", info=info)
     assert timed == ["float.onnx", "model.onnx"]

@@ -16,7 +16,7 @@ from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ConfigError
 from leanvit.export.onnx.simulation import executed_form
-from leanvit.models.token_merging import MergingBlocks
+from leanvit.models._token_merging import MergingBlocks
 from leanvit.quant import quantize
 from leanvit.quant.store import load_quantized
 from leanvit.runtime.engines import available

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from leanvit.errors import ConfigError, ShapeError
-from leanvit.models.token_merging import Pairs, destinations, merge_tokens, schedule
+from leanvit.models._token_merging import Pairs, destinations, merge_tokens, schedule
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
 KINDS: dict[str, dict[str, Any]] = {

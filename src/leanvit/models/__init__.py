@@ -15,6 +15,7 @@ from leanvit.models._convert import from_official
 from leanvit.models._fuse import fuse
 from leanvit.models._macs import count_macs
 from leanvit.models._paper import PaperResult
+from leanvit.models._token_merging import merge_tokens
 from leanvit.models.exmobilevit import add_exshortcut
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "from_official",
     "fuse",
     "list_models",
+    "merge_tokens",
     "micro",
     "model_names",
     "remvit",
