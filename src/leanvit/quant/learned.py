@@ -43,7 +43,8 @@ images goes from 0.048 to 0.036 in 200 steps and to 0.028 in 600."""
 
 MOST_MACS = 2e13
 """Multiply-adds that the steps of all blocks may take: a ViT-S at 224 px then takes 180 steps a block of 0.2 s each on
-two cores of an Intel Xeon at 2.8 GHz, and all of mode learned 992 s (benchmarks/results/ptq_cost.json). A number of steps by what they compute is the same on every machine, unlike --minutes."""
+two cores of an Intel Xeon at 2.8 GHz, and all of mode learned 992 s (benchmarks/results/ptq_cost.json). A number of
+steps by what they compute is the same on every machine, unlike --minutes."""
 
 LOOKS = 8
 """At the images that are held out, evenly over the steps of a block, the last one after the last step."""
