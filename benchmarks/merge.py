@@ -68,7 +68,7 @@ def write_files(name: str, keep: float, folder: Path) -> dict[str, Path]:
     quantized = quantize(model, images, MPTQConfig(seed=SEED))
     found = {}
     for profile in ("fp32", "w8a8", "openvino"):
-        path = folder / f"{name}_{keep}_{profile}"
+        path = folder / f"{profile}-{round(100 * keep)}"
         if name in MICRO:
             options = ExportOptions(profile=profile, min_speedup=0)
             labels = [str(number) for number in range(10)]

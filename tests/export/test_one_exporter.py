@@ -29,7 +29,7 @@ def test_a_detectors_worst_sites_run_in_float_until_none_is_left(toys: ToyTasks,
     quantized, info = toys.load("detect", "w8a8")
     options = ExportOptions(max_drop=0.0, min_speedup=0)
     # No detector is better than all right: every step is taken, and the gate refuses what is left.
-    with pytest.raises(VerificationError, match="'AP50 drop'"):
+    with pytest.raises(VerificationError, match="'box_AP50 drop'"):
         export(quantized, tmp_path / "b", options, info=info, images=toys.split("detect", "val"), float_metric=2.0)
     lifted = read_manifest(tmp_path / "b.rejected").quantization["lifted"]
     sites = {f"{part}.{name}": site for part, one in quantized.parts.items() for name, site in one.graph.sites.items()}
