@@ -81,16 +81,15 @@ def write_files(name: str, keep: float, folder: Path) -> dict[str, Path]:
     return found
 
 
-def correct(bundle: Path, runtime: RuntimeChoice, test: ImageSet, preprocess: Preprocess) -> int:
+def correct(bundle: Path, runtime: RuntimeChoice, test: ImageSet) -> int:
     """Test images that a bundle gets right in a runtime."""
     predictor = Predictor(bundle, runtime=runtime)
-    batches = Loader(test, preprocess, 250)
+    batches = Loader(test, predictor.manifest.preprocess, 250)
     return sum(int((predictor.logits(x.numpy()).argmax(1) == y.numpy()).sum()) for x, y in batches)
 
 
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one network."""
-    _, preprocess = network(name, 1.0)
     test = load_split("fashion-mnist", "val").subset(np.arange(args.images)) if name in MICRO else None
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,27 +101,25 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             for profile in profiles:
                 targets = [Target(f"{keep:g}", files[profile], runtime, profile, 0) for keep, files in written.items()]
                 timed = benchmark(targets, batch_sizes=(1, 8), threads=args.threads, rounds=args.rounds)
+                counts = {keep: correct(files[profile], runtime, test) if test else None
+                          for keep, files in written.items()}  # fmt: skip
                 for result in timed["results"]:
+                    keep = float(result["name"])
                     rows.append(
                         {
                             **facts(),
                             "model": name,
-                            "keep": float(result["name"]),
+                            "keep": keep,
                             "runtime": runtime,
                             "profile": profile,
                             "batch_size": result["batch_size"],
                             "milliseconds": result["median_ms"],
                             "ratio": result["ratio"],
                             "threads": timed["threads"],
+                            "correct": counts[keep],
+                            "images": len(test) if test else None,
                         }
                     )
-                counts = {
-                    keep: correct(files[profile], runtime, test, preprocess) if test else None
-                    for keep, files in written.items()
-                }
-                for row in rows:
-                    if (row["runtime"], row["profile"]) == (runtime, profile):
-                        row |= {"correct": counts[row["keep"]], "images": len(test) if test else None}
     return rows
 
 

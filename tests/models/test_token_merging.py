@@ -86,7 +86,7 @@ def merged(
 def test_merging_is_that_of_the_paper(name: str) -> None:
     network, x, counts = build(name), images(), [12, 11, 6]
     with torch.no_grad():
-        tokens = torch.nn.utils.rnn.pad_sequence([reference(network, image, counts) for image in x], batch_first=True)
+        tokens = torch.stack([reference(network, image, counts) for image in x])
         expected = network.forward_head(tokens)
         found = merge_tokens(network, counts)(x)
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)

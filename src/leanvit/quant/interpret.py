@@ -76,9 +76,10 @@ def values_of(
     given: values by name that nodes have in place of their own, once they are in it.
     """
     values: Values = {}
+    given = {} if given is None else given
     for _, node in walk(module, values):
-        held = given is not None and node.name in given
-        values[node] = value = given[node.name] if given and held else compute(module, node, values, images)
+        value = given[node.name] if node.name in given else compute(module, node, values, images)
+        values[node] = value
         if node.name in wanted:
             yield node.name, value
 

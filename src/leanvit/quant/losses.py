@@ -81,11 +81,11 @@ def measure_sites(
     chosen: dict[str, Any] = {}
     noise = {}
     # Side by side: the outputs of all sites at once are most of what a detector's pictures take.
-    both = (values_of(reference, wanted | choices, images), values_of(graph.module, wanted | choices, images, chosen))
-    for name, truth in both[0]:
+    quantized = values_of(graph.module, wanted | choices, images, chosen)
+    for name, truth in values_of(reference, wanted | choices, images):
         if name in choices:
             chosen[name] = truth
-        _, value = next(both[1])
+        _, value = next(quantized)
         if name in wanted:
             noise[name] = sqnr_db(truth, value)
     return [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from leanvit.checkpoint import CheckpointInfo, build, preprocess_for, with_merged_tokens
+from leanvit.checkpoint import CheckpointInfo, build, preprocess_for
 from leanvit.config import LoadOptions, Preprocess, TrainConfig
 from leanvit.data.sets import ImageSet
 from leanvit.errors import ConfigError
@@ -84,25 +84,24 @@ def build_model(
     """The network of `config` on `device` with its starting weights, and what its checkpoints will say of it."""
     rates = {"drop_path_rate": config.drop_path, "drop_rate": config.drop}
     kwargs: dict[str, Any] = {name: rate for name, rate in rates.items() if rate}
+    kept: dict[str, Any] = {} if config.keep_tokens == 1.0 else {"keep_tokens": config.keep_tokens}
     size: dict[str, Any] = {"img_size": config.img_size} if config.img_size else {}
     with UnfusedAttention(device, dtype):
         try:
-            model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **size)
+            model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **kept, **size)
         except ConfigError:
             # A convolutional network takes any size and has no argument for it.
             if not size:
                 raise
             size = {}
-            model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs)
-        merged = {} if config.keep_tokens == 1.0 else {"keep_tokens": config.keep_tokens}
-        model = with_merged_tokens(model, config.keep_tokens) if merged else model
+            model = build(config.model, len(classes), pretrained=config.pretrained, **kwargs, **kept)
     if config.initial_checkpoint:
         start_from(model, config.initial_checkpoint, LoadOptions(model_name=config.model, ema=config.ema))
     info = CheckpointInfo(
         architecture=config.model.split(".")[0],
         labels=classes,
         preprocess=_preprocess(model, config),
-        kwargs=size | merged,
+        kwargs=size | kept,
         data=config.data,
         val_fraction=config.val_fraction,
         seed=config.seed,
