@@ -64,6 +64,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "multi_label": st.just(False),  # of labelled images alone, which text of a task is not
     "model_ema_decay": share,
     "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
+    "keep_tokens": st.floats(0, 1, exclude_min=True),
     "train_fraction": st.floats(0, 1, exclude_min=True),
     "crop_ratio": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
     **dict.fromkeys(("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha"), st.floats(0, 1)),
@@ -288,6 +289,8 @@ def test_nested_values_are_checked_as_well() -> None:
         (TrainConfig, "hflip", [-0.1, 1.1], [0.0, 1.0]),
         (TrainConfig, "degrees", [-1.0], [0.0]),
         (TrainConfig, "img_size", [0, -3], [None, 1]),
+        (TrainConfig, "keep_tokens", [0.0, 1.1, math.nan], [0.6, 1.0]),
+        (QuantizeConfig, "keep_tokens", [0.0, 1.1, math.nan], [0.6, 1.0]),
         (TrainConfig, "val_fraction", [0.0, 1.0, math.nan], [0.5]),
         (TrainConfig, "crop_scale", [(0.0, 1.0), (0.9, 0.5), (math.nan, 1.0)], [(1.0, 1.0), (0.5, 1.5)]),
         (TrainConfig, "seed", [-1], [0]),
