@@ -127,6 +127,8 @@ EXTRAS = {
     "faster_coco_eval": "tasks",
     "segmentation_models_pytorch": "tasks",
     "transformers": "transformers",
+    "ray": "ray",
+    "fsspec": "ray",
     "skimage": "tasks",
     "fastapi": "serve",
     "uvicorn": "serve",

@@ -66,7 +66,7 @@ def test_the_full_demo_reaches_its_aims() -> None:
     result = read_json(FULL_RUN / "demo.json")
     table = result["table"]
     assert table[0]["images"] == 359
-    # CPUs round differently, which is a few images 40 epochs later: 352 right with AVX512, 348 with AVX2 alone.
+    # CPUs round differently, which is a few images after training: 355 were right with AVX512-VNNI.
     assert table[0]["accuracy"] >= 96.5
     assert table[0]["accuracy"] - table[2]["accuracy"] <= 0.5
     checks = read_json(FULL_RUN / "bundle" / "verify.json")

@@ -61,10 +61,11 @@ def _train(config: DemoConfig, folder: Path) -> Path:
         data=DATA,
         model=config.model,
         output=str(folder / "train"),
+        pretrained="." in config.model,
         epochs=config.epochs,
         batch_size=32,
-        lr=3e-3,
-        warmup_epochs=5.0,
+        lr=2e-3,
+        warmup_epochs=1.0,
         seed=config.seed,
     )
     return run_training(settings).checkpoint

@@ -200,8 +200,8 @@ class DemoConfig:
     """Digits in, a proven 8-bit bundle and a report out: the whole path on embedded real images."""
 
     output: str = option("runs/demo", "Folder for everything that the run makes.")
-    epochs: int = option(40, "Training epochs.")
-    model: str = option("revit_micro", "Architecture.")
+    epochs: int = option(10, "Training epochs.")
+    model: str = option("revit_micro.fmnist", "Architecture; with a tag (NAME.TAG) fine-tuned from those weights.")
     max_drop: float = option(0.5, "Largest accuracy drop of W8A8 that the gate lets pass, in points.")
     seed: int = option(0, "Seed of split, weights, order and augmentation.")
     version: int = option(1, "Version of this configuration's format.")

@@ -1,0 +1,1 @@
+"""leanvit on many machines, by Ray (extra `ray`): prediction, searches, sweeps, training, serving. Imports no Ray."""

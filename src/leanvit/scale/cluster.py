@@ -1,0 +1,73 @@
+"""A Ray cluster for one command: started on this machine, or joined where it runs.
+
+Nothing is reported to anybody, no dashboard is opened, and a cluster that is started here listens on this machine alone
+and takes only those who know the token that it drew: Ray runs whatever code it is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from types import ModuleType
+
+from leanvit.config.scale import LOCAL
+from leanvit.errors import EnvironmentProblem, require
+
+STORE_BYTES = 256 * 2**20
+"""Of the object store of a cluster that is started here: bundles, networks and batches of results pass through it, and
+containers have a small /dev/shm (ray issue 14616)."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Of the workers, which are Python processes like this one.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """What a worker's environment says of threads, so that N workers don't take all cores N times."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
+@contextlib.contextmanager
+def connected(address: str, *, cpus: int | None = None) -> Iterator[ModuleType]:
+    """The module `ray`, connected to a cluster; a cluster that was started here ends with the block.
+
+    address: "local" starts one on this machine, with `cpus` CPUs or all of them; else HOST:PORT or "auto".
+    Raises MissingDependencyError without the extra `ray`, EnvironmentProblem where the cluster can't be reached.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ray = require("ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    options = _of_local(cpus) if address == LOCAL else {"address": address}
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EnvironmentProblem(
+            f"Ray at {address} can't be reached ({reason}). Start one with: ray start --head, or give --ray local."
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _of_local(cpus: int | None) -> dict[str, object]:
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # "local" in the environment of Ray: never join a cluster that happens to run on this machine.
+    return {
+        "address": "local",
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
