@@ -159,6 +159,13 @@ def raise_missing(module: str) -> NoReturn:
     raise MissingDependencyError(f"{module} is not installed. Run: {how_to_install(module)}")
 
 
+def require_store(url: str, error: ImportError) -> NoReturn:
+    """Raise MissingDependencyError for the client that fsspec needs for a URL."""
+    clients = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
+    scheme = url.split("://", 1)[0].removesuffix("s") if url.startswith("https") else url.split("://", 1)[0]
+    raise MissingDependencyError(f"{url} needs a client: pip install {clients.get(scheme, scheme)}") from error
+
+
 def how_to_install(module: str) -> str:
     """The command that installs `module`: the extra that brings it, else its package."""
     extra = EXTRAS.get(module)

@@ -8,6 +8,7 @@ from leanvit import errors
 
 if TYPE_CHECKING:
     from leanvit import config as configs
+    from leanvit.train import TrainResult
 
 
 def run(config: configs.TrainConfig) -> int:
@@ -19,10 +20,9 @@ def run(config: configs.TrainConfig) -> int:
             f"task is '{config.task}'.{errors.did_you_mean(config.task, TASKS)} Expected one of: {', '.join(TASKS)}."
         )
     from leanvit.passed_over import forget
-    from leanvit.train import run as run_it
     from leanvit.train.processes import from_environment
 
-    result = run_it(config)
+    result = _train(config)
     if from_environment().world > 1:
         forget()  # torchrun takes exit code 6 for a crash, and may start again
     if not from_environment().first:
@@ -33,3 +33,18 @@ def run(config: configs.TrainConfig) -> int:
     print(f"checkpoint {result.checkpoint}")
     print(f"next: leanvit quantize {result.checkpoint.parent} --data {config.data}")
     return errors.EXIT_OK
+
+
+def _train(config: configs.TrainConfig) -> TrainResult:
+    """Train in this process, as one of torchrun's, or on Ray."""
+    from leanvit.train.processes import from_environment
+
+    if config.ray is None:
+        from leanvit.train import run as run_here
+
+        return run_here(config)
+    if from_environment().world > 1:
+        raise errors.ConfigError("torchrun and --ray both start processes, expected one of them. Leave --ray out.")
+    from leanvit.scale.train import run as run_on_ray
+
+    return run_on_ray(config)

@@ -8,6 +8,7 @@ from typing import Literal
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
+from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError
 
 Runtime = Literal["onnxruntime", "openvino", "openvino-bf16"]
@@ -98,11 +99,16 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(RayOptions):
     """What a bundle of any task finds in images; needs onnxruntime, NumPy and Pillow only."""
 
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
-    images: list[str] = option([], "Image files, folders, glob patterns or @FILE with a path a line.", positional=True)
+    images: list[str] = option(
+        [],
+        "Image files, folders, glob patterns or @FILE with a path a line; into a folder also URLs (s3://...), Parquet "
+        "files and WebDataset shards (.tar).",
+        positional=True,
+    )
     top_k: int | None = option(
         None, "Labels an image; default: 1 (classify). Nearest images of --against; default: 5 (embed)."
     )
@@ -114,12 +120,15 @@ class PredictConfig:
     runtime: RuntimeChoice = option(
         "onnxruntime", "What runs the bundle; auto: the fastest that the gate has proved, measured once and remembered."
     )
-    format: Literal["text", "jsonl", "csv"] | None = option(
-        None, "How results are printed; default: text (classify), jsonl (other tasks)."
+    format: Literal["text", "jsonl", "csv", "parquet"] | None = option(
+        None, "How results are printed; default: text (classify), jsonl (other tasks, and parts in a folder)."
     )
     output: str | None = option(
-        None, "File for the results; default: standard output. Embeddings also as .npy (names beside it) or .parquet."
+        None,
+        "File for the results; default: standard output. Embeddings also as .npy (names beside it) or .parquet. "
+        "FOLDER/ or a URL: parts (.jsonl or .parquet) and manifest.json.",
     )
+    part_images: int = option(1024, "Images a part of results in a folder; a shard or row group is always one part.")
     draw: str | None = option(None, "Folder for pictures with what was found (all but classify).")
     boxes: str | None = option(None, "Objects whose keypoints are wanted: a detector's JSON lines or COCO (pose).")
     score_threshold: float | None = option(
@@ -129,7 +138,8 @@ class PredictConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "top_k", "batch_size")
+        super().__post_init__()
+        require_at_least(self, 1, "top_k", "batch_size", "part_images")
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}, expected 0 (all cores) or more")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:

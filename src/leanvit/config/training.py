@@ -9,6 +9,7 @@ from typing import Any, Literal
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS
 from leanvit.config.load import NETWORK_KINDS
+from leanvit.config.scale import RayOptions
 from leanvit.config.tasks import (
     CLASSIFY,
     DEFAULTS,
@@ -43,7 +44,7 @@ def by_task(name: str, help: str, **metadata: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(RayOptions):
     """Train or fine-tune: a classifier on labelled images, or another task on annotated pictures, on any backbone."""
 
     task: str = option(
@@ -175,9 +176,13 @@ class TrainConfig:
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one.")
     seed: int = option(0, "Seed of the split, the weights, the order and the augmentation.")
     resume: bool = option(False, "Go on from the last save in the output folder.")
+    ray_workers: int | None = option(
+        None, "Processes that train on Ray; default: one a GPU, or one a machine with all its cores."
+    )
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
             object.__setattr__(self, "img_size", self.img_size[0])
         if self.multi_label and self.task not in LABELLED:

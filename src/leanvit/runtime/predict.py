@@ -24,9 +24,11 @@ from leanvit.image_paths import find_images
 from leanvit.imaging import Pixels
 from leanvit.progress import Bar, note
 from leanvit.runtime.known_boxes import KnownBoxes, boxes_of, read_boxes
+from leanvit.runtime.places import is_url
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.result_files import nothing_left, open_results, settings_of
 from leanvit.runtime.result_lines import Drawings, header, lines
+from leanvit.runtime.sources import PARQUET, TAR, Image
 from leanvit.runtime.task import Inputs, Options, Task
 from leanvit.runtime.vector_files import Known, converter_for, read_vectors
 
@@ -52,11 +54,11 @@ Result = TypeVar("Result")
 class Picture:
     """One image of a run.
 
-    found: what the network found in it. problem: why it could not be read, else empty. pixels: (height, width, 3)
-    uint8, where they were to be kept.
+    path: where it is, or what names it and reads its bytes. found: what the network found in it. problem: why it could
+    not be read, else empty. pixels: (height, width, 3) uint8, where they were to be kept.
     """
 
-    path: Path
+    path: Image
     found: Any = None
     problem: str = ""
     pixels: Pixels | None = None
@@ -69,6 +71,9 @@ def run(config: PredictConfig) -> int:
     """
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
+    for source in config.images:
+        if is_url(source) or source.endswith((PARQUET, TAR)):
+            raise ConfigError(f"{source} is read into parts of results in a folder. Give --output FOLDER/")
     if nothing_left(config):
         return 0
     paths = find_images(config.images)
@@ -165,18 +170,20 @@ def _lines(predictor: Predictor, config: PredictConfig, picture: Picture, drawn:
 
 def find(
     predictor: Predictor,
-    paths: Iterable[Path],
+    paths: Iterable[Image],
     batch_size: int,
     options: Options,
     boxes: KnownBoxes | None = None,
     *,
     keep: bool = False,
+    decoders: int = DECODERS,
 ) -> Generator[list[Picture], None, None]:
     """Every image with what the network finds in it, `batch_size` at a time in the order of `paths`.
 
-    boxes: of the objects that are looked at, by picture. keep: hand over the pixels as well.
+    boxes: of the objects that are looked at, by picture. keep: hand over the pixels as well. decoders: threads that
+    read images.
     """
-    pool = ThreadPoolExecutor(DECODERS, "decode")
+    pool = ThreadPoolExecutor(decoders, "decode")
     try:
         prepared = in_order(pool, lambda path: _prepare(predictor, path, options, boxes, keep), paths, 2 * batch_size)
         while batch := list(islice(prepared, batch_size)):
@@ -198,12 +205,13 @@ class _Prepared:
     notes: list[str]
 
 
-def _prepare(predictor: Predictor, path: Path, options: Options, boxes: KnownBoxes | None, keep: bool) -> _Prepared:
-    own = boxes_of(boxes, path) if boxes is not None else None
+def _prepare(predictor: Predictor, path: Image, options: Options, boxes: KnownBoxes | None, keep: bool) -> _Prepared:
+    own = boxes_of(boxes, Path(str(path))) if boxes is not None else None
     if boxes is not None:
         options = replace(options, boxes=own or [])
     try:
-        inputs, sentences, pixels = predictor.read(path, options, keep=keep)
+        source = path if isinstance(path, Path) else path.read()
+        inputs, sentences, pixels = predictor.read(source, options, str(path), keep=keep)
     except ImageError as error:
         return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
     notes = [f"{path}: {sentence}" for sentence in sentences]

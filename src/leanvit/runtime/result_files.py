@@ -25,6 +25,7 @@ from leanvit.config import PredictConfig, to_dict
 from leanvit.errors import ConfigError, DataError, PartialError, RunLockedError
 from leanvit.files import explain_os_error
 from leanvit.progress import note
+from leanvit.runtime.sources import Image
 
 SAVE_SECONDS = 1.0
 
@@ -56,7 +57,7 @@ class Results:
         self._empty = True
         self._paths = hashlib.sha256()
 
-    def write(self, image: Path, lines: str) -> None:
+    def write(self, image: Image, lines: str) -> None:
         """Count an image and write its lines, which end with the end of a line."""
         self._take(image)
         if self._empty:
@@ -64,15 +65,15 @@ class Results:
         self._empty = False
         self._file.write(lines)
 
-    def skip(self, image: Path, problem: str) -> None:
+    def skip(self, image: Image, problem: str) -> None:
         """Count an image that could not be read."""
         self._take(image)
         self.skipped += 1
         self.problem = self.problem or problem
 
-    def _take(self, image: Path) -> None:
+    def _take(self, image: Image) -> None:
         self.images += 1
-        self._paths.update(os.fsencode(image) + b"\0")
+        self._paths.update(os.fsencode(str(image)) + b"\0")
 
     def flush(self) -> None:
         """Let a reader see what was written; to be called where a batch ends."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from leanvit.errors import ConfigError
 from leanvit.runtime.bundle import Manifest
+from leanvit.runtime.sources import Image as Source
 from leanvit.runtime.task import Task
 
 
@@ -30,7 +31,7 @@ def header(task: Task, format: str) -> str:
     return _csv([["path", *task.columns]])
 
 
-def lines(task: Task, manifest: Manifest, format: str, path: Path, found: Any, drawn: dict[str, str]) -> str:
+def lines(task: Task, manifest: Manifest, format: str, path: Source, found: Any, drawn: dict[str, str]) -> str:
     """One picture in `format`, with the ends of its lines. drawn: names of the pictures that were drawn, by key."""
     # A name need not be UTF-8, the output is: bytes that are not become \xNN.
     name = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

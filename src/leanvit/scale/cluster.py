@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -41,6 +42,9 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[ModuleType]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Read when Ray is imported, and by the processes that it starts.
+    if address == LOCAL and "ray" not in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = require("ray")
     if ray.is_initialized():
         yield ray
@@ -60,11 +64,8 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[ModuleType]:
 
 
 def _of_local(cpus: int | None) -> dict[str, object]:
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # "local" in the environment of Ray: never join a cluster that happens to run on this machine.
     return {
+        # Never a cluster that happens to run on this machine.
         "address": "local",
         "num_cpus": cpus,
         "include_dashboard": False,
