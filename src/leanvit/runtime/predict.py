@@ -24,11 +24,10 @@ from leanvit.image_paths import find_images
 from leanvit.imaging import Pixels
 from leanvit.progress import Bar, note
 from leanvit.runtime.known_boxes import KnownBoxes, boxes_of, read_boxes
-from leanvit.runtime.places import is_url
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.result_files import nothing_left, open_results, settings_of
 from leanvit.runtime.result_lines import Drawings, header, lines
-from leanvit.runtime.sources import PARQUET, TAR, Image
+from leanvit.runtime.sources import Image, is_for_parts
 from leanvit.runtime.task import Inputs, Options, Task
 from leanvit.runtime.vector_files import Known, converter_for, read_vectors
 
@@ -72,7 +71,7 @@ def run(config: PredictConfig) -> int:
     if not config.images:
         raise ConfigError("no images given. Run: leanvit predict BUNDLE IMAGE...")
     for source in config.images:
-        if is_url(source) or source.endswith((PARQUET, TAR)):
+        if is_for_parts(source):
             raise ConfigError(f"{source} is read into parts of results in a folder. Give --output FOLDER/")
     if nothing_left(config):
         return 0

@@ -93,6 +93,11 @@ def pieces_of(sources: Sequence[str], images: int) -> Iterator[Piece]:
     yield from _of_paths(plain, images)
 
 
+def is_for_parts(source: str) -> bool:
+    """Whether a source is read by pieces alone: a URL, a list of URLs, a shard or a Parquet file."""
+    return is_url(source) or source.endswith((PARQUET, TAR)) or _lists_urls(source)
+
+
 def images_of(piece: Piece) -> Iterator[Image]:
     """The images of a piece, one by one. Raises DataError where a shard can't be read."""
     if piece.file.endswith(PARQUET):
@@ -118,15 +123,17 @@ def _paths(sources: list[str]) -> Iterator[str]:
             yield from map(str, find_images(local) if local else ())
             local = []
             yield from _lines_at(source[1:]) if source.startswith("@") else images_at(source)
-        elif source.startswith("@") and not Path(source).exists() and _holds_urls(Path(source[1:])):
+        elif _lists_urls(source):
             yield from read_lines(Path(source[1:]))
         else:
             local.append(source)
     yield from map(str, find_images(local) if local else ())
 
 
-def _holds_urls(path: Path) -> bool:
-    return path.is_file() and is_url(next(read_lines(path), ""))
+def _lists_urls(source: str) -> bool:
+    path = Path(source[1:])
+    is_list = source.startswith("@") and not Path(source).exists() and path.is_file()
+    return is_list and is_url(next(read_lines(path), ""))
 
 
 def _lines_at(url: str) -> Iterator[str]:

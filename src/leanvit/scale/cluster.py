@@ -70,5 +70,6 @@ def _of_local(cpus: int | None) -> dict[str, object]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
+        # A loopback address; Ray takes 127.0.0.1 and localhost for the one that others reach.
+        "_node_ip_address": "127.0.0.2",
     }

@@ -37,10 +37,10 @@ def run(config: PredictConfig) -> int:
     """
     config = replace(config, threads=config.threads or 1)
     with connected(config.ray or LOCAL) as ray:
-        return parts.run(config, lambda job, todo: _parts_of(ray, job, todo))
+        return parts.run(config, lambda job, todo: parts_of(ray, job, todo))
 
 
-def _parts_of(ray: ModuleType, job: Job, todo: Iterator[Numbered]) -> Iterator[tuple[int, Piece, Part]]:
+def parts_of(ray: ModuleType, job: Job, todo: Iterator[Numbered]) -> Iterator[tuple[int, Piece, Part]]:
     """The part of every piece, as they come; no more are in work or waiting than the cluster has room for."""
     config = job.config
     # In a list, a reference is not fetched before the task asks for it: once in a process.
