@@ -191,8 +191,9 @@ def _raise_what_stays(failures: Sequence[BaseException], losses: int, config: Tr
     A process whose neighbour is gone fails with a RuntimeError of PyTorch, which nothing tells from others: one that
     comes back without a save in between is no loss.
     """
-    ours = [error for error in failures if isinstance(error, LeanvitError)]
-    if stay := ours or [error for error in failures if not _may_be_loss(error)]:
+    # One process stops for a reason that has a name, and its neighbours for want of it.
+    stay = sorted((e for e in failures if not _may_be_loss(e)), key=lambda error: not isinstance(error, LeanvitError))
+    if stay:
         raise stay[0]
     if losses < LOSSES:
         return
@@ -229,7 +230,7 @@ def _fit(config: TrainConfig, group: Group, lines: Any) -> TrainResult:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
+    class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave ctrl-C to the command line: Ray's handler would go on to wait."""
 
