@@ -24,6 +24,7 @@ VERBS = {
     "demo": ("DemoConfig", "digits in, a proven 8-bit bundle and a report out, in minutes"),
     "models": ("ModelsConfig", "list the architectures"),
     "train": ("TrainConfig", "train or fine-tune on images or annotated pictures"),
+    "sweep": ("SweepConfig", "run a verb with every combination of some options, alone or on Ray"),
     "val": ("ValConfig", "measure accuracy of a checkpoint, quantized model or bundle"),
     "quantize": ("QuantizeConfig", "quantize a checkpoint after training"),
     "export": ("ExportConfig", "write a verified ONNX bundle"),
@@ -123,6 +124,7 @@ def _resume_hint(verb: str) -> str:
         "train": ". Go on with: leanvit train ... --resume",
         "optimize": ". Give the same command again: it goes on from its journal",
         "quantize": ". Give the same command again: a search of bits goes on from its journal",
+        "sweep": ". Give the same command again: runs that are in its journal are not run again",
     }
     return hints.get(verb, "")
 

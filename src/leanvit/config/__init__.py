@@ -38,6 +38,7 @@ from leanvit.config.quantization import (
     Scheme,
 )
 from leanvit.config.serve import ServeConfig
+from leanvit.config.sweep import SweepConfig
 from leanvit.config.tasks import Task
 from leanvit.config.training import TrainConfig
 from leanvit.config.web import WebConfig
@@ -76,6 +77,7 @@ __all__ = [
     "RuntimeChoice",
     "Scheme",
     "ServeConfig",
+    "SweepConfig",
     "Task",
     "TrainConfig",
     "ValConfig",
