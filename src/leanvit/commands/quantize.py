@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,10 @@ from leanvit import errors
 from leanvit.commands.inputs import named_by_data, open_network
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from leanvit import config as configs
+    from leanvit.quant.ahead import Ahead
 
 
 def run(config: configs.QuantizeConfig) -> int:
@@ -22,12 +26,21 @@ def run(config: configs.QuantizeConfig) -> int:
     require_known(config.profile)
     network, info = open_network(config.model, config.load_options())
     info = named_by_data(info, config.data)
-    with only_writer(config.output):
-        quantized = quantize_and_measure(network, info, config)
+    with only_writer(config.output), _helped(config) as ahead:
+        quantized = quantize_and_measure(network, info, config, ahead=ahead)
         save_yaml(config, Path(config.output) / "config.yaml")
         folder = save(config.output, quantized, info)
     _print(config, quantized.report, folder)
     return errors.EXIT_OK
+
+
+def _helped(config: configs.QuantizeConfig) -> AbstractContextManager[Ahead | None]:
+    """What computes the losses of a search: a cluster, or None for this process."""
+    if config.ray is None:
+        return nullcontext()
+    from leanvit.scale.search import searching
+
+    return searching(config.ray, config.ray_workers)
 
 
 def _print(config: configs.QuantizeConfig, report: dict[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
+from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError, did_you_mean
 
 BEST_PASSES = ("rotate", "balance", "per-head", "forms", "sequential", "correct")
@@ -136,7 +137,7 @@ class MPTQConfig(Scheme):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(Scheme, LoadOptions):
+class QuantizeConfig(Scheme, LoadOptions, RayOptions):
     """Quantize a checkpoint after training (MPTQ-ViT) and measure what it costs."""
 
     model: str = option(MISSING, f"The network: {NETWORK_KINDS}.", positional=True)
@@ -158,7 +159,13 @@ class QuantizeConfig(Scheme, LoadOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         LoadOptions.__post_init__(self)
+        RayOptions.__post_init__(self)
         require_at_least(self, 1, "batch_size", "calibration_images")
+        if self.ray and not self.has_budget:
+            raise ConfigError(
+                f"ray is {self.ray}, but only a search of bits runs there, expected a budget. "
+                "Give --average-bits, or leave --ray out."
+            )
         if self.plan and self.has_budget:
             raise ConfigError("a plan and a budget are both given, expected one: the plan fixes the bits")
 

@@ -25,7 +25,7 @@ import copy
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor
 from leanvit.config import MPTQConfig
 from leanvit.errors import ConfigError
 from leanvit.progress import Bar, note
+from leanvit.quant.ahead import Ahead
 from leanvit.quant.calibrate import Choices
 from leanvit.quant.costs import Candidate, Costs, stepped
 from leanvit.quant.evaluate import Kept, Network, local_error, loss_of, make_network
@@ -102,7 +103,8 @@ class Problem:
     """What stays the same during a search.
 
     free: sites whose bits may change. levels: bits, highest first. candidates: every part of every free site.
-    local: squared output errors by candidate and level, filled when first asked for.
+    ahead: computes losses beside this process, None: this process does. local: squared output errors by candidate and
+    level, filled when first asked for.
     """
 
     network: Network
@@ -111,7 +113,15 @@ class Problem:
     free: tuple[str, ...]
     levels: tuple[int, ...]
     candidates: tuple[Candidate, ...]
+    ahead: Ahead | None = None
     local: dict[tuple[Candidate, int], float] = field(default_factory=dict)
+
+
+Heap = list[tuple[float, int, Candidate]]
+"""Candidates by their score, and their place among all."""
+
+Measuring = Callable[["Problem", "State", Candidate, int, Heap], "State"]
+"""Measures a step of a candidate to a level; what else is on the heap."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +161,27 @@ class State:
 
 def choose_bits(work: Work) -> None:
     """The pass: a plan within the budget by Greedy MP, on the float graph as quantizers will find it."""
-    work.plan, work.notes["search"] = allocate(work.graph, work.images, work.config, work.choices, work.journal)
+    work.plan, work.notes["search"] = allocate(
+        work.graph, work.images, work.config, work.choices, work.journal, work.ahead
+    )
 
 
 def allocate(
-    graph: QuantGraph, images: Tensor, config: MPTQConfig, choices: Choices, journal: str | Path | None = None
+    graph: QuantGraph,
+    images: Tensor,
+    config: MPTQConfig,
+    choices: Choices,
+    journal: str | Path | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
     """A plan within the budget of `config` by Greedy MP (see the module).
 
-    graph: float, smoothed, without quantizers. images: (N, 3, H, W) calibration images.
+    graph: float, smoothed, without quantizers. images: (N, 3, H, W) calibration images. ahead: other processes that
+    compute losses; plan and journal are the same with them and without.
     Returns the plan and, for the report: evaluations, sensitivities by site, the Pareto curve, estimate errors.
     Raises ConfigError where even the lowest levels exceed the budget.
     """
-    problem, state = begin(graph, images, config, choices, Journal(journal, graph, images, config))
+    problem, state = begin(graph, images, config, choices, Journal(journal, graph, images, config), ahead)
     state = probe(problem, state)
     state = descend(problem, state)
     state = measure_state(problem, state)
@@ -175,9 +193,28 @@ def allocate(
 
 
 def begin(
-    graph: QuantGraph, images: Tensor, config: MPTQConfig, choices: Choices, journal: Journal
+    graph: QuantGraph,
+    images: Tensor,
+    config: MPTQConfig,
+    choices: Choices,
+    journal: Journal,
+    ahead: Ahead | None = None,
 ) -> tuple[Problem, State]:
     """The search of `config`'s budget with all free sites at the highest level, and the loss of that measured."""
+    problem, plan = pose(graph, images, config, choices, journal, ahead)
+    state, loss = _loss(problem, State(plan), plan)
+    return problem, replace(state, loss=loss)
+
+
+def pose(
+    graph: QuantGraph,
+    images: Tensor,
+    config: MPTQConfig,
+    choices: Choices,
+    journal: Journal,
+    ahead: Ahead | None = None,
+) -> tuple[Problem, Plan]:
+    """The search of `config`'s budget, and the plan that it begins with: all free sites at the highest level."""
     if config.budget is None:
         raise ConfigError("no budget given, expected one. Give MPTQConfig(budget=Budget(average_bits=5)).")
     by_latency = config.budget.latency_ms is not None
@@ -190,15 +227,14 @@ def begin(
     candidates = tuple((name, part) for name in free for part in parts[name])
     costs = Costs(graph, config.budget, list(free))
     network = make_network(copy.deepcopy(graph), images, plan, choices)
-    problem = Problem(network, costs, journal, free, levels, candidates)
-    state, loss = _loss(problem, State(plan), plan)
-    return problem, replace(state, loss=loss)
+    return Problem(network, costs, journal, free, levels, candidates, ahead), plan
 
 
 def probe(problem: Problem, state: State) -> State:
     """Measure every candidate once, well below the start."""
     level = min(problem.levels[1:] or problem.levels, key=lambda value: abs(value - PROBE_BITS))
     increases: dict[Candidate, float] = {}
+    _expect(problem, state, (_with(state.plan, candidate, level) for candidate in problem.candidates))
     with Bar("measuring sensitivities", len(problem.candidates)) as bar:
         for candidate in problem.candidates:
             state, loss = _loss(problem, state, _with(state.plan, candidate, level))
@@ -219,29 +255,65 @@ def descend(problem: Problem, state: State) -> State:
     """
     costs = problem.costs
     start = cost = costs.of(state.plan)
+    if problem.ahead is not None:
+        problem.ahead.expect_local(problem.candidates, [level for level in problem.levels if level != FLOAT_BITS])
     heap = [(_score(problem, state, c), i, c) for i, c in enumerate(problem.candidates)]
     heapq.heapify(heap)
     with Bar("Greedy MP", 100) as bar:
         while cost > costs.limit:
-            if not heap:
-                raise ConfigError(
-                    f"budget {costs.limit:g} can't be met: the lowest levels still cost {cost:g}. "
-                    f"Raise it, or allow lower levels than {problem.levels[-1]}."
-                )
-            _, index, candidate = heapq.heappop(heap)
-            level, score = _lower(problem, state, candidate), _score(problem, state, candidate)
-            if math.isinf(score) or level is None:
-                continue
-            if not (heap and score > heap[0][0]):
-                if _must_measure(problem, state, candidate, level):
-                    state = _measure_step(problem, state, candidate, level)
-                else:
-                    state = _take(problem, state, candidate, level)
-                    cost = costs.of(state.plan)
-                    done = int(100 * (start - cost) / max(start - costs.limit, 1e-12))
-                    bar.advance(max(0, min(100, done) - bar.done), detail=f"cost {cost:.4g}, loss {state.loss:.3g}")
-            heapq.heappush(heap, (_score(problem, state, candidate), index, candidate))
+            state = _next_step(problem, state, heap, _measure_ahead)
+            cost = costs.of(state.plan)
+            done = int(100 * (start - cost) / max(start - costs.limit, 1e-12))
+            bar.advance(max(0, min(100, done) - bar.done), detail=f"cost {cost:.4g}, loss {state.loss:.3g}")
     return state
+
+
+def _next_step(problem: Problem, state: State, heap: Heap, measure: Measuring) -> State:
+    """The state after the candidate of the least score was looked at: measured, taken, or neither; changes the heap."""
+    if not heap:
+        costs = problem.costs
+        raise ConfigError(
+            f"budget {costs.limit:g} can't be met: the lowest levels still cost {costs.of(state.plan):g}. "
+            f"Raise it, or allow lower levels than {problem.levels[-1]}."
+        )
+    _, index, candidate = heapq.heappop(heap)
+    level, score = _lower(problem, state, candidate), _score(problem, state, candidate)
+    if math.isinf(score) or level is None:
+        return state
+    if not (heap and score > heap[0][0]):
+        if _must_measure(problem, state, candidate, level):
+            state = measure(problem, state, candidate, level, heap)
+        else:
+            state = _take(problem, state, candidate, level)
+    heapq.heappush(heap, (_score(problem, state, candidate), index, candidate))
+    return state
+
+
+def _measure_ahead(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
+    """`_measure_step`, while other processes measure what follows if predictions hold."""
+    if problem.ahead is not None:
+        _expect(problem, state, itertools.islice(_forecast(problem, state, candidate, level, heap), _width(problem)))
+    return _measure_step(problem, state, candidate, level)
+
+
+def _forecast(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> Iterator[Plan]:
+    """The plans that a descent measures from here on, if every increase is the one that is predicted."""
+    plans: list[Plan] = []
+
+    def believe(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
+        plans.extend([state.plan] * (state.unmeasured > 0) + [_with(state.plan, candidate, level)])
+        increase = _increase(problem, state, candidate, level)
+        curve = _learned(state.curves[candidate], level, increase, state.loss)
+        return replace(state, curves={**state.curves, candidate: curve}, unmeasured=0.0)
+
+    heap, index = list(heap), problem.candidates.index(candidate)
+    state = believe(problem, state, candidate, level, heap)
+    heapq.heappush(heap, (_score(problem, state, candidate), index, candidate))
+    while heap and problem.costs.of(state.plan) > problem.costs.limit:
+        yield from plans
+        plans.clear()
+        state = _next_step(problem, state, heap, believe)
+    yield from plans
 
 
 def measure_state(problem: Problem, state: State) -> State:
@@ -264,6 +336,7 @@ def solve(problem: Problem, state: State) -> State:
         guessed = [c for c in problem.candidates if _is_guessed(state, c, _bits(plan, c))]
         if not guessed:
             break
+        _expect(problem, state, (_with(state.plan, c, _bits(plan, c)) for c in guessed))
         with Bar("measuring low bits", len(guessed)) as bar:
             for candidate in guessed:
                 state = _measure_step(problem, state, candidate, _bits(plan, candidate))
@@ -327,10 +400,12 @@ def exchange(problem: Problem, state: State) -> State:
     limit = len(problem.candidates)
     with Bar("exchanging bits", limit) as bar:
         while failed < FAILED_EXCHANGES and bar.done < limit:
-            found = next(_exchanges(problem, state, tried), None)
-            if found is None:
+            following = list(itertools.islice(_exchanges(problem, state, tried), _width(problem)))
+            if not following:
                 break
-            gain, plan = found
+            # Most exchanges fail, and then those after it are tried on the same plan.
+            _expect(problem, state, (plan for _, plan in following))
+            gain, plan = following[0]
             tried.add(problem.journal.key(plan))
             state, loss = _loss(problem, state, plan)
             bar.advance(detail=f"loss {min(loss, state.loss):.3g}")
@@ -366,9 +441,25 @@ def _loss(problem: Problem, state: State, plan: Plan) -> tuple[State, float]:
     key = problem.journal.key(plan)
     if key in problem.journal.losses:
         return replace(state, from_journal=state.from_journal + 1), problem.journal.losses[key]
-    loss, latest = loss_of(problem.network, plan, state.kept)
+    if problem.ahead is None:
+        loss, latest = loss_of(problem.network, plan, state.kept)
+        state = replace(state, latest=latest, kept=state.kept or latest)
+    else:
+        loss = problem.ahead.loss(state.plan, plan)
     problem.journal.add(key, loss)
-    return replace(state, latest=latest, kept=state.kept or latest, evaluations=state.evaluations + 1), loss
+    return replace(state, evaluations=state.evaluations + 1), loss
+
+
+def _expect(problem: Problem, state: State, plans: Iterable[Plan]) -> None:
+    """Let other processes begin with the losses that are likely to be asked for next."""
+    if problem.ahead is not None:
+        known = problem.journal.losses
+        problem.ahead.expect(state.plan, [plan for plan in plans if problem.journal.key(plan) not in known])
+
+
+def _width(problem: Problem) -> int:
+    """How many losses are computed at a time."""
+    return 1 if problem.ahead is None else problem.ahead.width
 
 
 def _settled(state: State) -> State:
@@ -448,10 +539,16 @@ def _local_above(problem: Problem, candidate: Candidate, bits: int) -> float:
     """Squared output error of a site at some bits, above that at the highest level."""
     if (candidate, bits) not in problem.local:
         highest = problem.levels[0]
-        top = 0.0 if highest == FLOAT_BITS else local_error(problem.network, *candidate, highest)
-        own = top if bits == highest else local_error(problem.network, *candidate, bits)
+        top = 0.0 if highest == FLOAT_BITS else _local_error(problem, candidate, highest)
+        own = top if bits == highest else _local_error(problem, candidate, bits)
         problem.local[candidate, bits] = max(own - top, 0.0)
     return problem.local[candidate, bits]
+
+
+def _local_error(problem: Problem, candidate: Candidate, bits: int) -> float:
+    if problem.ahead is None:
+        return local_error(problem.network, *candidate, bits)
+    return problem.ahead.local_error(candidate, bits)
 
 
 def _bits(plan: Plan, candidate: Candidate) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,15 @@ from leanvit.errors import ConfigError
 from leanvit.load.labels import task_for
 from leanvit.load.modules import as_network
 from leanvit.progress import note
+from leanvit.quant.ahead import Ahead
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
+from leanvit.quant.costs import Candidate
+from leanvit.quant.evaluate import Kept, local_error, loss_of
 from leanvit.quant.graph import Measure, QuantGraph, trace
+from leanvit.quant.greedy_mp import pose
+from leanvit.quant.journal import Journal
 from leanvit.quant.losses import measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
@@ -83,6 +88,7 @@ def quantize(
     *,
     plan: dict[str, Iterable[int]] | None = None,
     journal: str | Path | None = None,
+    ahead: Ahead | None = None,
 ) -> QuantizedModel:
     """Quantize `model` after training (MPTQ-ViT, arXiv 2401.14895); the model itself is not changed.
 
@@ -92,7 +98,7 @@ def quantize(
         half precision is taken as float32.
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
         bits has evaluated; beside it, as .blocks.safetensors, what the pass `reconstruct` has learned. A killed run
-        goes on where it was.
+        goes on where it was. ahead: computes losses of such a search in other processes (leanvit.scale.search).
     Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
     not finite, ShapeError where the model can't run on these images, ExportError where the model can't be traced,
     ConfigError for an ignored_scope or a plan that names unknown sites, and for a pass that can't be imported.
@@ -104,7 +110,7 @@ def quantize(
     if batches and len(batches[0]):
         device = next(model.parameters()).device
         model = as_network(model, batches[0][:1].to(device, torch.float32))
-    return quantize_part(model, batches, config, plan=plan, journal=journal)
+    return quantize_part(model, batches, config, plan=plan, journal=journal, ahead=ahead)
 
 
 def quantize_part(
@@ -115,6 +121,7 @@ def quantize_part(
     plan: dict[str, Iterable[int]] | None = None,
     journal: str | Path | None = None,
     measure: Measure | None = None,
+    ahead: Ahead | None = None,
 ) -> QuantizedModel:
     """`quantize` of a network or of a part of one, which may return several tensors, as it is.
 
@@ -126,11 +133,13 @@ def quantize_part(
     device = next(model.parameters()).device
     batches = [batch.to(device, torch.float32) for batch in collect_batches(inputs)]
     calibration = check_calibration(batches)
-    traced = trace(model, batches[0], config.scope)
-    traced.measure = measure
-    batches = [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
+    searching = ahead if config.budget is not None and plan is None else None
+    if searching is not None:
+        searching.begin(model, batches, config, measure)
+    traced, batches = _traced(model, batches, config, measure)
 
     work = turned_where_it_pays(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
+    work.ahead = searching
     done = set_quantizers(work, choose_plan(work, plan))  # uniform, or Greedy MP; OPT-m
     done = after_passes(done)
     losses = None
@@ -163,6 +172,42 @@ def quantize_part(
         report["task"] = task_for(int(model.num_classes))  # type: ignore[arg-type]
     preprocess = _preprocess(model, tuple(batches[0].shape[1:])) if hasattr(model, "pretrained_cfg") else None
     return QuantizedModel(quantized, chosen, report, config, batches[0][:1].cpu(), preprocess, done.found.forms)
+
+
+def _traced(
+    model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None
+) -> tuple[QuantGraph, list[Tensor]]:
+    """The graph of a network, and its calibration images in batches that it may run on."""
+    traced = trace(model, batches[0], config.scope)
+    traced.measure = measure
+    return traced, [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
+
+
+class PlanLosses:
+    """The losses that the search of `quantize_part` asks for, computed in any process from the same model and images.
+
+    model, batches, config, measure: as that has them. The values of the plan that a search goes on from are kept.
+    """
+
+    def __init__(self, model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None) -> None:
+        traced, batches = _traced(model, batches, config, measure)
+        work = turned_where_it_pays(traced, batches, config)
+        journal = Journal(None, work.graph, work.images, config)
+        self._network = pose(work.graph, work.images, config, work.choices, journal)[0].network
+        self._kept: Kept | None = None
+        self._base: Plan | None = None
+
+    def loss(self, base: Plan, plan: Plan) -> float:
+        """Divergence of a plan's outputs from the float ones; base: the plan that the search goes on from."""
+        # Its values are worth a run of their own from the second plan on that is tried on it.
+        if self._kept is None or (base != self._kept.plan and base == self._base):
+            self._kept = loss_of(self._network, base, self._kept)[1]
+        self._base = base
+        return loss_of(self._network, plan, self._kept)[0]
+
+    def local_errors(self, candidate: Candidate, levels: Sequence[int]) -> dict[int, float]:
+        """Squared output error of a part of a site on its sample, by level."""
+        return {level: local_error(self._network, *candidate, level) for level in levels}
 
 
 def _preprocess(model: nn.Module, shape: tuple[int, ...]) -> Preprocess:
