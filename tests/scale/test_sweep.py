@@ -22,10 +22,10 @@ import yaml
 from common import Outcome
 from leanvit.cli import VERBS
 from leanvit.config import SweepConfig, ValConfig, from_dict, load_yaml, to_dict
-from leanvit.config import sweep as sweep_config
-from leanvit.config.sweep import OWN_KEYS, Combination, Sweep, combinations, read_sweep, sweepable
+from leanvit.config.sweep import Sweep
 from leanvit.errors import ConfigError, EnvironmentProblem
 from leanvit.scale import sweep
+from leanvit.scale.combinations import FILES, OWN_KEYS, Combination, combinations, read_sweep, sweepable
 from leanvit.scale.sweep import JOURNAL_NAME, RESULTS_NAME, Journal, Task, run_task
 from leanvit.scale.sweep_numbers import RESULTS, numbers_of
 
@@ -296,7 +296,7 @@ def test_verbs_of_a_sweep_are_those_that_write() -> None:
     writing = {verb: cls for verb, cls in classes.items() if "output" in {f.name for f in fields(cls)}}
     del writing["sweep"]
     assert sweepable() == writing
-    assert set(sweep_config.FILES) | set(RESULTS) <= set(writing)
+    assert set(FILES) | set(RESULTS) <= set(writing)
     assert sweepable()["val"] is ValConfig
 
 

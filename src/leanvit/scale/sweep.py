@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Any
 
 from leanvit.config import SweepConfig, save_yaml
-from leanvit.config.sweep import FILES, Combination, Sweep, combinations, read_sweep, sweepable
+from leanvit.config.sweep import Sweep
 from leanvit.errors import EXIT_BUG, EXIT_ENVIRONMENT, EXIT_OK, EXIT_PARTIAL, EnvironmentProblem
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import note
 from leanvit.scale.cluster import connected, thread_variables
+from leanvit.scale.combinations import FILES, Combination, combinations, read_sweep, sweepable
 from leanvit.scale.sweep_numbers import Json, numbers_of
 
 JOURNAL_NAME = "sweep.jsonl"
