@@ -15,7 +15,7 @@ import pytest
 from common import LABELS, Outcome, save_image, smooth
 from made_once import made_once, shared_folder
 
-pytest_plugins = ("fixtures_run",)
+pytest_plugins = ("fixtures_run", "ray_cluster")
 
 # How long an example takes is the machine's mood, and the first one imports libraries.
 hypothesis.settings.register_profile("leanvit", deadline=None)

@@ -19,6 +19,7 @@ from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
 from leanvit.errors import ConfigError
 from leanvit.quant import greedy_mp as search
+from leanvit.quant import search_state
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
 from leanvit.quant.costs import TABLE_VERSION, Costs, site_key
@@ -236,7 +237,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(
         return loss_of(network, plan, kept)
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "loss_of", dies)
+        patch.setattr(search_state, "loss_of", dies)
         with pytest.raises(Killed):
             allocate(graph, x, config, CHOICES, journal)
     with journal.open("a") as file:

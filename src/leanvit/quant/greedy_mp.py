@@ -25,8 +25,8 @@ import copy
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,36 @@ from leanvit.progress import Bar, note
 from leanvit.quant.ahead import Ahead
 from leanvit.quant.calibrate import Choices
 from leanvit.quant.costs import Candidate, Costs, stepped
-from leanvit.quant.evaluate import Kept, Network, local_error, loss_of, make_network
+from leanvit.quant.evaluate import make_network
 from leanvit.quant.graph import QuantGraph, end_sites
 from leanvit.quant.integer_program import Choice, least_loss, sum_of_losses
 from leanvit.quant.journal import Journal
 from leanvit.quant.plan import FLOAT_BITS, Plan, make_plan, parts_of
+from leanvit.quant.search_state import (
+    PROBE_BITS,
+    Curve,
+    Heap,
+    Measuring,
+    Problem,
+    State,
+    bits_of,
+    expect_plans,
+    higher_level,
+    increase_of,
+    learned_curve,
+    loss_of_plan,
+    lower_level,
+    measure_state,
+    measure_step,
+    must_measure,
+    rise_of,
+    score_of,
+    settled_state,
+    take_step,
+    width_of,
+    with_level,
+)
 from leanvit.quant.work import Work
-
-PROBE_BITS = 4
-"""Level at which candidates are first measured: far enough down to stand out of the noise."""
-
-TRUST = 0.1
-"""Share of the loss that predicted steps may add before the state is measured: predictions are off by up to twice,
-so that the loss is known to a fifth."""
-
-STALE = 1.5
-"""Growth of the loss after which a measured increase is no longer believed."""
 
 LEAST_SHARE = 0.01
 """Of the median increase: what a candidate is believed to cost at least, as no bits are free."""
@@ -96,67 +110,6 @@ def greedy_mp(
 
 
 # Ours.
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What stays the same during a search.
-
-    free: sites whose bits may change. levels: bits, highest first. candidates: every part of every free site.
-    ahead: computes losses beside this process, None: this process does. local: squared output errors by candidate and
-    level, filled when first asked for.
-    """
-
-    network: Network
-    costs: Costs
-    journal: Journal
-    free: tuple[str, ...]
-    levels: tuple[int, ...]
-    candidates: tuple[Candidate, ...]
-    ahead: Ahead | None = None
-    local: dict[tuple[Candidate, int], float] = field(default_factory=dict)
-
-
-Heap = list[tuple[float, int, Candidate]]
-"""Candidates by their score, and their place among all."""
-
-Measuring = Callable[["Problem", "State", Candidate, int, Heap], "State"]
-"""Measures a step of a candidate to a level; what else is on the heap."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What was measured of the loss that one candidate adds at each level.
-
-    increase: over the highest level. state: loss of the network when each was measured.
-    """
-
-    increase: dict[int, float]
-    state: dict[int, float]
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a search is.
-
-    loss: of the plan, measured, and what predicted steps have added since; unmeasured: of it, that part.
-    kept, latest: values of the last measured state, and of the last run. steps: taken, for the report.
-    errors: (predicted, measured) increases. evaluations: runs of the network; from_journal: losses that were known.
-    is_solution: whether the search went on from the plan of the integer program.
-    """
-
-    plan: Plan
-    loss: float = 0.0
-    unmeasured: float = 0.0
-    curves: dict[Candidate, Curve] = field(default_factory=dict)
-    kept: Kept | None = None
-    latest: Kept | None = None
-    steps: tuple[dict[str, Any], ...] = ()
-    errors: tuple[tuple[float, float], ...] = ()
-    evaluations: int = 0
-    from_journal: int = 0
-    exchanges: int = 0
-    is_solution: bool = False
 
 
 def choose_bits(work: Work) -> None:
@@ -202,7 +155,7 @@ def begin(
 ) -> tuple[Problem, State]:
     """The search of `config`'s budget with all free sites at the highest level, and the loss of that measured."""
     problem, plan = pose(graph, images, config, choices, journal, ahead)
-    state, loss = _loss(problem, State(plan), plan)
+    state, loss = loss_of_plan(problem, State(plan), plan)
     return problem, replace(state, loss=loss)
 
 
@@ -234,10 +187,10 @@ def probe(problem: Problem, state: State) -> State:
     """Measure every candidate once, well below the start."""
     level = min(problem.levels[1:] or problem.levels, key=lambda value: abs(value - PROBE_BITS))
     increases: dict[Candidate, float] = {}
-    _expect(problem, state, (_with(state.plan, candidate, level) for candidate in problem.candidates))
+    expect_plans(problem, state, (with_level(state.plan, candidate, level) for candidate in problem.candidates))
     with Bar("measuring sensitivities", len(problem.candidates)) as bar:
         for candidate in problem.candidates:
-            state, loss = _loss(problem, state, _with(state.plan, candidate, level))
+            state, loss = loss_of_plan(problem, state, with_level(state.plan, candidate, level))
             increases[candidate] = loss - state.loss
             bar.advance()
     rises = sorted(max(increase, 0.0) for increase in increases.values())
@@ -257,7 +210,7 @@ def descend(problem: Problem, state: State) -> State:
     start = cost = costs.of(state.plan)
     if problem.ahead is not None:
         problem.ahead.expect_local(problem.candidates, [level for level in problem.levels if level != FLOAT_BITS])
-    heap = [(_score(problem, state, c), i, c) for i, c in enumerate(problem.candidates)]
+    heap = [(score_of(problem, state, c), i, c) for i, c in enumerate(problem.candidates)]
     heapq.heapify(heap)
     with Bar("Greedy MP", 100) as bar:
         while cost > costs.limit:
@@ -277,23 +230,25 @@ def _next_step(problem: Problem, state: State, heap: Heap, measure: Measuring) -
             f"Raise it, or allow lower levels than {problem.levels[-1]}."
         )
     _, index, candidate = heapq.heappop(heap)
-    level, score = _lower(problem, state, candidate), _score(problem, state, candidate)
+    level, score = lower_level(problem, state, candidate), score_of(problem, state, candidate)
     if math.isinf(score) or level is None:
         return state
     if not (heap and score > heap[0][0]):
-        if _must_measure(problem, state, candidate, level):
+        if must_measure(problem, state, candidate, level):
             state = measure(problem, state, candidate, level, heap)
         else:
-            state = _take(problem, state, candidate, level)
-    heapq.heappush(heap, (_score(problem, state, candidate), index, candidate))
+            state = take_step(problem, state, candidate, level)
+    heapq.heappush(heap, (score_of(problem, state, candidate), index, candidate))
     return state
 
 
 def _measure_ahead(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
-    """`_measure_step`, while other processes measure what follows if predictions hold."""
+    """`measure_step`, while other processes measure what follows if predictions hold."""
     if problem.ahead is not None:
-        _expect(problem, state, itertools.islice(_forecast(problem, state, candidate, level, heap), _width(problem)))
-    return _measure_step(problem, state, candidate, level)
+        expect_plans(
+            problem, state, itertools.islice(_forecast(problem, state, candidate, level, heap), width_of(problem))
+        )
+    return measure_step(problem, state, candidate, level)
 
 
 def _forecast(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> Iterator[Plan]:
@@ -301,29 +256,19 @@ def _forecast(problem: Problem, state: State, candidate: Candidate, level: int, 
     plans: list[Plan] = []
 
     def believe(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
-        plans.extend([state.plan] * (state.unmeasured > 0) + [_with(state.plan, candidate, level)])
-        increase = _increase(problem, state, candidate, level)
-        curve = _learned(state.curves[candidate], level, increase, state.loss)
+        plans.extend([state.plan] * (state.unmeasured > 0) + [with_level(state.plan, candidate, level)])
+        increase = increase_of(problem, state, candidate, level)
+        curve = learned_curve(state.curves[candidate], level, increase, state.loss)
         return replace(state, curves={**state.curves, candidate: curve}, unmeasured=0.0)
 
     heap, index = list(heap), problem.candidates.index(candidate)
     state = believe(problem, state, candidate, level, heap)
-    heapq.heappush(heap, (_score(problem, state, candidate), index, candidate))
+    heapq.heappush(heap, (score_of(problem, state, candidate), index, candidate))
     while heap and problem.costs.of(state.plan) > problem.costs.limit:
         yield from plans
         plans.clear()
         state = _next_step(problem, state, heap, believe)
     yield from plans
-
-
-def measure_state(problem: Problem, state: State) -> State:
-    """Measure the plan so far, where predictions led to it."""
-    if state.unmeasured <= 0:
-        return state
-    before, believed = state.loss - state.unmeasured, state.unmeasured
-    state, loss = _loss(problem, state, state.plan)
-    errors = (*state.errors, (believed, loss - before))
-    return replace(_settled(state), loss=loss, unmeasured=0.0, errors=errors)
 
 
 def solve(problem: Problem, state: State) -> State:
@@ -333,21 +278,21 @@ def solve(problem: Problem, state: State) -> State:
         if found is None:
             return state
         plan = {**state.plan, **found}
-        guessed = [c for c in problem.candidates if _is_guessed(state, c, _bits(plan, c))]
+        guessed = [c for c in problem.candidates if _is_guessed(state, c, bits_of(plan, c))]
         if not guessed:
             break
-        _expect(problem, state, (_with(state.plan, c, _bits(plan, c)) for c in guessed))
+        expect_plans(problem, state, (with_level(state.plan, c, bits_of(plan, c)) for c in guessed))
         with Bar("measuring low bits", len(guessed)) as bar:
             for candidate in guessed:
-                state = _measure_step(problem, state, candidate, _bits(plan, candidate))
+                state = measure_step(problem, state, candidate, bits_of(plan, candidate))
                 bar.advance()
     if problem.costs.of(plan) > problem.costs.limit:  # by what HiGHS takes for equal
         return state
-    state, loss = _loss(problem, state, plan)
+    state, loss = loss_of_plan(problem, state, plan)
     if loss >= state.loss:
         return state
     note(f"the integer program's plan has a lower loss ({loss:.3g}) than the steps taken: the search goes on from it")
-    return _settled(replace(state, plan=plan, loss=loss, is_solution=True))
+    return settled_state(replace(state, plan=plan, loss=loss, is_solution=True))
 
 
 def _choices(problem: Problem, state: State) -> dict[str, list[Choice]]:
@@ -361,7 +306,9 @@ def _choices(problem: Problem, state: State) -> dict[str, list[Choice]]:
             bits = state.plan[name]
             for part, level in zip(own, levels, strict=True):
                 bits = stepped(bits, part, level)
-            loss = sum(_increase(problem, state, (name, part), level) for part, level in zip(own, levels, strict=True))
+            loss = sum(
+                increase_of(problem, state, (name, part), level) for part, level in zip(own, levels, strict=True)
+            )
             found.setdefault(name, []).append(Choice(bits, loss, problem.costs.of_site(name, bits)))
     return found
 
@@ -375,7 +322,7 @@ def _limit(problem: Problem, state: State) -> float:
 def _is_guessed(state: State, candidate: Candidate, level: int) -> bool:
     """Whether a level is one where predictions promise too much, and there is nothing else to go by."""
     is_known = any(measured <= level for measured in state.curves[candidate].increase)
-    return level < PROBE_BITS and not is_known and level < _bits(state.plan, candidate)
+    return level < PROBE_BITS and not is_known and level < bits_of(state.plan, candidate)
 
 
 def at_least_uniform(problem: Problem, state: State) -> State:
@@ -386,10 +333,10 @@ def at_least_uniform(problem: Problem, state: State) -> State:
     for level in problem.levels:
         plan = {n: stepped(b, 2, level) if n in problem.free else b for n, b in state.plan.items()}
         if level != FLOAT_BITS and problem.costs.of(plan) <= problem.costs.limit:
-            state, loss = _loss(problem, state, plan)
+            state, loss = loss_of_plan(problem, state, plan)
             if loss < state.loss:
                 note(f"uniform bits have a lower loss ({loss:.3g}) than the steps taken: the search goes on from them")
-                return _settled(replace(state, plan=plan, loss=loss))
+                return settled_state(replace(state, plan=plan, loss=loss))
             return state
     return state
 
@@ -400,175 +347,43 @@ def exchange(problem: Problem, state: State) -> State:
     limit = len(problem.candidates)
     with Bar("exchanging bits", limit) as bar:
         while failed < FAILED_EXCHANGES and bar.done < limit:
-            following = list(itertools.islice(_exchanges(problem, state, tried), _width(problem)))
+            following = list(itertools.islice(_exchanges(problem, state, tried), width_of(problem)))
             if not following:
                 break
             # Most exchanges fail, and then those after it are tried on the same plan.
-            _expect(problem, state, (plan for _, plan in following))
+            expect_plans(problem, state, (plan for _, plan in following))
             gain, plan = following[0]
             tried.add(problem.journal.key(plan))
-            state, loss = _loss(problem, state, plan)
+            state, loss = loss_of_plan(problem, state, plan)
             bar.advance(detail=f"loss {min(loss, state.loss):.3g}")
             state = replace(state, errors=(*state.errors, (-gain, loss - state.loss)))
             failed = failed + 1 if loss >= state.loss else 0
             if loss < state.loss:
-                state = _settled(replace(state, plan=plan, loss=loss, exchanges=state.exchanges + 1))
+                state = settled_state(replace(state, plan=plan, loss=loss, exchanges=state.exchanges + 1))
     return state
 
 
 def _exchanges(problem: Problem, state: State, tried: set[str]) -> Iterator[tuple[float, Plan]]:
     """Untried pairs of one step up and at most one down within the budget, what promises the most first."""
-    levels = {c: (_higher(problem, state, c), _bits(state.plan, c), _lower(problem, state, c)) for c in state.curves}
-    ups = [(_rise(problem, state, c, up, bits), c, up) for c, (up, bits, _) in levels.items() if up is not None]
+    levels = {
+        c: (higher_level(problem, state, c), bits_of(state.plan, c), lower_level(problem, state, c))
+        for c in state.curves
+    }
+    ups = [(rise_of(problem, state, c, up, bits), c, up) for c, (up, bits, _) in levels.items() if up is not None]
     downs = [
-        (_rise(problem, state, c, bits, down), c, down) for c, (_, bits, down) in levels.items() if down is not None
+        (rise_of(problem, state, c, bits, down), c, down) for c, (_, bits, down) in levels.items() if down is not None
     ]
     options: list[tuple[float, Plan, tuple[Candidate, int] | None]] = []
     for gain, candidate, level in ups:
-        plan = _with(state.plan, candidate, level)
+        plan = with_level(state.plan, candidate, level)
         options.append((gain, plan, None))
     for gain, candidate, level in ups:
-        plan = _with(state.plan, candidate, level)
+        plan = with_level(state.plan, candidate, level)
         options += [(gain - rise, plan, (other, down)) for rise, other, down in downs if other != candidate]
     for gain, plan, step in sorted((o for o in options if o[0] > 0), key=lambda o: -o[0]):
-        plan = plan if step is None else _with(plan, *step)
+        plan = plan if step is None else with_level(plan, *step)
         if problem.costs.of(plan) <= problem.costs.limit and problem.journal.key(plan) not in tried:
             yield gain, plan
-
-
-def _loss(problem: Problem, state: State, plan: Plan) -> tuple[State, float]:
-    """The loss of a plan, from the journal or by a run, and the state that knows of it."""
-    key = problem.journal.key(plan)
-    if key in problem.journal.losses:
-        return replace(state, from_journal=state.from_journal + 1), problem.journal.losses[key]
-    if problem.ahead is None:
-        loss, latest = loss_of(problem.network, plan, state.kept)
-        state = replace(state, latest=latest, kept=state.kept or latest)
-    else:
-        loss = problem.ahead.loss(state.plan, plan)
-    problem.journal.add(key, loss)
-    return replace(state, evaluations=state.evaluations + 1), loss
-
-
-def _expect(problem: Problem, state: State, plans: Iterable[Plan]) -> None:
-    """Let other processes begin with the losses that are likely to be asked for next."""
-    if problem.ahead is not None:
-        known = problem.journal.losses
-        problem.ahead.expect(state.plan, [plan for plan in plans if problem.journal.key(plan) not in known])
-
-
-def _width(problem: Problem) -> int:
-    """How many losses are computed at a time."""
-    return 1 if problem.ahead is None else problem.ahead.width
-
-
-def _settled(state: State) -> State:
-    """The state with the values of its own plan kept, where the last run was of that."""
-    return replace(state, kept=state.latest) if state.latest and state.latest.plan == state.plan else state
-
-
-def _take(problem: Problem, state: State, candidate: Candidate, level: int) -> State:
-    """The state after a step, with the loss that is predicted."""
-    rise = _rise(problem, state, candidate, _bits(state.plan, candidate), level)
-    plan, loss = _with(state.plan, candidate, level), state.loss + rise
-    step = {"site": candidate[0], "part": candidate[1], "bits": level, "loss": loss, "cost": problem.costs.of(plan)}
-    unmeasured = state.unmeasured + max(rise, 1e-15)
-    return _settled(replace(state, plan=plan, loss=loss, unmeasured=unmeasured, steps=(*state.steps, step)))
-
-
-def _measure_step(problem: Problem, state: State, candidate: Candidate, level: int) -> State:
-    """The same state, which knows what a candidate's step costs on it."""
-    state = measure_state(problem, state)
-    bits = _bits(state.plan, candidate)
-    predicted = _rise(problem, state, candidate, bits, level)
-    state, loss = _loss(problem, state, _with(state.plan, candidate, level))
-    increase = loss - state.loss
-    over_highest = _increase(problem, state, candidate, bits) + max(increase, 1e-15)
-    curve = _learned(state.curves[candidate], level, over_highest, state.loss)
-    errors = (*state.errors, (predicted, increase))
-    return replace(state, curves={**state.curves, candidate: curve}, errors=errors)
-
-
-def _learned(curve: Curve, level: int, increase: float, loss: float) -> Curve:
-    """A curve with one more measured increase, without those that it contradicts: lower levels are never better."""
-    found = {
-        other: value
-        for other, value in curve.increase.items()
-        if not (other < level and value < increase) and not (other > level and value > increase)
-    }
-    return Curve({**found, level: increase}, {**curve.state, level: loss})
-
-
-def _must_measure(problem: Problem, state: State, candidate: Candidate, level: int) -> bool:
-    """Whether a step is too low, or the state too uncertain, to go by predictions."""
-    if level < PROBE_BITS:
-        return state.loss > STALE * max(state.curves[candidate].state.get(level, 0.0), 1e-12)
-    rise = _rise(problem, state, candidate, _bits(state.plan, candidate), level)
-    return state.unmeasured > 0 and state.unmeasured + rise > TRUST * max(state.loss, 1e-6)
-
-
-def _score(problem: Problem, state: State, candidate: Candidate) -> float:
-    """Increase of the loss by the next step down over the cost saved; infinite where there is none."""
-    level = _lower(problem, state, candidate)
-    if level is None:
-        return math.inf
-    saved = problem.costs.saved(state.plan, candidate, level)
-    rise = max(_rise(problem, state, candidate, _bits(state.plan, candidate), level), 1e-15)
-    return rise / saved if saved > 0 else math.inf
-
-
-def _rise(problem: Problem, state: State, candidate: Candidate, level: int, to: int) -> float:
-    """Increase of the loss by going from one level down to another; never negative."""
-    return max(_increase(problem, state, candidate, to) - _increase(problem, state, candidate, level), 0.0)
-
-
-def _increase(problem: Problem, state: State, candidate: Candidate, level: int) -> float:
-    """Increase of the loss over the highest level: measured, or by the local error from the nearest measured level."""
-    measured = state.curves[candidate].increase
-    if level in measured:
-        return measured[level]
-    error = _local_above(problem, candidate, level)
-    if error <= 0:
-        return 0.0
-    below = [m for m in measured if m < level]
-    anchor = max(below) if below else min(measured)
-    return measured[anchor] * error / max(_local_above(problem, candidate, anchor), 1e-30)
-
-
-def _local_above(problem: Problem, candidate: Candidate, bits: int) -> float:
-    """Squared output error of a site at some bits, above that at the highest level."""
-    if (candidate, bits) not in problem.local:
-        highest = problem.levels[0]
-        top = 0.0 if highest == FLOAT_BITS else _local_error(problem, candidate, highest)
-        own = top if bits == highest else _local_error(problem, candidate, bits)
-        problem.local[candidate, bits] = max(own - top, 0.0)
-    return problem.local[candidate, bits]
-
-
-def _local_error(problem: Problem, candidate: Candidate, bits: int) -> float:
-    if problem.ahead is None:
-        return local_error(problem.network, *candidate, bits)
-    return problem.ahead.local_error(candidate, bits)
-
-
-def _bits(plan: Plan, candidate: Candidate) -> int:
-    name, part = candidate
-    return plan[name][1] if part == 2 else plan[name][part]
-
-
-def _lower(problem: Problem, state: State, candidate: Candidate) -> int | None:
-    """The next level down, None at the lowest."""
-    return next((level for level in problem.levels if level < _bits(state.plan, candidate)), None)
-
-
-def _higher(problem: Problem, state: State, candidate: Candidate) -> int | None:
-    """The next level up, None at the highest."""
-    return next((level for level in reversed(problem.levels) if level > _bits(state.plan, candidate)), None)
-
-
-def _with(plan: Plan, candidate: Candidate, level: int) -> Plan:
-    name, part = candidate
-    return {**plan, name: stepped(plan[name], part, level)}
 
 
 def _report(problem: Problem, state: State) -> dict[str, Any]:
@@ -576,7 +391,7 @@ def _report(problem: Problem, state: State) -> dict[str, Any]:
     # Levels that the search never looked at have no quantizer, and no number.
     sensitivities = [
         {"site": name, "part": part,
-         "loss": {str(b): _increase(problem, state, (name, part), b) for b in levels
+         "loss": {str(b): increase_of(problem, state, (name, part), b) for b in levels
                   if b in curve.increase or ((name, part), b) in problem.local}}
         for (name, part), curve in state.curves.items()
     ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,13 +11,11 @@ from leanvit.config.scale import LOCAL
 from leanvit.errors import is_installed
 from leanvit.scale.cluster import connected
 
-HERE = Path(__file__).parent
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs a cluster, and skip it with the reason where Ray is missing."""
     for item in items:
-        if HERE in item.path.parents and "cluster" in getattr(item, "fixturenames", ()):
+        if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
             if not is_installed("ray"):
                 item.add_marker(pytest.mark.skip(reason='ray is missing: pip install "leanvit[ray]"'))
