@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 def run(config: configs.ServeConfig) -> int:
     """Load and check every bundle, then answer until a signal ends it."""
+    if config.ray is not None:
+        from leanvit.scale import serve as remote
+
+        remote.serve(config)
+        return errors.EXIT_OK
     from leanvit.serve.start import serve
 
     serve(config)

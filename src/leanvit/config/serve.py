@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.commands import RuntimeChoice
+from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError
 
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(RayOptions):
     """Serve bundles over HTTP: images in, JSON or drawn pictures out; docs/serve.md has the routes."""
 
     bundles: list[str] = option(
@@ -44,6 +45,7 @@ class ServeConfig:
     version: int = option(1, "Version of this configuration's format.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "workers", "max_queue", "max_batch", "max_body", "max_pixels", "max_connections")
         require_at_least(self, 0, "threads", "drain", "watch", "port")
         if self.timeout < 0.1:
