@@ -168,7 +168,7 @@ def test_calibration_on_a_handful_of_images_is_rejected(
 def test_stale_scales_are_rejected(demo_run: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
     model, _ = load_checkpoint(demo_run / "train")
     quantized = quantize(model, calibration)
-    images = load_split("digits", "val")
+    images = load_split("digits", "val").subset(np.arange(64))
     for name, buffer in quantized.module.named_buffers():
         if name.endswith("input.scale"):
             buffer.mul_(0.02)
