@@ -33,7 +33,7 @@ test-ray: $(VENV)/.ray  ## run the tests on a Ray cluster of this machine (about
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/scale --durations=10
 
 $(VENV)/.ray: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[ray]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[ray,s3]" "moto[server]>=5,<6"
 	@touch $@
 
 coverage: $(STAMP)  ## run the tests and measure which lines and branches they reach (about 90 minutes on 2 cores)

@@ -161,8 +161,9 @@ def raise_missing(module: str) -> NoReturn:
 
 def require_store(url: str, error: ImportError) -> NoReturn:
     """Raise MissingDependencyError for the client that fsspec needs for a URL."""
-    clients = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
-    scheme = url.split("://", 1)[0].removesuffix("s") if url.startswith("https") else url.split("://", 1)[0]
+    clients = {"s3": '"leanvit[s3]"', "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
+               "http": "aiohttp", "https": "aiohttp"}  # fmt: skip
+    scheme = url.split("://", 1)[0]
     raise MissingDependencyError(f"{url} needs a client: pip install {clients.get(scheme, scheme)}") from error
 
 

@@ -39,7 +39,7 @@ class Bar:
         """Announce `total` steps of work called `description`; None where nobody has counted them."""
         self.description = description
         self.total = total
-        self.done = 0
+        self.done = self._before = 0
         self._detail = ""
         self._started = self._reported = time.monotonic()
         self._rich: Any = None
@@ -87,6 +87,19 @@ class Bar:
         elif self._reported != self._started and kind is None:
             self._print()
 
+    def go_on_from(self, steps: int) -> None:
+        """Count steps that an earlier run has done, which say nothing of how fast this one is."""
+        self._before += steps
+        self.done += steps
+        if self._rich is not None:
+            self._rich.update(self._task, completed=self.done)
+
+    def expect(self, total: int) -> None:
+        """Say how many steps there are, where that is known only now."""
+        self.total = total
+        if self._rich is not None:
+            self._rich.update(self._task, total=total)
+
     def advance(self, steps: int = 1, detail: str | None = None) -> None:
         """Count `steps` as done and show `detail` beside the bar."""
         self.done += steps
@@ -103,7 +116,8 @@ class Bar:
         if self.total is None:
             note(f"{self.description} {self.done}, {elapsed:.0f} s{detail}")
             return
-        left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
+        own = self.done - self._before
+        left = elapsed / own * (self.total - self.done) if own else 0.0
         remaining = f", {left:.0f} s left" if self.done < self.total else f", {elapsed:.0f} s"
         note(f"{self.description} {self.done}/{self.total}{remaining}{detail}")
 

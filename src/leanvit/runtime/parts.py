@@ -100,7 +100,7 @@ def run(config: PredictConfig, work: Work | None = None) -> int:
     todo = tally.missing(enumerate(pieces_of(config.images, config.part_images)))
     with Bar("predicting", None) as bar:
         _expect(bar, config)
-        bar.advance(tally.images)
+        bar.go_on_from(tally.images)
         started, before = time.monotonic(), tally.images
         for number, piece, part in (work or alone(predictor))(job, todo):
             tally.add(number, piece, part)
@@ -120,8 +120,8 @@ def make_part(predictor: Predictor, job: Job, piece: Piece) -> Part:
     try:
         with contextlib.redirect_stderr(said):
             pictures = list(_pictures(predictor, job, piece))
-    except DataError as error:
-        return Part(failure=str(error))
+    except (DataError, OSError) as error:  # of a store that breaks off
+        return Part(failure=f"{piece}: {error}" if isinstance(error, OSError) else str(error))
     rows = [_row(predictor, picture) for picture in pictures]
     data = rows_as_parquet(rows, job.columns) if job.config.format == "parquet" else "".join(rows).encode()
     skipped = sum(1 for picture in pictures if picture.problem)
@@ -298,6 +298,6 @@ def _expect(bar: Bar, config: PredictConfig) -> None:
                 if piece.file:
                     return
                 total += len(piece.paths)
-            bar.total = total
+            bar.expect(total)
 
     threading.Thread(target=count, name="count", daemon=True).start()

@@ -6,13 +6,12 @@ store's own client, or ~/.config/fsspec/*.json.
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from leanvit.errors import DataError, EnvironmentProblem, require, require_store
+from leanvit.errors import DataError, EnvironmentProblem, ImageError, LeanvitError, require, require_store
 from leanvit.files import write_atomic
 from leanvit.imaging import SUFFIXES
 
@@ -39,19 +38,23 @@ def store_of(url: str) -> tuple[Any, str]:
     return store, path
 
 
-@contextlib.contextmanager
-def opened(place: str | Path) -> Iterator[IO[bytes]]:
-    """A file or URL, open to be read; raises DataError where it can't be."""
+def opened(place: str | Path) -> IO[bytes]:
+    """A file or URL, open to be read. Raises DataError where it can't be, ImageError where it is not there."""
     try:
         if is_url(place):
             store, path = store_of(str(place))
-            with store.open(path, "rb") as file:
-                yield file
-        else:
-            with open(place, "rb") as file:
-                yield file
-    except OSError as error:
-        raise DataError(f"{place}: {error.strerror or error}. Check that it is there and may be read.") from error
+            return cast("IO[bytes]", store.open(path, "rb"))
+        return open(place, "rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{place}: no such file. Check the path.") from error
+    except LeanvitError:
+        raise
+    except Exception as error:  # the clients of stores have no common type
+        raise DataError(f"{place}: {_told(error)}. Check that this machine may read it.") from error
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def images_at(url: str) -> Iterator[str]:
@@ -62,8 +65,8 @@ def images_at(url: str) -> Iterator[str]:
     store, path = store_of(url)
     try:
         found = store.find(path)
-    except OSError as error:
-        raise DataError(f"{url}: {error}. Check the URL and the rights of its store.") from error
+    except Exception as error:  # the clients of stores have no common type
+        raise DataError(f"{url}: {_told(error)}. Check the URL and the rights of its store.") from error
     images = [name for name in sorted(found) if posixpath.splitext(name)[1].lower() in SUFFIXES]
     if not images:
         raise DataError(f"{url}: no images found, expected files ending in {', '.join(sorted(SUFFIXES))}.")
@@ -103,5 +106,6 @@ class Folder:
             return
         try:
             self._store.pipe_file(f"{self._path}/{name}", data)
-        except OSError as error:
-            raise EnvironmentProblem(f"{self.place}/{name}: {error}. Check the store and your rights in it.") from error
+        except Exception as error:  # the clients of stores have no common type
+            told = f"{self.place}/{name}: {_told(error)}. Check the store and your rights in it."
+            raise EnvironmentProblem(told) from error

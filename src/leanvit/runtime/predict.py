@@ -87,7 +87,7 @@ def run(config: PredictConfig) -> int:
         paths = drawings.follow(paths)
     settings = settings_of(config, predictor.manifest.sha256)
     with open_results(config, settings, paths, above, convert) as results, Bar("predicting", None) as bar:
-        bar.advance(results.images)
+        bar.go_on_from(results.images)
         if drawings:
             drawings.pass_over()
         options = Options(top_k=config.top_k or 1, score_threshold=config.score_threshold)

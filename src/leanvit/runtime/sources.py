@@ -40,11 +40,8 @@ class Encoded:
         return self.name
 
     def read(self) -> bytes:
-        """The encoded image. Raises ImageError."""
-        try:
-            return self.load()
-        except (OSError, DataError) as error:
-            raise ImageError(f"{self.name}: {error}") from error
+        """The encoded image. Raises ImageError where there is none, DataError where its store can't be read."""
+        return self.load()
 
 
 Image = Path | Encoded
