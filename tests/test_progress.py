@@ -72,6 +72,17 @@ def test_a_detail_stays_until_there_is_a_new_one(clock: Clock, capsys: pytest.Ca
         assert capsys.readouterr().err == "work 3/4, 2 s left  first\n"
 
 
+def test_what_an_earlier_run_did_does_not_shorten_the_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Bar("work", None) as bar:
+        bar.go_on_from(6)
+        bar.expect(10)
+        clock.now += 6
+        bar.advance()
+        assert capsys.readouterr().err == "work 7/10, 18 s left\n"
+
+
 def test_work_that_fails_does_not_claim_to_have_ended(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         with Bar("work", 4) as bar:
