@@ -127,7 +127,7 @@ def test_an_error_in_a_process_is_that_of_the_command(cluster: ModuleType, tmp_p
         ([{"CPU": 4.0}, {"CPU": 4.0}, {}], {}, Group(2, 4, False)),
         # Two of three machines have room for 3 CPUs each, and none for 4.
         ([{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 2.0}], {"ray_workers": 2}, Group(2, 3, False)),
-        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], {}, Group(2, 4, True)),
+        ([{"CPU": 9.0, "GPU": 3.0}, {"CPU": 8.0}], {}, Group(3, 3, True)),
         ([{"CPU": 8.0, "GPU": 2.0}], {"device": "cpu", "ray_workers": 4}, Group(4, 2, False)),
     ],
 )
@@ -222,6 +222,7 @@ def test_losses_without_a_save_come_to_an_end(
         ({0: GONE, 1: NumericalError("not finite")}, NumericalError, 1),
         ({0: DataError("gone"), 1: died()}, DataError, 1),
         ({0: GONE, 1: KeyError("a bug")}, KeyError, 1),
+        ({0: KeyError("a bug of its own"), 1: ConfigError("wrong")}, ConfigError, 1),
         ({0: GONE, 1: GONE}, RuntimeError, 3),
     ],
 )

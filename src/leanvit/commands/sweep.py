@@ -37,11 +37,15 @@ def _print(results: dict[str, Any]) -> None:
     rows = results["runs"]
     keys = list(results["grid"])
     names = list(dict.fromkeys(name for row in rows for name in row["numbers"]))
+    same = [name for name in names if len(rows) > 1 and len({_text(row, name) for row in rows}) == 1]
+    told = [name for name in names if name not in same]
     table = [
-        [*(str(row["values"][key]) for key in keys), str(row["exit_code"]), *(_text(row, name) for name in names)]
+        [*(str(row["values"][key]) for key in keys), str(row["exit_code"]), *(_text(row, name) for name in told)]
         for row in rows
     ]
-    print_table(f"{results['verb']}, {len(rows)} runs", [*keys, "exit code", *names], table)
+    print_table(f"{results['verb']}, {len(rows)} runs", [*keys, "exit code", *told], table)
+    if same:
+        print(f"the same in all runs: {', '.join(f'{name} {_text(rows[0], name)}' for name in same)}")
 
 
 def _text(row: dict[str, Any], name: str) -> str:
