@@ -338,9 +338,16 @@ def test_a_bundle_that_a_replica_can_t_serve_is_taken_back(cluster: ModuleType, 
         fleet.close()
 
 
-def test_ctrl_c_ends_a_server_that_joined_and_its_replicas(address: str, shared_bundle: Path) -> None:
+def test_without_a_replica_it_is_not_ready_and_ctrl_c_ends_all(address: str, shared_bundle: Path) -> None:
     with serving(f"one={shared_bundle}", "--ray", address, "--ray-workers", 1, "--threads", 1) as running:
         assert running.predict("one", IMAGE).code == 200
+        os.kill(replicas(os.getpid())[0], signal.SIGKILL)
+        wait_for(lambda: running.get("/v2/health/ready").code == 503, 10)
+        refused = running.predict("one", IMAGE)
+        assert (refused.code, refused.headers["retry-after"]) == (503, "1")
+        assert running.get("/v2/health/live").code == running.get("/v1/models/one").code == 200
+        wait_for(lambda: running.predict("one", IMAGE).code == 200)
+        assert running.get("/v2/health/ready").code == 200
         assert running.end(signal.SIGINT) == 130
         assert running.errors == ["leanvit: interrupted; what was finished before is kept\n"]
         wait_for(lambda: not replicas(os.getpid()))
@@ -354,9 +361,9 @@ def test_ctrl_c_ends_a_server_that_joined_and_its_replicas(address: str, shared_
     ],
 )
 def test_flags_that_do_not_fit_are_refused_by_name(
-    leanvit: Callable[..., Outcome], shared_bundle: Path, flags: tuple[str, ...], told: str
+    leanvit: Callable[..., Outcome], flags: tuple[str, ...], told: str
 ) -> None:
-    outcome = leanvit("serve", shared_bundle, "--port", 0, *flags)
+    outcome = leanvit("serve", "/nowhere", "--port", 0, *flags)
     assert outcome.code == 2
     assert told in outcome.error
 
