@@ -1,7 +1,7 @@
 """A Ray cluster for one command: started on this machine, or joined where it runs.
 
-Nothing is reported to anybody, no dashboard is opened, and a cluster that is started here listens on this machine alone
-and takes only those who know the token that it drew: Ray runs whatever code it is sent.
+Nothing is reported to anybody, no dashboard is opened, and a cluster that is started here talks over a loopback address
+and takes only those who know the token that it drew: Ray listens everywhere, and runs whatever code it is sent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -19,6 +22,9 @@ from leanvit.errors import EnvironmentProblem, require
 STORE_BYTES = 256 * 2**20
 """Of the object store of a cluster that is started here: bundles, networks and batches of results pass through it, and
 containers have a small /dev/shm (ray issue 14616)."""
+
+REACHED_SECONDS = 10.0
+"""In which a cluster's port must answer."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -50,17 +56,30 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[ModuleType]:
         yield ray
         return
     options = _of_local(cpus) if address == LOCAL else {"address": address}
+    ended_by = signal.getsignal(signal.SIGTERM)
     try:
+        _require_reachable(address)
         ray.init(**options, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise EnvironmentProblem(
             f"Ray at {address} can't be reached ({reason}). Start one with: ray start --head, or give --ray local."
         ) from error
+    finally:
+        # Ray puts its own in the place, which ends with another exit code. Only the first thread may put it back.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended_by)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), REACHED_SECONDS).close()
 
 
 def _of_local(cpus: int | None) -> dict[str, object]:
