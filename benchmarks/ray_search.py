@@ -1,0 +1,110 @@
+"""Greedy MP alone and with two processes of one thread on Ray, in turns: journal and plan byte for byte, and time.
+
+    python benchmarks/ray_search.py      (10 to 20 minutes on 2 idle cores; to benchmarks/results/ray_search.json)
+
+Alone is measured with one thread, whose journal the other has to write, and with all threads of the machine. `search`
+is the time in the search itself, `whole` that of quantize(), with the start of Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+import leanvit.models  # noqa: F401 - registers our architectures
+from leanvit.bench import machine
+from leanvit.checkpoint import preprocess_for
+from leanvit.config import Budget, MPTQConfig
+from leanvit.data.loader import Loader, to_input
+from leanvit.data.sets import load_split
+from leanvit.files import write_json
+from leanvit.quant import greedy_mp, quantize
+from leanvit.scale.cluster import connected
+from leanvit.scale.search import RayAhead
+
+RESULTS = Path(__file__).parent / "results" / "ray_search.json"
+
+
+def run(args: argparse.Namespace, way: str, folder: Path) -> dict[str, Any]:
+    """One search: its times, and what it wrote."""
+    model = timm.create_model(f"{args.model}.fmnist", pretrained=True).eval()
+    preprocess = preprocess_for(model)
+    images = load_split("fashion-mnist", "train").subset(np.arange(args.calibration))
+    x = torch.cat([to_input(batch, preprocess) for batch, _ in Loader(images, preprocess, args.calibration)])
+    config = MPTQConfig(budget=Budget(average_bits=args.bits), mode=args.mode)
+    torch.set_num_threads(args.threads if way == "all threads" else 1)
+    journal, spent = folder / f"{way}.jsonl", [0.0]
+    journal.unlink(missing_ok=True)
+    original = greedy_mp.allocate
+
+    def timed(*given: Any, **named: Any) -> Any:
+        started = time.monotonic()
+        found = original(*given, **named)
+        spent[0] += time.monotonic() - started
+        return found
+
+    greedy_mp.allocate = timed
+    started = time.monotonic()
+    try:
+        if way == "ray":
+            with connected("local", cpus=args.workers) as ray:
+                quantized = quantize(model, x, config, journal=journal, ahead=RayAhead(ray, args.workers))
+        else:
+            quantized = quantize(model, x, config, journal=journal)
+    finally:
+        greedy_mp.allocate = original
+    plan = json.dumps(sorted(quantized.plan.items())).encode()
+    return {
+        "search": spent[0],
+        "whole": time.monotonic() - started,
+        "evaluations": quantized.report["search"]["evaluations"],
+        "journal": hashlib.sha256(journal.read_bytes()).hexdigest(),
+        "plan": hashlib.sha256(plan).hexdigest(),
+    }
+
+
+def main() -> None:
+    """Alternate the ways, compare and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_micro")
+    parser.add_argument("--mode", default="paper")
+    parser.add_argument("--bits", type=float, default=4.0, help="average")
+    parser.add_argument("--calibration", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rounds: dict[str, list[dict[str, Any]]] = {"one thread": [], "ray": [], "all threads": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.rounds):
+            for way, found in rounds.items():
+                found.append(run(args, way, Path(folder)))
+                print(way, found[-1], flush=True)
+    same = {key: len({row[key] for way in ("one thread", "ray") for row in rounds[way]}) == 1
+            for key in ("journal", "plan")}  # fmt: skip
+
+    def ratio(way: str, key: str) -> float:
+        return statistics.median(one[key] / ray[key] for one, ray in zip(rounds[way], rounds["ray"], strict=True))
+
+    ratios = {key: {way: ratio(way, key) for way in ("one thread", "all threads")} for key in ("search", "whole")}
+    row = {
+        "version": 1, "options": vars(args), "rounds": rounds, "same": same, "times_faster_on_ray": ratios,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
+    }  # fmt: skip
+    print(json.dumps({"same": same, "times_faster_on_ray": ratios}, indent=2))
+    write_json(RESULTS, row)
+
+
+if __name__ == "__main__":
+    main()
