@@ -129,6 +129,7 @@ EXTRAS = {
     "transformers": "transformers",
     "ray": "ray",
     "fsspec": "ray",
+    "s3fs": "s3",
     "skimage": "tasks",
     "fastapi": "serve",
     "uvicorn": "serve",

@@ -61,11 +61,13 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "img_size": st.none() | multiples | st.tuples(multiples, multiples),
     # An average and sharded weights exclude each other.
     "fsdp": st.just(False),
+    # Of some verbs only beside another option.
+    "ray": st.none(),
+    "ray_workers": st.none(),
     "multi_label": st.just(False),  # of labelled images alone, which text of a task is not
     "model_ema_decay": share,
     "layer_decay": st.none() | st.floats(0, 1, exclude_min=True),
     "keep_tokens": st.floats(0, 1, exclude_min=True),
-    "ray_workers": st.none(),  # of Ray alone
     "train_fraction": st.floats(0, 1, exclude_min=True),
     "crop_ratio": st.lists(positive, min_size=2, max_size=2).map(lambda pair: tuple(sorted(pair))),
     **dict.fromkeys(("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha"), st.floats(0, 1)),

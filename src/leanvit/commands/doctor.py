@@ -34,7 +34,7 @@ OPTIONAL = {
     "transformers": "transformers", "pyarrow": "parquet",
     "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "h11": "serve", "prometheus-client": "serve",
     "python-multipart": "serve", "litserve": "peers",
-    "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers",
+    "tensorboard": "trackers", "wandb": "trackers", "mlflow": "trackers", "ray": "ray", "fsspec": "ray", "s3fs": "s3",
 }  # fmt: skip
 
 

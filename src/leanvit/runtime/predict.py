@@ -209,8 +209,10 @@ def _prepare(predictor: Predictor, path: Image, options: Options, boxes: KnownBo
     if boxes is not None:
         options = replace(options, boxes=own or [])
     try:
-        source = path if isinstance(path, Path) else path.read()
-        inputs, sentences, pixels = predictor.read(source, options, str(path), keep=keep)
+        if isinstance(path, Path):
+            inputs, sentences, pixels = predictor.read(path, options, keep=keep)
+        else:
+            inputs, sentences, pixels = predictor.read(path.read(), options, path.name, keep=keep)
     except ImageError as error:
         return _Prepared(Picture(path, problem=str(error)), None, [f"skipped {error}"])
     notes = [f"{path}: {sentence}" for sentence in sentences]
