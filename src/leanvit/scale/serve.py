@@ -25,7 +25,6 @@ import sys
 import time
 from typing import Any, TextIO
 
-import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,12 +41,12 @@ from leanvit.serve import log
 from leanvit.serve.app import PREDICT, create_app
 from leanvit.serve.batcher import Ticket
 from leanvit.serve.infer import HEADER_LENGTH, VERSION
-from leanvit.serve.limits import HEADER_BYTES, Limits, protocol, read_token
+from leanvit.serve.limits import Limits, read_token
 from leanvit.serve.metrics import Metrics
 from leanvit.serve.models import Model, Models, fingerprint
 from leanvit.serve.priority import switch_often
 from leanvit.serve.refusals import Refusal
-from leanvit.serve.run import BACKLOG, GRACE, Server, listen
+from leanvit.serve.run import answer, listen
 from leanvit.serve.service import DEADLINE, Service, ticket_for
 from leanvit.serve.surround import Surround
 
@@ -119,15 +118,7 @@ def run(config: ServeConfig, token: bytes | None, listening: Any, fleet: Fleet) 
     metrics = Metrics()
     service = Front(config, RemoteModels(config, metrics, fleet), metrics, Limits(config, token), fleet)
     app = Surround(with_replicas(create_app(service), service), service)
-    settings = uvicorn.Config(
-        app, http=protocol(config), ws="none", lifespan="off", log_config=None,
-        access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=max(1, round(config.timeout)), timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
-    )  # fmt: skip
-    try:
-        Server(settings, service, parent=0).run(sockets=[listening])
-    finally:
-        service.close()
+    answer(app, service, listening)
 
 
 class RemoteModels(Models):

@@ -11,6 +11,7 @@ import time
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from leanvit.config import ServeConfig
 from leanvit.errors import ConfigError, EnvironmentProblem
@@ -59,17 +60,24 @@ def run(config: ServeConfig, token: bytes | None, listening: socket.socket, pare
     metrics = Metrics()
     service = Service(config, Models(config, metrics), metrics, Limits(config, token))
     app = Surround(with_shortcut(create_app(service), service), service)
+    try:
+        answer(app, service, listening, parent)
+    finally:
+        log.write("ended", process=os.getpid())
+
+
+def answer(app: ASGIApp, service: Service, listening: socket.socket, parent: int = 0) -> None:
+    """Answer on a bound socket by an application until a signal ends it; the service is closed then."""
+    config = service.config
     settings = uvicorn.Config(
         app, http=protocol(config), ws="none", lifespan="off", log_config=None,
         access_log=False, server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_keep_alive=max(1, round(config.timeout)), timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
     )  # fmt: skip
-    server = Server(settings, service, parent)
     try:
-        server.run(sockets=[listening])
+        Server(settings, service, parent).run(sockets=[listening])
     finally:
         service.close()
-        log.write("ended", process=os.getpid())
 
 
 class Server(uvicorn.Server):
