@@ -128,6 +128,22 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, leanvit: Run) -> No
     assert numbers == [{"extra": 0, "leaks": 0, "contradictions": 0}] * 3
 
 
+def test_a_run_ends_with_the_process_that_started_it() -> None:
+    """Else the run of a killed sweep would go on, and hold its folder against the next start."""
+    endless = "import time\nprint('up', flush=True)\nmain = lambda: time.sleep(600)"
+    text = sweep._CHILD.replace("from leanvit.cli import main", endless)
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert process.poll() is None
+        process.stdin.close()
+        try:
+            assert process.wait(20) == 143
+        finally:
+            process.kill()
+
+
 def child(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     """The row of a run whose process is `text`."""
     monkeypatch.setattr(sweep, "_CHILD", f"import os, sys\n{text}")
