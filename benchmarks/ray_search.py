@@ -34,6 +34,7 @@ from leanvit.scale.cluster import connected
 from leanvit.scale.search import RayAhead
 
 RESULTS = Path(__file__).parent / "results" / "ray_search.json"
+WAYS = ("one thread", "ray", "all threads")
 
 
 def run(args: argparse.Namespace, way: str, folder: Path) -> dict[str, Any]:
@@ -84,20 +85,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help=", ".join(WAYS))
     args = parser.parse_args()
-    rounds: dict[str, list[dict[str, Any]]] = {"one thread": [], "ray": [], "all threads": []}
+    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             for way, found in rounds.items():
                 found.append(run(args, way, Path(folder)))
                 print(way, found[-1], flush=True)
-    same = {key: len({row[key] for way in ("one thread", "ray") for row in rounds[way]}) == 1
+    same = {key: len({row[key] for way in args.ways if way != "all threads" for row in rounds[way]}) == 1
             for key in ("journal", "plan")}  # fmt: skip
 
     def ratio(way: str, key: str) -> float:
         return statistics.median(one[key] / ray[key] for one, ray in zip(rounds[way], rounds["ray"], strict=True))
 
-    ratios = {key: {way: ratio(way, key) for way in ("one thread", "all threads")} for key in ("search", "whole")}
+    ratios = {key: {way: ratio(way, key) for way in args.ways if way != "ray"} for key in ("search", "whole")}
     row = {
         "version": 1, "options": vars(args), "rounds": rounds, "same": same, "times_faster_on_ray": ratios,
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
