@@ -52,16 +52,16 @@ class Backwards:
     ) -> None:
         self.losses = PlanLosses(model, batches, config, measure)
 
-    def expect(self, base: Plan, plans: Sequence[Plan]) -> None:
+    def expect(self, plans: Sequence[Plan]) -> None:
         for plan in reversed(plans):
             if json.dumps(plan) not in self.known:
-                self.known[json.dumps(plan)] = self.losses.loss(base, plan)
+                self.known[json.dumps(plan)] = self.losses.loss(plan)
 
-    def loss(self, base: Plan, plan: Plan) -> float:
+    def loss(self, plan: Plan) -> float:
         self.asked.append(json.dumps(plan))
         if json.dumps(plan) not in self.known:
             self.surprises += 1
-            self.known[json.dumps(plan)] = self.losses.loss(base, plan)
+            self.known[json.dumps(plan)] = self.losses.loss(plan)
         return self.known[json.dumps(plan)]
 
     def expect_local(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:

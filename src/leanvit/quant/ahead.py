@@ -26,10 +26,10 @@ class Ahead(Protocol):
     ) -> None:
         """Make ready for the search of a network; see leanvit.quant.mptq.PlanLosses for what is given."""
 
-    def expect(self, base: Plan, plans: Sequence[Plan]) -> None:
-        """Losses that are likely to be asked for next. base: the plan from which the search tries them."""
+    def expect(self, plans: Sequence[Plan]) -> None:
+        """Losses that are likely to be asked for next."""
 
-    def loss(self, base: Plan, plan: Plan) -> float:
+    def loss(self, plan: Plan) -> float:
         """The loss of a plan; waits for it."""
 
     def expect_local(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:

@@ -187,7 +187,7 @@ def probe(problem: Problem, state: State) -> State:
     """Measure every candidate once, well below the start."""
     level = min(problem.levels[1:] or problem.levels, key=lambda value: abs(value - PROBE_BITS))
     increases: dict[Candidate, float] = {}
-    expect_plans(problem, state, (with_level(state.plan, candidate, level) for candidate in problem.candidates))
+    expect_plans(problem, (with_level(state.plan, candidate, level) for candidate in problem.candidates))
     with Bar("measuring sensitivities", len(problem.candidates)) as bar:
         for candidate in problem.candidates:
             state, loss = loss_of_plan(problem, state, with_level(state.plan, candidate, level))
@@ -245,9 +245,7 @@ def _next_step(problem: Problem, state: State, heap: Heap, measure: Measuring) -
 def _measure_ahead(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
     """`measure_step`, while other processes measure what follows if predictions hold."""
     if problem.ahead is not None:
-        expect_plans(
-            problem, state, itertools.islice(_forecast(problem, state, candidate, level, heap), width_of(problem))
-        )
+        expect_plans(problem, itertools.islice(_forecast(problem, state, candidate, level, heap), width_of(problem)))
     return measure_step(problem, state, candidate, level)
 
 
@@ -281,7 +279,7 @@ def solve(problem: Problem, state: State) -> State:
         guessed = [c for c in problem.candidates if _is_guessed(state, c, bits_of(plan, c))]
         if not guessed:
             break
-        expect_plans(problem, state, (with_level(state.plan, c, bits_of(plan, c)) for c in guessed))
+        expect_plans(problem, (with_level(state.plan, c, bits_of(plan, c)) for c in guessed))
         with Bar("measuring low bits", len(guessed)) as bar:
             for candidate in guessed:
                 state = measure_step(problem, state, candidate, bits_of(plan, candidate))
@@ -351,7 +349,7 @@ def exchange(problem: Problem, state: State) -> State:
             if not following:
                 break
             # Most exchanges fail, and then those after it are tried on the same plan.
-            expect_plans(problem, state, (plan for _, plan in following))
+            expect_plans(problem, (plan for _, plan in following))
             gain, plan = following[0]
             tried.add(problem.journal.key(plan))
             state, loss = loss_of_plan(problem, state, plan)

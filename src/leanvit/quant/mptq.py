@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,10 @@ from leanvit.quant.work import Work
 WALK_BYTES = 2 << 30
 """Memory that calibration may hold at a time; with larger networks fewer images take part. Half of the 4 GB that
 benchmarks/ptq_cost.py allows, as the float and the quantized network are walked side by side."""
+
+PLANS_HELD = 3
+"""Plans whose values a process of a search keeps, each of 12 places of the network: what a search goes on from is among
+the last that it tried."""
 
 LIVE_TENSORS = 8
 """Tensors of the largest size that are alive at once in the walk: two networks, a residual, operands and results."""
@@ -186,7 +191,8 @@ def _traced(
 class PlanLosses:
     """The losses that the search of `quantize_part` asks for, computed in any process from the same model and images.
 
-    model, batches, config, measure: as that has them. The values of the plan that a search goes on from are kept.
+    model, batches, config, measure: as that has them. Values of the last plans are kept: a run begins where its plan
+    first differs from the one of them that it has most in common with.
     """
 
     def __init__(self, model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None) -> None:
@@ -194,16 +200,19 @@ class PlanLosses:
         work = turned_where_it_pays(traced, batches, config)
         journal = Journal(None, work.graph, work.images, config)
         self._network = pose(work.graph, work.images, config, work.choices, journal)[0].network
-        self._kept: Kept | None = None
-        self._base: Plan | None = None
+        self._held: deque[Kept] = deque(maxlen=PLANS_HELD)
 
-    def loss(self, base: Plan, plan: Plan) -> float:
-        """Divergence of a plan's outputs from the float ones; base: the plan that the search goes on from."""
-        # Its values are worth a run of their own from the second plan on that is tried on it.
-        if self._kept is None or (base != self._kept.plan and base == self._base):
-            self._kept = loss_of(self._network, base, self._kept)[1]
-        self._base = base
-        return loss_of(self._network, plan, self._kept)[0]
+    def loss(self, plan: Plan) -> float:
+        """Divergence of a plan's outputs from the float ones."""
+        first = self._network.first
+        end = len(self._network.graph.module.graph.nodes)
+
+        def start(kept: Kept) -> int:
+            return min((first[name] for name, bits in plan.items() if kept.plan.get(name) != bits), default=end)
+
+        found, latest = loss_of(self._network, plan, max(self._held, key=start, default=None))
+        self._held.append(latest)
+        return found
 
     def local_errors(self, candidate: Candidate, levels: Sequence[int]) -> dict[int, float]:
         """Squared output error of a part of a site on its sample, by level."""

@@ -107,21 +107,21 @@ def loss_of_plan(problem: Problem, state: State, plan: Plan) -> tuple[State, flo
         loss, latest = loss_of(problem.network, plan, state.kept)
         state = replace(state, latest=latest, kept=state.kept or latest)
     else:
-        loss = problem.ahead.loss(state.plan, plan)
+        loss = problem.ahead.loss(plan)
     problem.journal.add(key, loss)
     return replace(state, evaluations=state.evaluations + 1), loss
 
 
-def expect_plans(problem: Problem, state: State, plans: Iterable[Plan]) -> None:
+def expect_plans(problem: Problem, plans: Iterable[Plan]) -> None:
     """Let other processes begin with the losses that are likely to be asked for next."""
     if problem.ahead is not None:
         known = problem.journal.losses
-        problem.ahead.expect(state.plan, [plan for plan in plans if problem.journal.key(plan) not in known])
+        problem.ahead.expect([plan for plan in plans if problem.journal.key(plan) not in known])
 
 
 def width_of(problem: Problem) -> int:
-    """How many losses are computed at a time."""
-    return 1 if problem.ahead is None else problem.ahead.width
+    """How many losses are asked for ahead: twice what is computed at a time, so that nobody waits for this process."""
+    return 1 if problem.ahead is None else 2 * problem.ahead.width
 
 
 def settled_state(state: State) -> State:

@@ -73,27 +73,30 @@ class RayAhead:
         self._load = [0] * self.width
         self._waiting = {}
 
-    def expect(self, base: Plan, plans: Sequence[Plan]) -> None:
+    def expect(self, plans: Sequence[Plan]) -> None:
         """Begin with some losses, each in the process that has the least to do."""
         for plan in plans:
             key = _key(plan)
             if key not in self._waiting:
                 worker = min(range(self.width), key=self._load.__getitem__)
                 self._load[worker] += 1
-                self._waiting[key] = (self._workers[worker].loss.remote(base, plan), worker)
+                self._waiting[key] = (self._workers[worker].loss.remote(plan), worker)
 
-    def loss(self, base: Plan, plan: Plan) -> float:
+    def loss(self, plan: Plan) -> float:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
-        self.expect(base, [plan])
+        self.expect([plan])
         reference, worker = self._waiting.pop(_key(plan))
         found = float(self._get(reference))
         self._load[worker] -= 1
         return found
 
     def expect_local(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
-        """Begin with errors of sites, those of neighbours in turns."""
-        for number, candidate in enumerate(candidates):
-            worker = self._workers[number % self.width]
+        """Begin with errors of sites, in turns; weights take less time than activations, so both in turns."""
+        turns = [0, 0, 0]
+        for candidate in candidates:
+            part = candidate[1]
+            worker = self._workers[turns[part] % self.width]
+            turns[part] += 1
             self._local[candidate] = worker.local_errors.remote(candidate, tuple(levels))
 
     def local_error(self, candidate: Candidate, bits: int) -> float:
@@ -123,9 +126,9 @@ class LossWorker:
         torch.set_num_threads(threads)
         self.losses = PlanLosses(*given)
 
-    def loss(self, base: Plan, plan: Plan) -> float:
+    def loss(self, plan: Plan) -> float:
         """The loss of one plan."""
-        return self.losses.loss(base, plan)
+        return self.losses.loss(plan)
 
     def local_errors(self, candidate: Candidate, levels: tuple[int, ...]) -> dict[int, float]:
         """Squared output errors of a part of a site, by level."""
