@@ -102,13 +102,18 @@ def loss_of(network: Network, plan: Plan, kept: Kept | None = None) -> tuple[flo
     _set_quantizers(network, plan)
     start, values = 0, dict[int, Values]()
     if kept is not None:
-        changed = [network.first[name] for name, bits in plan.items() if kept.plan.get(name) != bits]
-        first = min(changed, default=len(network.graph.module.graph.nodes))
+        first = first_difference(network, plan, kept)
         values = {index: held for index, held in kept.values.items() if index <= first}
         start = max(values, default=0)
     outputs, found = _run(network, start, values.get(start, {}))
     give_back()
     return divergence(network.truth, outputs, network.graph.measure), Kept(plan, values | found)
+
+
+def first_difference(network: Network, plan: Plan, kept: Kept) -> int:
+    """Index of the first node that a plan computes otherwise than the one whose values were kept."""
+    changed = [network.first[name] for name, bits in plan.items() if kept.plan.get(name) != bits]
+    return min(changed, default=len(network.graph.module.graph.nodes))
 
 
 def local_error(network: Network, site: str, part: int, bits: int) -> float:

@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
-from leanvit.config import MPTQConfig
+from leanvit.config import Budget, MPTQConfig
 from leanvit.errors import ConfigError
 from leanvit.progress import Bar, note
 from leanvit.quant.ahead import Ahead
@@ -154,33 +154,37 @@ def begin(
     ahead: Ahead | None = None,
 ) -> tuple[Problem, State]:
     """The search of `config`'s budget with all free sites at the highest level, and the loss of that measured."""
-    problem, plan = pose(graph, images, config, choices, journal, ahead)
+    levels, ends = levels_of(config), end_sites(graph)
+    plan = highest_plan(graph, config)
+    free = tuple(name for name in plan if name not in ends)
+    # Latency is measured with both sides in float or in 8 bits.
+    parts = {name: (2,) if levels[0] == FLOAT_BITS else parts_of(graph.sites[name]) for name in free}
+    candidates = tuple((name, part) for name in free for part in parts[name])
+    costs = Costs(graph, budget_of(config), list(free))
+    network = make_network(copy.deepcopy(graph), images, plan, choices)
+    problem = Problem(network, costs, journal, free, levels, candidates, ahead)
     state, loss = loss_of_plan(problem, State(plan), plan)
     return problem, replace(state, loss=loss)
 
 
-def pose(
-    graph: QuantGraph,
-    images: Tensor,
-    config: MPTQConfig,
-    choices: Choices,
-    journal: Journal,
-    ahead: Ahead | None = None,
-) -> tuple[Problem, Plan]:
-    """The search of `config`'s budget, and the plan that it begins with: all free sites at the highest level."""
+def budget_of(config: MPTQConfig) -> Budget:
+    """The budget of a search. Raises ConfigError where there is none."""
     if config.budget is None:
         raise ConfigError("no budget given, expected one. Give MPTQConfig(budget=Budget(average_bits=5)).")
-    by_latency = config.budget.latency_ms is not None
-    levels = (FLOAT_BITS, 8) if by_latency else config.budget.levels
-    start, ends = make_plan(graph, config), end_sites(graph)
-    free = tuple(name for name in start if name not in ends)
-    plan = {name: b if name in ends else stepped((b[0] and 1, 1), 2, levels[0]) for name, b in start.items()}
-    # Latency is measured with both sides in float or in 8 bits.
-    parts = {name: (2,) if by_latency else parts_of(graph.sites[name]) for name in free}
-    candidates = tuple((name, part) for name in free for part in parts[name])
-    costs = Costs(graph, config.budget, list(free))
-    network = make_network(copy.deepcopy(graph), images, plan, choices)
-    return Problem(network, costs, journal, free, levels, candidates, ahead), plan
+    return config.budget
+
+
+def levels_of(config: MPTQConfig) -> tuple[int, ...]:
+    """Bits that a site may have, highest first; of a budget of milliseconds float and 8."""
+    budget = budget_of(config)
+    return budget.levels if budget.latency_ms is None else (FLOAT_BITS, 8)
+
+
+def highest_plan(graph: QuantGraph, config: MPTQConfig) -> Plan:
+    """The plan that a search begins with: all sites but the first and the last at the highest level."""
+    ends, highest = end_sites(graph), levels_of(config)[0]
+    start = make_plan(graph, config)
+    return {name: b if name in ends else stepped((b[0] and 1, 1), 2, highest) for name, b in start.items()}
 
 
 def probe(problem: Problem, state: State) -> State:

@@ -36,10 +36,9 @@ from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Kept, local_error, loss_of
+from leanvit.quant.evaluate import Kept, first_difference, local_error, loss_of, make_network
 from leanvit.quant.graph import Measure, QuantGraph, trace
-from leanvit.quant.greedy_mp import pose
-from leanvit.quant.journal import Journal
+from leanvit.quant.greedy_mp import highest_plan
 from leanvit.quant.losses import measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
 from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
@@ -198,19 +197,13 @@ class PlanLosses:
     def __init__(self, model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None) -> None:
         traced, batches = _traced(model, batches, config, measure)
         work = turned_where_it_pays(traced, batches, config)
-        journal = Journal(None, work.graph, work.images, config)
-        self._network = pose(work.graph, work.images, config, work.choices, journal)[0].network
+        self._network = make_network(work.graph, work.images, highest_plan(work.graph, config), work.choices)
         self._held: deque[Kept] = deque(maxlen=PLANS_HELD)
 
     def loss(self, plan: Plan) -> float:
         """Divergence of a plan's outputs from the float ones."""
-        first = self._network.first
-        end = len(self._network.graph.module.graph.nodes)
-
-        def start(kept: Kept) -> int:
-            return min((first[name] for name, bits in plan.items() if kept.plan.get(name) != bits), default=end)
-
-        found, latest = loss_of(self._network, plan, max(self._held, key=start, default=None))
+        nearest = max(self._held, key=lambda kept: first_difference(self._network, plan, kept), default=None)
+        found, latest = loss_of(self._network, plan, nearest)
         self._held.append(latest)
         return found
 

@@ -33,9 +33,8 @@ from leanvit.runtime.places import Folder, is_url
 from leanvit.runtime.predict import NEAREST, Picture, find, near_to, settled
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.result_files import settings_of
-from leanvit.runtime.result_lines import lines
-from leanvit.runtime.sources import Piece, pieces_of
-from leanvit.runtime.sources import images_of as images_of_piece
+from leanvit.runtime.result_lines import lines, printed
+from leanvit.runtime.sources import Piece, images_of, pieces_of
 from leanvit.runtime.task import Options
 from leanvit.runtime.vector_files import Known, read_vectors
 
@@ -96,7 +95,7 @@ def run(config: PredictConfig, work: Work | None = None) -> int:
     there = _begin(folder, config, predictor.manifest.sha256)
     if there is None:
         return 0
-    tally = _Tally(folder, there)
+    tally = _Tally(folder, there, config)
     todo = tally.missing(enumerate(pieces_of(config.images, config.part_images)))
     with Bar("predicting", None) as bar:
         _expect(bar, config)
@@ -106,7 +105,7 @@ def run(config: PredictConfig, work: Work | None = None) -> int:
             tally.add(number, piece, part)
             speed = (tally.images - before) / (time.monotonic() - started)
             bar.advance(part.images, f"{speed:.0f} images/s")
-    return tally.finish(config)
+    return tally.finish()
 
 
 def alone(predictor: Predictor) -> Work:
@@ -134,8 +133,7 @@ def _pictures(predictor: Predictor, job: Job, piece: Piece) -> Iterator[Picture]
     config = job.config
     options = Options(top_k=config.top_k or 1, score_threshold=config.score_threshold)
     decoders = config.threads or 1
-    images = images_of_piece(piece)
-    batches = find(predictor, images, config.batch_size or 1, options, job.boxes, decoders=decoders)
+    batches = find(predictor, images_of(piece), config.batch_size or 1, options, job.boxes, decoders=decoders)
     with contextlib.closing(batches):
         for batch in batches:
             yield from near_to(batch, job.known, config.top_k or NEAREST) if job.known else batch
@@ -143,8 +141,7 @@ def _pictures(predictor: Predictor, job: Job, piece: Piece) -> Iterator[Picture]
 
 def _row(predictor: Predictor, picture: Picture) -> str:
     if picture.problem:
-        name = str(picture.path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return json.dumps({"path": name, "error": picture.problem}) + "\n"
+        return json.dumps({"path": printed(picture.path), "error": picture.problem}) + "\n"
     return lines(predictor.task, predictor.manifest, "jsonl", picture.path, picture.found, {})
 
 
@@ -177,8 +174,7 @@ def _begin(folder: Folder, config: PredictConfig, bundle: str) -> dict[int, str]
 
     Raises ConfigError where the folder holds another run, or this one without `config.resume`.
     """
-    kept = ("ray", "ray_workers")
-    settings = {name: value for name, value in settings_of(config, bundle).items() if name not in kept}
+    settings = settings_of(config, bundle)
     names = folder.names()
     if RUN not in names:
         if config.resume:
@@ -206,12 +202,11 @@ class _Tally:
     images, skipped: of all parts that are there. parts: what the manifest says of each, by number.
     """
 
-    def __init__(self, folder: Folder, there: dict[int, str]) -> None:
-        self.folder, self.there = folder, there
+    def __init__(self, folder: Folder, there: dict[int, str], config: PredictConfig) -> None:
+        self.folder, self.there, self.config = folder, there, config
         self.images = self.skipped = 0
         self.parts: dict[int, dict[str, Any]] = {}
         self.failures: list[str] = []
-        self.problem = ""
         for number, name in sorted(there.items()):
             data = folder.read(name)
             self._count(number, name, data, *_counted(name, data))
@@ -245,7 +240,7 @@ class _Tally:
             note(f"failed: {part.failure}")
             self.failures.append(part.failure)
             return
-        name = f"{self.name_of(number, piece)}.{'parquet' if part.data[:4] == b'PAR1' else 'jsonl'}"
+        name = f"{self.name_of(number, piece)}.{self.config.format}"
         self.folder.write(name, part.data)
         self._count(number, name, part.data, part.images, part.skipped)
 
@@ -255,7 +250,7 @@ class _Tally:
         digest = hashlib.sha256(data).hexdigest()
         self.parts[number] = {"file": name, "images": images, "skipped": skipped, "sha256": digest}
 
-    def finish(self, config: PredictConfig) -> int:
+    def finish(self) -> int:
         """Write the manifest, unless something failed. Raises PartialError and DataError as `run` says."""
         if self.failures:
             raise PartialError(
@@ -263,7 +258,7 @@ class _Tally:
                 "the same command with --resume tries these again."
             )
         parts = [self.parts[number] for number in sorted(self.parts)]
-        found = {"images": self.images, "skipped": self.skipped, "parts": parts, "settings": _plain(config)}
+        found = {"images": self.images, "skipped": self.skipped, "parts": parts, "settings": _plain(self.config)}
         self.folder.write(MANIFEST, (json.dumps(found, indent=2) + "\n").encode())
         where = f"{self.folder.place}/part-*"
         if self.images and self.skipped == self.images:

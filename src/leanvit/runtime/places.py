@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 from leanvit.errors import DataError, EnvironmentProblem, ImageError, LeanvitError, require, require_store
 from leanvit.files import write_atomic
-from leanvit.imaging import SUFFIXES
+from leanvit.imaging import ENDINGS, SUFFIXES
 
 SEPARATOR = "://"
 
@@ -69,7 +69,7 @@ def images_at(url: str) -> Iterator[str]:
         raise DataError(f"{url}: {_told(error)}. Check the URL and the rights of its store.") from error
     images = [name for name in sorted(found) if posixpath.splitext(name)[1].lower() in SUFFIXES]
     if not images:
-        raise DataError(f"{url}: no images found, expected files ending in {', '.join(sorted(SUFFIXES))}.")
+        raise DataError(f"{url}: no images found, expected files ending in {ENDINGS}.")
     return iter([store.unstrip_protocol(name) for name in images])
 
 

@@ -29,6 +29,9 @@ from leanvit.runtime.sources import Image
 
 SAVE_SECONDS = 1.0
 
+NO_MATTER = ("output", "resume", "ray", "ray_workers", "version")
+"""Of PredictConfig, what results do not depend on."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -224,7 +227,7 @@ def nothing_left(config: PredictConfig) -> bool:
 
 def settings_of(config: PredictConfig, bundle: str) -> dict[str, Any]:
     """All that the bytes of the results depend on, but for what the files hold. bundle: SHA-256 of its manifest."""
-    given = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "version")}
+    given = {key: value for key, value in to_dict(config).items() if key not in NO_MATTER}
     # The bundle may have moved; rounding may differ between versions, batch sizes and threads.
     return given | {"bundle": bundle, "leanvit": __version__}
 

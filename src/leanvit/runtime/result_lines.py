@@ -33,13 +33,17 @@ def header(task: Task, format: str) -> str:
 
 def lines(task: Task, manifest: Manifest, format: str, path: Source, found: Any, drawn: dict[str, str]) -> str:
     """One picture in `format`, with the ends of its lines. drawn: names of the pictures that were drawn, by key."""
-    # A name need not be UTF-8, the output is: bytes that are not become \xNN.
-    name = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = printed(path)
     if format == "jsonl":
         return json.dumps({"path": name, **task.line(found, manifest), **drawn}) + "\n"
     if format == "csv" and task.rows is not None:
         return _csv([[name, *row] for row in task.rows(found, manifest)])
     return f"{name}: {task.text(found, manifest)}\n"
+
+
+def printed(path: Source) -> str:
+    """The name of a picture as results have it. It need not be UTF-8, they are: bytes that are not become \\xNN."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _csv(rows: list[list[Any]]) -> str:

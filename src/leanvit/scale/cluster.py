@@ -15,9 +15,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from leanvit.config.scale import LOCAL
-from leanvit.errors import EnvironmentProblem, require
+from leanvit.errors import EnvironmentProblem, LeanvitError, require
 
 STORE_BYTES = 256 * 2**20
 """Of the object store of a cluster that is started here: bundles, networks and batches of results pass through it, and
@@ -28,9 +29,8 @@ REACHED_SECONDS = 10.0
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Of the workers, which are Python processes like this one.
+    # Else Ray says at the start how it will treat GPUs one day.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
 }
 
 
@@ -73,6 +73,21 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def fetch(ray: ModuleType, reference: Any) -> Any:
+    """What a task returned. Raises the error that ended it as it was raised there, where it is one of leanvit's."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, LeanvitError) else error from error
+
+
+def require_room(ray: ModuleType, threads: int) -> None:
+    """Raise EnvironmentProblem where no machine has the CPUs of a task: Ray would wait for one for ever."""
+    most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    if most < threads:
+        raise EnvironmentProblem(f"threads is {threads}, and no machine has more than {most} CPUs. Lower --threads.")
 
 
 def _require_reachable(address: str) -> None:

@@ -15,13 +15,12 @@ from typing import Any
 
 from leanvit.config import PredictConfig
 from leanvit.config.scale import LOCAL
-from leanvit.errors import LeanvitError
 from leanvit.runtime import parts
 from leanvit.runtime.parts import Job, Numbered, Part
 from leanvit.runtime.predictor import Predictor
 from leanvit.runtime.sources import Piece
 from leanvit.scale.bundles import pack, unpacked
-from leanvit.scale.cluster import connected, thread_variables
+from leanvit.scale.cluster import connected, fetch, require_room, thread_variables
 
 TRIES = 5
 """Times that a part is begun again whose process died: machines are lost now and then, and an image that kills its
@@ -37,6 +36,7 @@ def run(config: PredictConfig) -> int:
     """
     config = replace(config, threads=config.threads or 1)
     with connected(config.ray or LOCAL) as ray:
+        require_room(ray, config.threads)
         return parts.run(config, lambda job, todo: parts_of(ray, job, todo))
 
 
@@ -73,10 +73,9 @@ def _room(ray: ModuleType, config: PredictConfig) -> int:
 def _result(ray: ModuleType, reference: Any, piece: Piece) -> Part:
     """What a task returned, or the failure that it is to have died each time."""
     try:
-        found: Part = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, LeanvitError) else error from error
+        found: Part = fetch(ray, reference)
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:160]
         return Part(failure=f"{piece}: its process died {TRIES + 1} times ({reason}). Look for a damaged image in it")

@@ -9,6 +9,7 @@ are those of a search alone, whatever the number of processes and their order.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
-from leanvit.errors import EnvironmentProblem, LeanvitError
+from leanvit.errors import EnvironmentProblem
 from leanvit.quant.costs import Candidate
 from leanvit.quant.graph import Measure
 from leanvit.quant.mptq import PlanLosses
 from leanvit.quant.plan import Plan
-from leanvit.scale.cluster import connected, thread_variables
+from leanvit.scale.cluster import connected, fetch, thread_variables
 
 RESTARTS = 5
 """Times that a process of the search is started again which died with its machine."""
@@ -50,7 +51,13 @@ class RayAhead:
 
     def __init__(self, ray: ModuleType, workers: int | None = None, threads: int = 1) -> None:
         self.ray, self.threads = ray, threads
-        self.width = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        room = int(ray.cluster_resources().get("CPU", 0)) // threads
+        self.width = workers or room
+        if not 0 < self.width <= room:
+            # Ray would wait for more machines for ever.
+            raise EnvironmentProblem(
+                f"{max(self.width, 1)} processes are to search, and Ray has room for {room}. Give fewer --ray-workers."
+            )
         self._given: Any = None
         self._workers: list[Any] = []
         self._load: list[int] = []
@@ -62,7 +69,9 @@ class RayAhead:
     ) -> None:
         """Start the processes; they build the network while this one does."""
         # Held, for processes that are started again.
-        self._given = given = self.ray.put((model.cpu(), [batch.cpu() for batch in batches], config, measure))
+        self._given = given = self.ray.put(
+            (copy.deepcopy(model).cpu(), [batch.cpu() for batch in batches], config, measure)
+        )
         actor = self.ray.remote(
             num_cpus=self.threads,
             max_restarts=RESTARTS,
@@ -72,6 +81,7 @@ class RayAhead:
         self._workers = [actor.remote(given, self.threads) for _ in range(self.width)]
         self._load = [0] * self.width
         self._waiting = {}
+        self._local = {}
 
     def expect(self, plans: Sequence[Plan]) -> None:
         """Begin with some losses, each in the process that has the least to do."""
@@ -108,9 +118,9 @@ class RayAhead:
 
     def _get(self, reference: Any) -> Any:
         try:
-            return self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, LeanvitError) else error from error
+            return fetch(self.ray, reference)
+        except self.ray.exceptions.RayTaskError:
+            raise
         except self.ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[:200]
             raise EnvironmentProblem(

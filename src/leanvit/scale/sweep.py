@@ -22,10 +22,10 @@ from typing import Any
 
 from leanvit.config import SweepConfig, save_yaml
 from leanvit.config.sweep import Sweep
-from leanvit.errors import EXIT_BUG, EXIT_ENVIRONMENT, EXIT_OK, EXIT_PARTIAL, EnvironmentProblem
+from leanvit.errors import EXIT_BUG, EXIT_ENVIRONMENT, EXIT_OK, EXIT_PARTIAL
 from leanvit.files import only_writer, write_atomic, write_json
 from leanvit.progress import note
-from leanvit.scale.cluster import connected, thread_variables
+from leanvit.scale.cluster import connected, require_room, thread_variables
 from leanvit.scale.combinations import FILES, Combination, combinations, read_sweep, sweepable
 from leanvit.scale.sweep_numbers import Json, numbers_of
 
@@ -171,7 +171,7 @@ def _on_ray(prepared: Prepared, config: SweepConfig) -> Iterator[tuple[Combinati
     if not waiting:
         return
     with connected(str(config.ray)) as ray:
-        _require_room(ray, config.threads)
+        require_room(ray, config.threads)
         remote = ray.remote(num_cpus=config.threads, max_retries=RETRIES)(run_task)
         most = config.ray_workers or len(waiting)
         running: dict[Any, Combination] = {}
@@ -181,13 +181,6 @@ def _on_ray(prepared: Prepared, config: SweepConfig) -> Iterator[tuple[Combinati
                 running[remote.remote(task)] = one
             (ended, *_), _ = ray.wait(list(running))
             yield running.pop(ended), _row_of(ray, ended)
-
-
-def _require_room(ray: ModuleType, threads: int) -> None:
-    """Raise EnvironmentProblem where no machine has the CPUs of a run: Ray would wait for one for ever."""
-    most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
-    if most < threads:
-        raise EnvironmentProblem(f"threads is {threads}, and no machine has more than {most} CPUs. Lower --threads.")
 
 
 def _row_of(ray: ModuleType, ended: Any) -> Json:
