@@ -25,6 +25,7 @@ from leanvit.config import SweepConfig, ValConfig, from_dict, load_yaml, to_dict
 from leanvit.config.sweep import Sweep
 from leanvit.errors import ConfigError, EnvironmentProblem
 from leanvit.scale import sweep
+from leanvit.scale.cluster import require_room
 from leanvit.scale.combinations import FILES, OWN_KEYS, Combination, combinations, read_sweep, sweepable
 from leanvit.scale.sweep import JOURNAL_NAME, RESULTS_NAME, Journal, Task, run_task
 from leanvit.scale.sweep_numbers import RESULTS, numbers_of
@@ -351,9 +352,9 @@ def test_a_verb_that_writes_a_file_gets_one(tmp_path: Path) -> None:
 def test_a_run_that_no_machine_has_cpus_for_is_refused() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
     ray = type("Ray", (), {"nodes": staticmethod(lambda: nodes)})
-    sweep._require_room(ray, 2)  # type: ignore[arg-type]
+    require_room(ray, 2)  # type: ignore[arg-type]
     with pytest.raises(EnvironmentProblem, match=r"threads is 3.*more than 2 CPUs"):
-        sweep._require_room(ray, 3)  # type: ignore[arg-type]
+        require_room(ray, 3)  # type: ignore[arg-type]
 
 
 def test_a_sweep_goes_to_yaml_and_back() -> None:
