@@ -30,6 +30,10 @@ CHECKPOINTS = 12
 12 times what is alive at once; two plans are held at a time."""
 
 
+Made = dict[tuple[str, int, int], tuple[nn.Module, float]]
+"""Quantizers and their squared output errors by site, part and bits."""
+
+
 class FloatWeight(nn.Module):
     """A weight that stays as it is."""
 
@@ -58,7 +62,7 @@ class Network:
 
     graph: with a quantizer for every part of every site, which `loss_of` sets to a plan. truth: float outputs.
     first: index of the first node that a site's quantizers change. alive: nodes whose values are kept at an index.
-    made: quantizers and their squared output errors by site, part and bits, made when first needed.
+    made: quantizers, made when first needed.
     """
 
     graph: QuantGraph
@@ -68,7 +72,7 @@ class Network:
     seen: dict[str, Seen]
     first: dict[str, int]
     alive: dict[int, list[Node]]
-    made: dict[tuple[str, int, int], tuple[nn.Module, float]] = field(default_factory=dict)
+    made: Made = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

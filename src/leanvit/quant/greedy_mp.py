@@ -161,10 +161,23 @@ def begin(
     parts = {name: (2,) if levels[0] == FLOAT_BITS else parts_of(graph.sites[name]) for name in free}
     candidates = tuple((name, part) for name in free for part in parts[name])
     costs = Costs(graph, budget_of(config), list(free))
-    network = make_network(copy.deepcopy(graph), images, plan, choices)
-    problem = Problem(network, costs, journal, free, levels, candidates, ahead)
+    network = make_network(copy.deepcopy(graph), images, plan, choices) if ahead is None else ahead
+    problem = Problem(network, costs, journal, free, levels, candidates)
+    _errors_of_others(problem)
     state, loss = loss_of_plan(problem, State(plan), plan)
     return problem, replace(state, loss=loss)
+
+
+def _errors_of_others(problem: Problem) -> None:
+    """Have other processes make all quantizers, with their errors, before any loss: none is then made twice."""
+    if problem.ahead is None:
+        return
+    levels = [level for level in problem.levels if level != FLOAT_BITS]
+    problem.ahead.expect_local(problem.candidates, levels)
+    with Bar("errors of single tensors", len(problem.candidates)) as bar:
+        for candidate in problem.candidates:
+            problem.ahead.local_error(candidate, levels[0])
+            bar.advance()
 
 
 def budget_of(config: MPTQConfig) -> Budget:
@@ -212,8 +225,6 @@ def descend(problem: Problem, state: State) -> State:
     """
     costs = problem.costs
     start = cost = costs.of(state.plan)
-    if problem.ahead is not None:
-        problem.ahead.expect_local(problem.candidates, [level for level in problem.levels if level != FLOAT_BITS])
     heap = [(score_of(problem, state, c), i, c) for i, c in enumerate(problem.candidates)]
     heapq.heapify(heap)
     with Bar("Greedy MP", 100) as bar:

@@ -36,7 +36,7 @@ from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Kept, first_difference, local_error, loss_of, make_network
+from leanvit.quant.evaluate import Kept, Made, first_difference, local_error, loss_of, make_network
 from leanvit.quant.graph import Measure, QuantGraph, trace
 from leanvit.quant.greedy_mp import highest_plan
 from leanvit.quant.losses import measure_sites, network_divergence
@@ -210,6 +210,16 @@ class PlanLosses:
     def local_errors(self, candidate: Candidate, levels: Sequence[int]) -> dict[int, float]:
         """Squared output error of a part of a site on its sample, by level."""
         return {level: local_error(self._network, *candidate, level) for level in levels}
+
+    def made(self, candidate: Candidate, levels: Sequence[int]) -> Made:
+        """The quantizers of a part of a site that `local_errors` made."""
+        site, part = candidate
+        return {key: found for key, found in self._network.made.items()
+                if key[0] == site and part in (key[1], 2) and key[2] in levels}  # fmt: skip
+
+    def take(self, made: Made) -> None:
+        """Quantizers that another process made: they need not be made here."""
+        self._network.made.update(made)
 
 
 def _preprocess(model: nn.Module, shape: tuple[int, ...]) -> Preprocess:

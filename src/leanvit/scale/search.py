@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from leanvit.config import MPTQConfig
 from leanvit.errors import EnvironmentProblem
 from leanvit.quant.costs import Candidate
+from leanvit.quant.evaluate import Made
 from leanvit.quant.graph import Measure
 from leanvit.quant.mptq import PlanLosses
 from leanvit.quant.plan import Plan
@@ -101,13 +103,19 @@ class RayAhead:
         return found
 
     def expect_local(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
-        """Begin with errors of sites, in turns; weights take less time than activations, so both in turns."""
+        """Begin with errors of sites, in turns; weights take less time than activations, so both in turns. What was
+        made for them goes to the other processes as well."""
         turns = [0, 0, 0]
+        made: list[list[Any]] = [[] for _ in self._workers]
         for candidate in candidates:
             part = candidate[1]
-            worker = self._workers[turns[part] % self.width]
+            own = turns[part] % self.width
             turns[part] += 1
-            self._local[candidate] = worker.local_errors.remote(candidate, tuple(levels))
+            found = self._workers[own].local_errors.options(num_returns=2).remote(candidate, tuple(levels))
+            self._local[candidate], quantizers = found
+            made[own].append(quantizers)
+        for own, worker in enumerate(self._workers):
+            worker.take.remote(*itertools.chain(*made[:own], *made[own + 1 :]))
 
     def local_error(self, candidate: Candidate, bits: int) -> float:
         """Squared output error of a part of a site. Raises as `loss`."""
@@ -140,9 +148,14 @@ class LossWorker:
         """The loss of one plan."""
         return self.losses.loss(plan)
 
-    def local_errors(self, candidate: Candidate, levels: tuple[int, ...]) -> dict[int, float]:
-        """Squared output errors of a part of a site, by level."""
-        return self.losses.local_errors(candidate, levels)
+    def local_errors(self, candidate: Candidate, levels: tuple[int, ...]) -> tuple[dict[int, float], Made]:
+        """Squared output errors of a part of a site, by level, and the quantizers that have them."""
+        return self.losses.local_errors(candidate, levels), self.losses.made(candidate, levels)
+
+    def take(self, *made: Made) -> None:
+        """Quantizers that other processes made."""
+        for found in made:
+            self.losses.take(found)
 
 
 def _key(plan: Plan) -> str:
