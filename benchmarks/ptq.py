@@ -36,7 +36,6 @@ from leanvit.data.sets import load_split
 from leanvit.files import read_json, write_json
 from leanvit.quant import quantize
 from leanvit.quant.costs import Costs, stepped
-from leanvit.quant.evaluate import loss_of
 from leanvit.quant.graph import QuantGraph, end_sites, trace
 from leanvit.quant.greedy_mp import allocate, begin, greedy_mp
 from leanvit.quant.journal import Journal
@@ -233,7 +232,7 @@ def search(bench: Bench, seed: int) -> None:
     seconds = time.monotonic() - started
     journal = Journal(None, prepared.graph, prepared.images, config)
     problem, start = begin(prepared.graph, prepared.images, config, prepared.choices, journal)
-    ours, _ = loss_of(problem.network, plan)
+    ours = problem.losses.loss(plan)
     count, latest, started = 0, dict(start.plan), time.monotonic()
 
     def loss(values: Plan) -> float:
@@ -241,7 +240,7 @@ def search(bench: Bench, seed: int) -> None:
         if time.monotonic() - started > args.search_seconds:
             raise TimeIsUpError
         count, latest = count + 1, values
-        return loss_of(problem.network, values)[0]
+        return problem.losses.loss(values)
 
     row: dict[str, Any] = {
         **key,
@@ -253,7 +252,7 @@ def search(bench: Bench, seed: int) -> None:
     }
     try:
         reached = greedy_mp(start.plan, list(problem.candidates), levels, problem.costs, loss)
-        plain, _ = loss_of(problem.network, reached)
+        plain = problem.losses.loss(reached)
         row |= {"plain_loss": plain, "loss_ratio": ours / plain}
     except TimeIsUpError:
         row |= {"finished": False, "plain_cost_reached": problem.costs.of(latest)}

@@ -31,7 +31,7 @@ from leanvit.data.sets import load_split
 from leanvit.files import write_json
 from leanvit.quant import greedy_mp, quantize
 from leanvit.scale.cluster import connected
-from leanvit.scale.search import RayAhead
+from leanvit.scale.search import RaySearch
 
 RESULTS = Path(__file__).parent / "results" / "ray_search.json"
 WAYS = ("one thread", "ray", "all threads")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, way: str, folder: Path) -> dict[str, Any]:
     try:
         if way == "ray":
             with connected("local", cpus=args.workers) as ray:
-                quantized = quantize(model, x, config, journal=journal, ahead=RayAhead(ray, args.workers))
+                quantized = quantize(model, x, config, journal=journal, elsewhere=RaySearch(ray, args.workers))
         else:
             quantized = quantize(model, x, config, journal=journal)
     finally:

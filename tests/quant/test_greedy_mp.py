@@ -18,15 +18,15 @@ import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
 from leanvit.errors import ConfigError
+from leanvit.quant import evaluate
 from leanvit.quant import greedy_mp as search
-from leanvit.quant import search_state
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
 from leanvit.quant.costs import TABLE_VERSION, Costs, site_key
-from leanvit.quant.evaluate import Kept, Network, loss_of, make_network
-from leanvit.quant.graph import OPERANDS, QuantGraph, end_sites, trace
+from leanvit.quant.evaluate import Network, PlanLosses, joined, make_network, outputs_of_plan
+from leanvit.quant.graph import OPERANDS, Outputs, QuantGraph, end_sites, trace
 from leanvit.quant.greedy_mp import allocate, greedy_mp
-from leanvit.quant.losses import network_divergence
+from leanvit.quant.losses import divergence, network_divergence
 from leanvit.quant.plan import Plan, make_plan
 
 CHOICES = Choices()
@@ -127,7 +127,7 @@ def test_the_evaluators_loss_is_that_of_a_graph_made_from_scratch(graph: QuantGr
     calibrate(quantized, graph.module, x, CHOICES)
     expected = network_divergence(graph.module, quantized, x)
     assert expected > 1e-4
-    assert loss_of(network, plan)[0] == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert PlanLosses(network).loss(plan) == pytest.approx(expected, rel=1e-3, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["vit", "vitaev2_micro"])
@@ -137,15 +137,15 @@ def test_runs_from_the_changed_site_on_are_exact(name: str) -> None:
     graph, x = trace(network, images(2)), images(4)
     plan = make_plan(graph, MPTQConfig())
     cached, whole = (make_network(copy.deepcopy(graph), x, plan, Choices(search=False)) for _ in range(2))
-    start, kept = loss_of(cached, plan)
-    assert start == loss_of(whole, plan)[0]
+    start, kept = outputs_of_plan(cached, plan, [0])
+    assert_same(start, outputs_of_plan(whole, plan, [0])[0])
     names = [n for n in graph.sites if graph.sites[n].kind != "conv2d" or len(graph.sites) < 30]
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(1)).tolist()[:12]
     for step, index in enumerate(order):
         site = names[index]
         changed = {**plan, site: (3, 4)}
-        found, latest = loss_of(cached, changed, kept)
-        assert found == loss_of(whole, changed)[0]
+        found, latest = outputs_of_plan(cached, changed, [0], kept)
+        assert_same(found, outputs_of_plan(whole, changed, [0])[0])
         if step % 3 == 0:
             plan, kept = changed, latest
         elif step % 3 == 1:
@@ -153,14 +153,57 @@ def test_runs_from_the_changed_site_on_are_exact(name: str) -> None:
             plan = {**plan, site: (5, 5)}
 
 
+def assert_same(found: list[Outputs], expected: list[Outputs]) -> None:
+    """Equal to the bit."""
+    for own, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+
+
 def test_losses_do_not_depend_on_the_order_of_calls(graph: QuantGraph) -> None:
-    x, plans = images(4), [random_plan(graph, seed) for seed in range(3)]
+    x, plans = images(4), [random_plan(graph, seed) for seed in range(5)]
     network = make_network(copy.deepcopy(graph), x, plans[0], Choices(search=False))
-    alone = [loss_of(network, plan) for plan in plans]
-    assert len({loss for loss, _ in alone}) == 3
-    for index in (2, 0, 1, 1):
-        for _, kept in reversed(alone):
-            assert loss_of(network, plans[index], kept)[0] == alone[index][0]
+    alone = [PlanLosses(network).loss(plan) for plan in plans]
+    assert len(set(alone)) == len(plans)
+    losses = PlanLosses(network)
+    for index in (2, 0, 1, 1, 3, 2, 4, 0):
+        assert losses.loss(plans[index]) == alone[index]
+
+
+def test_whoever_runs_a_part_of_the_images_the_outputs_are_the_same(
+    graph: QuantGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "PART_MACS", 0)
+    x, plans = images(11), [random_plan(graph, seed) for seed in range(3)]
+    network = make_network(copy.deepcopy(graph), x, plans[0], Choices(search=False))
+    assert [len(part) for part in network.parts] == [4, 4, 3]
+    shares = (PlanLosses(network), [0, 2]), (PlanLosses(network), [1])
+    for plan in plans:
+        whole = outputs_of_plan(network, plan, range(3))[0]
+        found = {
+            part: own for losses, parts in shares for part, own in zip(parts, losses.outputs(plan, parts), strict=True)
+        }
+        assert_same([found[part] for part in range(3)], whole)
+        assert PlanLosses(network).loss(plan) == divergence(network.truth, joined(whole))
+
+
+def test_what_a_search_goes_on_from_is_still_held(graph: QuantGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are tried and not taken don't push out the values of the plan that they were tried on."""
+    plan = make_plan(graph, MPTQConfig())
+    network = make_network(copy.deepcopy(graph), images(4), plan, Choices(search=False))
+    losses = PlanLosses(network)
+    losses.loss(plan)
+    begun: list[int] = []
+    run = evaluate._run
+
+    def counted(network: Network, x: Tensor, start: int, held: Any) -> Any:
+        begun.append(start)
+        return run(network, x, start, held)
+
+    monkeypatch.setattr(evaluate, "_run", counted)
+    sites = list(graph.sites)
+    for site in reversed(sites[1:]):
+        losses.loss({**plan, site: (3, 3)})
+        assert begun[-1] == max([i for i in network.alive if i <= network.first[site]], default=0)
 
 
 def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
@@ -170,20 +213,20 @@ def test_greedy_ends_near_the_plain_search_with_few_evaluations() -> None:
     ends = end_sites(graph)
     free = [name for name in graph.sites if name not in ends]
     start = make_plan(graph, MPTQConfig())
-    network = make_network(copy.deepcopy(graph), x, start, CHOICES)
+    losses = PlanLosses(make_network(copy.deepcopy(graph), x, start, CHOICES))
     spent = 0
 
     def loss(candidate: Plan) -> float:
         nonlocal spent
         spent += 1
-        return loss_of(network, candidate)[0]
+        return losses.loss(candidate)
 
     candidates = [(name, part) for name in free for part in (0, 1)]
     reference = greedy_mp(start, candidates, (8, 6, 4), Costs(graph, config.budget, free), loss)
     assert cost_of(graph, reference, "average_bits") <= 5.0
     assert report["candidates"] == len(candidates)
     assert report["evaluations"] <= 0.15 * spent + len(candidates)
-    found, expected = (loss_of(network, p)[0] for p in (plan, reference))
+    found, expected = (losses.loss(p) for p in (plan, reference))
     assert report["loss"] == pytest.approx(found, rel=1e-6)
     assert found <= max(1.01 * expected, expected + 2e-4)
 
@@ -199,10 +242,10 @@ def test_the_integer_programs_plan_is_taken_where_it_measures_better(monkeypatch
     assert report["additive"]["taken"]
     assert report["additive"]["plan"] == pytest.approx(report["additive"]["optimum"])
     assert cost_of(graph, plan, "average_bits") <= 5.0
-    network = make_network(copy.deepcopy(graph), x, plan, CHOICES)
+    losses = PlanLosses(make_network(copy.deepcopy(graph), x, plan, CHOICES))
     lowest = {name: bits if name in end_sites(graph) else (4, 4) for name, bits in plan.items()}
-    assert report["loss"] == pytest.approx(loss_of(network, plan)[0], rel=1e-6)
-    assert report["loss"] < 0.5 * loss_of(network, lowest)[0]
+    assert report["loss"] == pytest.approx(losses.loss(plan), rel=1e-6)
+    assert report["loss"] < 0.5 * losses.loss(lowest)
 
 
 def _all_the_way_down(problem: search.Problem, state: search.State) -> search.State:
@@ -229,15 +272,17 @@ def test_a_killed_search_goes_on_to_the_same_plan(
     journal = tmp_path / "runs" / "journal.jsonl"
     calls = 0
 
-    def dies(network: Network, plan: Plan, kept: Kept | None = None) -> tuple[float, Kept]:
+    loss = PlanLosses.loss
+
+    def dies(losses: PlanLosses, plan: Plan) -> float:
         nonlocal calls
         calls += 1
         if calls > after:
             raise Killed
-        return loss_of(network, plan, kept)
+        return loss(losses, plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(search_state, "loss_of", dies)
+        patch.setattr(PlanLosses, "loss", dies)
         with pytest.raises(Killed):
             allocate(graph, x, config, CHOICES, journal)
     with journal.open("a") as file:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common import Outcome
 from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
-from leanvit.scale.search import RayAhead
+from leanvit.scale.search import RaySearch
 
 CONFIG = MPTQConfig(budget=Budget(average_bits=4))
 
@@ -58,14 +58,14 @@ def images() -> Tensor:
     return nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
 
 
-def _plan(model: nn.Module, journal: Path, ahead: RayAhead | None = None) -> Any:
-    return quantize(model, images(), CONFIG, journal=journal, ahead=ahead).plan
+def _plan(model: nn.Module, journal: Path, elsewhere: RaySearch | None = None) -> Any:
+    return quantize(model, images(), CONFIG, journal=journal, elsewhere=elsewhere).plan
 
 
 def test_journal_and_plan_are_those_of_a_search_alone(cluster: ModuleType, model: nn.Module, tmp_path: Path) -> None:
     expected = _plan(model, tmp_path / "alone.jsonl")
     for workers in (1, 2):
-        found = _plan(model, tmp_path / f"{workers}.jsonl", RayAhead(cluster, workers))
+        found = _plan(model, tmp_path / f"{workers}.jsonl", RaySearch(cluster, workers))
         assert found == expected
         assert (tmp_path / f"{workers}.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
@@ -83,7 +83,7 @@ def test_a_killed_process_changes_nothing(cluster: ModuleType, model: nn.Module,
 
     thread = threading.Thread(target=kill)
     thread.start()
-    found = _plan(model, journal, RayAhead(cluster, 2))
+    found = _plan(model, journal, RaySearch(cluster, 2))
     thread.join(1)
     assert killed
     assert found == expected

@@ -19,9 +19,9 @@ from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel
-from leanvit.quant.ahead import Ahead
 from leanvit.quant.block_journal import SUFFIX
 from leanvit.quant.costs import read_latency_table
+from leanvit.quant.elsewhere import Elsewhere
 from leanvit.quant.parts import QuantizedNetwork, quantize_any, save_network
 from leanvit.quant.plan import load_plan
 from leanvit.quant.store import save_quantized
@@ -46,11 +46,11 @@ def quantize_and_measure(
     info: CheckpointInfo,
     config: QuantizeConfig,
     scheme: MPTQConfig | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Quantized:
     """Quantize on training data; measure the float network and what the profile runs on validation data.
-    A search of bits keeps its journals in `config.output`, so that a killed one goes on where it was. ahead: computes
-    its losses in other processes.
+    A search of bits keeps its journals in `config.output`, so that a killed one goes on where it was; `elsewhere`
+    computes its losses in other processes.
     The report holds both measurements, under float_metrics and metrics (and for a classifier under float_accuracy and
     accuracy, as 0.1 had them). Raises DataError, ConfigError, CalibrationError.
     """
@@ -60,7 +60,7 @@ def quantize_and_measure(
     unlike = differ_in_kind(info, x, val, config.seed)
     plan = load_plan(config.plan) if config.plan else None
     task = task_named(info.task)
-    quantized = quantize_any(network, info, x, scheme, plan=plan, folder=config.output, ahead=ahead)
+    quantized = quantize_any(network, info, x, scheme, plan=plan, folder=config.output, elsewhere=elsewhere)
     before = measure_in_torch(network, info, val, config.batch_size)
     form, profile = measured_form(quantized, config.profile)
     after = measure_in_torch(form, info, val, config.batch_size)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from leanvit import config as configs
-    from leanvit.quant.ahead import Ahead
+    from leanvit.quant.elsewhere import Elsewhere
 
 
 def run(config: configs.QuantizeConfig) -> int:
@@ -26,15 +26,15 @@ def run(config: configs.QuantizeConfig) -> int:
     require_known(config.profile)
     network, info = open_network(config.model, config.load_options())
     info = named_by_data(info, config.data)
-    with only_writer(config.output), _helped(config) as ahead:
-        quantized = quantize_and_measure(network, info, config, ahead=ahead)
+    with only_writer(config.output), _helped(config) as elsewhere:
+        quantized = quantize_and_measure(network, info, config, elsewhere=elsewhere)
         save_yaml(config, Path(config.output) / "config.yaml")
         folder = save(config.output, quantized, info)
     _print(config, quantized.report, folder)
     return errors.EXIT_OK
 
 
-def _helped(config: configs.QuantizeConfig) -> AbstractContextManager[Ahead | None]:
+def _helped(config: configs.QuantizeConfig) -> AbstractContextManager[Elsewhere | None]:
     """What computes the losses of a search: a cluster, or None for this process."""
     if config.ray is None:
         return nullcontext()

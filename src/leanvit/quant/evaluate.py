@@ -1,12 +1,14 @@
 """The loss of one plan after another on the same network, running only what a change can reach.
 
-`make_network` takes what all plans share from one float run. `loss_of` returns the loss of a plan and the values that
-it leaves on the way; given the values of any other plan, it begins where the two plans first differ. Nothing depends on
-the order of calls.
+`make_network` takes what all plans share from one float run. `outputs_of_plan` returns what a plan computes and the
+values that it leaves on the way; given the values of any other plan, it begins where the two plans first differ.
+`PlanLosses` keeps the values of the last plans. Nothing depends on the order of calls, nor on who computes which part
+of the images: they run in the same parts everywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.fx import Node
 
 from leanvit.quant.attach import ROLES, attach, quantizer_name
 from leanvit.quant.calibrate import Choices, fit
+from leanvit.quant.costs import Candidate
 from leanvit.quant.graph import Outputs, QuantGraph, Site, get_tensor, site_inputs
 from leanvit.quant.interpret import Values, compute, last_uses, run, walk
 from leanvit.quant.losses import divergence, outputs_from
@@ -27,7 +30,17 @@ from leanvit.quant.samples import SiteSample, take_sample
 
 CHECKPOINTS = 12
 """Places at which the values of a plan are kept: a run begins 4% of the network too early on average, in exchange for
-12 times what is alive at once; two plans are held at a time."""
+12 times what is alive at once."""
+
+PLANS_HELD = 2
+"""Plans whose values are kept: what a search goes on from is the last that it took or the last that it tried."""
+
+PART_MACS = 10_000_000_000
+"""Multiply-adds of the images that run at once: 64 of a micro model, with fewer of which Python's own time shows (of
+vit_micro 32 took 10 to 20% longer than 64, and 512 no less), and PART_IMAGES of a ViT-S."""
+
+PART_IMAGES = 4
+"""Images that run at once at least."""
 
 
 Made = dict[tuple[str, int, int], tuple[nn.Module, float]]
@@ -60,13 +73,14 @@ class Seen:
 class Network:
     """A network whose sites can be set to any bits; FLOAT_BITS leave a tensor as it is.
 
-    graph: with a quantizer for every part of every site, which `loss_of` sets to a plan. truth: float outputs.
+    graph: with a quantizer for every part of every site, which is set to one plan after another. parts: the images,
+    (B, 3, H, W) each, in the parts in which they run. truth: float outputs of all.
     first: index of the first node that a site's quantizers change. alive: nodes whose values are kept at an index.
     made: quantizers, made when first needed.
     """
 
     graph: QuantGraph
-    images: Tensor
+    parts: tuple[Tensor, ...]
     choices: Choices
     truth: Outputs
     seen: dict[str, Seen]
@@ -77,10 +91,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Kept:
-    """Values of a plan at some indices of the graph, from which a run of another plan may begin."""
+    """Values of a plan at some indices of the graph, by part of the images; a run of another plan may begin there."""
 
     plan: Plan
-    values: dict[int, Values]
+    values: dict[int, dict[int, Values]]
 
 
 @torch.no_grad()
@@ -90,28 +104,80 @@ def make_network(graph: QuantGraph, images: Tensor, plan: Plan, choices: Choices
     images: (N, 3, H, W) calibration images. choices: how quantizers are set.
     """
     seen = _see_sites(graph, images, plan)
-    truth = outputs_from(graph.module(images))
+    parts = torch.split(images, images_of_a_part(graph))
+    truth = joined(outputs_from(graph.module(part)) for part in parts)
     give_back()
     attach(graph, {name: (8 if bits[0] else 0, 8) for name, bits in plan.items()}, share=False)
     nodes = list(graph.module.graph.nodes)
-    return Network(graph, images, choices, truth, seen, _first_positions(graph, nodes, plan), _checkpoints(nodes))
+    return Network(graph, parts, choices, truth, seen, _first_positions(graph, nodes, plan), _checkpoints(nodes))
+
+
+def images_of_a_part(graph: QuantGraph) -> int:
+    """How many images run at once: fewer of a large network, so that many processes can share the images."""
+    macs = sum(site.macs for site in graph.sites.values())
+    return max(PART_IMAGES, PART_MACS // max(1, macs))
+
+
+def joined(parts: Iterable[Outputs]) -> Outputs:
+    """Outputs of all images from those of their parts, in order."""
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+
+class PlanLosses:
+    """The losses of one plan after another, or outputs for parts of the images.
+
+    Values of the last plans are kept: a run begins where its plan first differs from the nearest of them.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._held: list[Kept] = []
+
+    def loss(self, plan: Plan) -> float:
+        """Divergence of a plan's outputs from the float ones (KL in nats for logits)."""
+        outputs = joined(self.outputs(plan, range(len(self.network.parts))))
+        return divergence(self.network.truth, outputs, self.network.graph.measure)
+
+    def outputs(self, plan: Plan, parts: Iterable[int]) -> list[Outputs]:
+        """What the network returns with the quantizers of a plan for some parts of the images, the same each time."""
+        nearest = max(self._held, key=lambda kept: _nearness(self.network, plan, kept), default=None)
+        outputs, latest = outputs_of_plan(self.network, plan, parts, nearest)
+        others = [kept for kept in self._held if kept is not nearest and kept.plan != plan]
+        used = [] if nearest is None or nearest.plan == plan else [nearest]
+        self._held = [*others, *used, latest][-PLANS_HELD:]
+        return outputs
+
+    def local_error(self, candidate: Candidate, bits: int) -> float:
+        """Squared output error of a part of a site on its sample."""
+        return local_error(self.network, *candidate, bits)
+
+
+def _nearness(network: Network, plan: Plan, kept: Kept) -> tuple[int, int]:
+    """How far a run of a plan is spared by the values of another; of as many, those of the plan that differs less."""
+    same = sum(kept.plan.get(name) == bits for name, bits in plan.items())
+    return first_difference(network, plan, kept), same
 
 
 @torch.no_grad()
-def loss_of(network: Network, plan: Plan, kept: Kept | None = None) -> tuple[float, Kept]:
-    """Divergence of a plan's outputs from the float ones (KL in nats for logits), and the values it leaves.
+def outputs_of_plan(
+    network: Network, plan: Plan, parts: Iterable[int], kept: Kept | None = None
+) -> tuple[list[Outputs], Kept]:
+    """Outputs for parts of the images with the quantizers of a plan, and the values that it leaves.
 
     kept: what a run of another plan left; nodes before the first site that differs are not run again.
     """
     _set_quantizers(network, plan)
-    start, values = 0, dict[int, Values]()
-    if kept is not None:
-        first = first_difference(network, plan, kept)
-        values = {index: held for index, held in kept.values.items() if index <= first}
-        start = max(values, default=0)
-    outputs, found = _run(network, start, values.get(start, {}))
+    first = 0 if kept is None else first_difference(network, plan, kept)
+    outputs, values = [], dict[int, dict[int, Values]]()
+    for part in parts:
+        known = {} if kept is None else kept.values.get(part, {})
+        held = {index: value for index, value in known.items() if index <= first}
+        start = max(held, default=0)
+        found, new = _run(network, network.parts[part], start, held.get(start, {}))
+        outputs.append(found)
+        values[part] = held | new
     give_back()
-    return divergence(network.truth, outputs, network.graph.measure), Kept(plan, values | found)
+    return outputs, Kept(plan, values)
 
 
 def first_difference(network: Network, plan: Plan, kept: Kept) -> int:
@@ -126,7 +192,14 @@ def local_error(network: Network, site: str, part: int, bits: int) -> float:
     return sum(_quantizer(network, site, p, bits)[1] for p in parts)
 
 
-def _run(network: Network, start: int, held: Values) -> tuple[Outputs, dict[int, Values]]:
+def made_for(network: Network, candidate: Candidate, levels: Iterable[int]) -> Made:
+    """The quantizers of a part of a site at some levels, as far as they were made."""
+    site, part = candidate
+    keys = ((site, own, level) for own in ((0, 1) if part == 2 else (part,)) for level in levels)
+    return {key: network.made[key] for key in keys if key in network.made}
+
+
+def _run(network: Network, images: Tensor, start: int, held: Values) -> tuple[Outputs, dict[int, Values]]:
     """Outputs from node `start` on, and the values at the places that are kept."""
     module, nodes = network.graph.module, list(network.graph.module.graph.nodes)
     last_use = last_uses(nodes)
@@ -139,7 +212,7 @@ def _run(network: Network, start: int, held: Values) -> tuple[Outputs, dict[int,
     for index, node in walk(module, values, start=start):
         if index in network.alive and index != start:
             kept[index] = {n: values[n] for n in network.alive[index]}
-        values[node] = result = compute(module, node, values, network.images)
+        values[node] = result = compute(module, node, values, images)
     return outputs_from(result), kept
 
 

@@ -25,7 +25,7 @@ import copy
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ from torch import Tensor
 from leanvit.config import Budget, MPTQConfig
 from leanvit.errors import ConfigError
 from leanvit.progress import Bar, note
-from leanvit.quant.ahead import Ahead
 from leanvit.quant.calibrate import Choices
 from leanvit.quant.costs import Candidate, Costs, stepped
-from leanvit.quant.evaluate import make_network
+from leanvit.quant.elsewhere import Elsewhere, Losses
+from leanvit.quant.evaluate import PlanLosses, make_network
 from leanvit.quant.graph import QuantGraph, end_sites
 from leanvit.quant.integer_program import Choice, least_loss, sum_of_losses
 from leanvit.quant.journal import Journal
@@ -46,15 +46,11 @@ from leanvit.quant.plan import FLOAT_BITS, Plan, make_plan, parts_of
 from leanvit.quant.search_state import (
     PROBE_BITS,
     Curve,
-    Heap,
-    Measuring,
     Problem,
     State,
     bits_of,
-    expect_plans,
     higher_level,
     increase_of,
-    learned_curve,
     loss_of_plan,
     lower_level,
     measure_state,
@@ -62,9 +58,7 @@ from leanvit.quant.search_state import (
     must_measure,
     rise_of,
     score_of,
-    settled_state,
     take_step,
-    width_of,
     with_level,
 )
 from leanvit.quant.work import Work
@@ -75,6 +69,9 @@ LEAST_SHARE = 0.01
 SOLUTIONS = 4
 """Times that the integer program is solved at most: it is drawn to what was only predicted, which is then measured.
 After the descent one was enough on vit_micro and swin_micro; the bound keeps a search from going on for ever."""
+
+Heap = list[tuple[float, int, Candidate]]
+"""Candidates by their score, and their place among all."""
 
 FAILED_EXCHANGES = 12
 """Exchanges in a row that may fail to lower the loss before the search ends."""
@@ -115,7 +112,7 @@ def greedy_mp(
 def choose_bits(work: Work) -> None:
     """The pass: a plan within the budget by Greedy MP, on the float graph as quantizers will find it."""
     work.plan, work.notes["search"] = allocate(
-        work.graph, work.images, work.config, work.choices, work.journal, work.ahead
+        work.graph, work.images, work.config, work.choices, work.journal, work.elsewhere
     )
 
 
@@ -125,16 +122,16 @@ def allocate(
     config: MPTQConfig,
     choices: Choices,
     journal: str | Path | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
     """A plan within the budget of `config` by Greedy MP (see the module).
 
-    graph: float, smoothed, without quantizers. images: (N, 3, H, W) calibration images. ahead: other processes that
-    compute losses; plan and journal are the same with them and without.
+    graph: float, smoothed, without quantizers. images: (N, 3, H, W) calibration images. elsewhere: other processes
+    that compute losses; plan and journal are the same with them and without.
     Returns the plan and, for the report: evaluations, sensitivities by site, the Pareto curve, estimate errors.
     Raises ConfigError where even the lowest levels exceed the budget.
     """
-    problem, state = begin(graph, images, config, choices, Journal(journal, graph, images, config), ahead)
+    problem, state = begin(graph, images, config, choices, Journal(journal, graph, images, config), elsewhere)
     state = probe(problem, state)
     state = descend(problem, state)
     state = measure_state(problem, state)
@@ -151,7 +148,7 @@ def begin(
     config: MPTQConfig,
     choices: Choices,
     journal: Journal,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[Problem, State]:
     """The search of `config`'s budget with all free sites at the highest level, and the loss of that measured."""
     levels, ends = levels_of(config), end_sites(graph)
@@ -161,22 +158,23 @@ def begin(
     parts = {name: (2,) if levels[0] == FLOAT_BITS else parts_of(graph.sites[name]) for name in free}
     candidates = tuple((name, part) for name in free for part in parts[name])
     costs = Costs(graph, budget_of(config), list(free))
-    network = make_network(copy.deepcopy(graph), images, plan, choices) if ahead is None else ahead
-    problem = Problem(network, costs, journal, free, levels, candidates)
-    _errors_of_others(problem)
+    if elsewhere is None:
+        losses: Losses = PlanLosses(make_network(copy.deepcopy(graph), images, plan, choices))
+    else:
+        losses = elsewhere
+        _prepare(elsewhere, candidates, levels)
+    problem = Problem(losses, costs, journal, free, levels, candidates)
     state, loss = loss_of_plan(problem, State(plan), plan)
     return problem, replace(state, loss=loss)
 
 
-def _errors_of_others(problem: Problem) -> None:
-    """Have other processes make all quantizers, with their errors, before any loss: none is then made twice."""
-    if problem.ahead is None:
-        return
-    levels = [level for level in problem.levels if level != FLOAT_BITS]
-    problem.ahead.expect_local(problem.candidates, levels)
-    with Bar("errors of single tensors", len(problem.candidates)) as bar:
-        for candidate in problem.candidates:
-            problem.ahead.local_error(candidate, levels[0])
+def _prepare(elsewhere: Elsewhere, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
+    """Have other processes make all quantizers before any loss: none is then made twice."""
+    levels = [level for level in levels if level != FLOAT_BITS]
+    elsewhere.prepare(candidates, levels)
+    with Bar("errors of single tensors", len(candidates)) as bar:
+        for candidate in candidates:
+            elsewhere.local_error(candidate, levels[0])
             bar.advance()
 
 
@@ -204,7 +202,6 @@ def probe(problem: Problem, state: State) -> State:
     """Measure every candidate once, well below the start."""
     level = min(problem.levels[1:] or problem.levels, key=lambda value: abs(value - PROBE_BITS))
     increases: dict[Candidate, float] = {}
-    expect_plans(problem, (with_level(state.plan, candidate, level) for candidate in problem.candidates))
     with Bar("measuring sensitivities", len(problem.candidates)) as bar:
         for candidate in problem.candidates:
             state, loss = loss_of_plan(problem, state, with_level(state.plan, candidate, level))
@@ -229,14 +226,14 @@ def descend(problem: Problem, state: State) -> State:
     heapq.heapify(heap)
     with Bar("Greedy MP", 100) as bar:
         while cost > costs.limit:
-            state = _next_step(problem, state, heap, _measure_ahead)
+            state = _next_step(problem, state, heap)
             cost = costs.of(state.plan)
             done = int(100 * (start - cost) / max(start - costs.limit, 1e-12))
             bar.advance(max(0, min(100, done) - bar.done), detail=f"cost {cost:.4g}, loss {state.loss:.3g}")
     return state
 
 
-def _next_step(problem: Problem, state: State, heap: Heap, measure: Measuring) -> State:
+def _next_step(problem: Problem, state: State, heap: Heap) -> State:
     """The state after the candidate of the least score was looked at: measured, taken, or neither; changes the heap."""
     if not heap:
         costs = problem.costs
@@ -250,38 +247,11 @@ def _next_step(problem: Problem, state: State, heap: Heap, measure: Measuring) -
         return state
     if not (heap and score > heap[0][0]):
         if must_measure(problem, state, candidate, level):
-            state = measure(problem, state, candidate, level, heap)
+            state = measure_step(problem, state, candidate, level)
         else:
             state = take_step(problem, state, candidate, level)
     heapq.heappush(heap, (score_of(problem, state, candidate), index, candidate))
     return state
-
-
-def _measure_ahead(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
-    """`measure_step`, while other processes measure what follows if predictions hold."""
-    if problem.ahead is not None:
-        expect_plans(problem, itertools.islice(_forecast(problem, state, candidate, level, heap), width_of(problem)))
-    return measure_step(problem, state, candidate, level)
-
-
-def _forecast(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> Iterator[Plan]:
-    """The plans that a descent measures from here on, if every increase is the one that is predicted."""
-    plans: list[Plan] = []
-
-    def believe(problem: Problem, state: State, candidate: Candidate, level: int, heap: Heap) -> State:
-        plans.extend([state.plan] * (state.unmeasured > 0) + [with_level(state.plan, candidate, level)])
-        increase = increase_of(problem, state, candidate, level)
-        curve = learned_curve(state.curves[candidate], level, increase, state.loss)
-        return replace(state, curves={**state.curves, candidate: curve}, unmeasured=0.0)
-
-    heap, index = list(heap), problem.candidates.index(candidate)
-    state = believe(problem, state, candidate, level, heap)
-    heapq.heappush(heap, (score_of(problem, state, candidate), index, candidate))
-    while heap and problem.costs.of(state.plan) > problem.costs.limit:
-        yield from plans
-        plans.clear()
-        state = _next_step(problem, state, heap, believe)
-    yield from plans
 
 
 def solve(problem: Problem, state: State) -> State:
@@ -294,7 +264,6 @@ def solve(problem: Problem, state: State) -> State:
         guessed = [c for c in problem.candidates if _is_guessed(state, c, bits_of(plan, c))]
         if not guessed:
             break
-        expect_plans(problem, (with_level(state.plan, c, bits_of(plan, c)) for c in guessed))
         with Bar("measuring low bits", len(guessed)) as bar:
             for candidate in guessed:
                 state = measure_step(problem, state, candidate, bits_of(plan, candidate))
@@ -305,7 +274,7 @@ def solve(problem: Problem, state: State) -> State:
     if loss >= state.loss:
         return state
     note(f"the integer program's plan has a lower loss ({loss:.3g}) than the steps taken: the search goes on from it")
-    return settled_state(replace(state, plan=plan, loss=loss, is_solution=True))
+    return replace(state, plan=plan, loss=loss, is_solution=True)
 
 
 def _choices(problem: Problem, state: State) -> dict[str, list[Choice]]:
@@ -349,7 +318,7 @@ def at_least_uniform(problem: Problem, state: State) -> State:
             state, loss = loss_of_plan(problem, state, plan)
             if loss < state.loss:
                 note(f"uniform bits have a lower loss ({loss:.3g}) than the steps taken: the search goes on from them")
-                return settled_state(replace(state, plan=plan, loss=loss))
+                return replace(state, plan=plan, loss=loss)
             return state
     return state
 
@@ -360,19 +329,17 @@ def exchange(problem: Problem, state: State) -> State:
     limit = len(problem.candidates)
     with Bar("exchanging bits", limit) as bar:
         while failed < FAILED_EXCHANGES and bar.done < limit:
-            following = list(itertools.islice(_exchanges(problem, state, tried), width_of(problem)))
-            if not following:
+            following = next(_exchanges(problem, state, tried), None)
+            if following is None:
                 break
-            # Most exchanges fail, and then those after it are tried on the same plan.
-            expect_plans(problem, (plan for _, plan in following))
-            gain, plan = following[0]
+            gain, plan = following
             tried.add(problem.journal.key(plan))
             state, loss = loss_of_plan(problem, state, plan)
             bar.advance(detail=f"loss {min(loss, state.loss):.3g}")
             state = replace(state, errors=(*state.errors, (-gain, loss - state.loss)))
             failed = failed + 1 if loss >= state.loss else 0
             if loss < state.loss:
-                state = settled_state(replace(state, plan=plan, loss=loss, exchanges=state.exchanges + 1))
+                state = replace(state, plan=plan, loss=loss, exchanges=state.exchanges + 1)
     return state
 
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,11 @@ from leanvit.errors import ConfigError
 from leanvit.load.labels import task_for
 from leanvit.load.modules import as_network
 from leanvit.progress import note
-from leanvit.quant.ahead import Ahead
 from leanvit.quant.attach import Forms, attach
 from leanvit.quant.calibrate import Calibrated, Choices, calibrate
 from leanvit.quant.calibration_images import check_calibration, check_weights, collect_batches, make_probe
-from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Kept, Made, first_difference, local_error, loss_of, make_network
+from leanvit.quant.elsewhere import Elsewhere
+from leanvit.quant.evaluate import PlanLosses, make_network
 from leanvit.quant.graph import Measure, QuantGraph, trace
 from leanvit.quant.greedy_mp import highest_plan
 from leanvit.quant.losses import measure_sites, network_divergence
@@ -50,10 +48,6 @@ from leanvit.quant.work import Work
 WALK_BYTES = 2 << 30
 """Memory that calibration may hold at a time; with larger networks fewer images take part. Half of the 4 GB that
 benchmarks/ptq_cost.py allows, as the float and the quantized network are walked side by side."""
-
-PLANS_HELD = 3
-"""Plans whose values a process of a search keeps, each of 12 places of the network: what a search goes on from is among
-the last that it tried."""
 
 LIVE_TENSORS = 8
 """Tensors of the largest size that are alive at once in the walk: two networks, a residual, operands and results."""
@@ -92,7 +86,7 @@ def quantize(
     *,
     plan: dict[str, Iterable[int]] | None = None,
     journal: str | Path | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> QuantizedModel:
     """Quantize `model` after training (MPTQ-ViT, arXiv 2401.14895); the model itself is not changed.
 
@@ -102,7 +96,7 @@ def quantize(
         half precision is taken as float32.
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
         bits has evaluated; beside it, as .blocks.safetensors, what the pass `reconstruct` has learned. A killed run
-        goes on where it was. ahead: computes losses of such a search in other processes (leanvit.scale.search).
+        goes on where it was. elsewhere: computes losses of such a search in other processes (leanvit.scale.search).
     Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
     not finite, ShapeError where the model can't run on these images, ExportError where the model can't be traced,
     ConfigError for an ignored_scope or a plan that names unknown sites, and for a pass that can't be imported.
@@ -114,7 +108,7 @@ def quantize(
     if batches and len(batches[0]):
         device = next(model.parameters()).device
         model = as_network(model, batches[0][:1].to(device, torch.float32))
-    return quantize_part(model, batches, config, plan=plan, journal=journal, ahead=ahead)
+    return quantize_part(model, batches, config, plan=plan, journal=journal, elsewhere=elsewhere)
 
 
 def quantize_part(
@@ -125,7 +119,7 @@ def quantize_part(
     plan: dict[str, Iterable[int]] | None = None,
     journal: str | Path | None = None,
     measure: Measure | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> QuantizedModel:
     """`quantize` of a network or of a part of one, which may return several tensors, as it is.
 
@@ -137,13 +131,13 @@ def quantize_part(
     device = next(model.parameters()).device
     batches = [batch.to(device, torch.float32) for batch in collect_batches(inputs)]
     calibration = check_calibration(batches)
-    searching = ahead if config.budget is not None and plan is None else None
+    searching = elsewhere if config.budget is not None and plan is None else None
     if searching is not None:
         searching.begin(model, batches, config, measure)
     traced, batches = _traced(model, batches, config, measure)
 
     work = turned_where_it_pays(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
-    work.ahead = searching
+    work.elsewhere = searching
     done = set_quantizers(work, choose_plan(work, plan))  # uniform, or Greedy MP; OPT-m
     done = after_passes(done)
     losses = None
@@ -187,39 +181,11 @@ def _traced(
     return traced, [part for batch in batches for part in torch.split(batch, images_at_once(traced))]
 
 
-class PlanLosses:
-    """The losses that the search of `quantize_part` asks for, computed in any process from the same model and images.
-
-    model, batches, config, measure: as that has them. Values of the last plans are kept: a run begins where its plan
-    first differs from the one of them that it has most in common with.
-    """
-
-    def __init__(self, model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None) -> None:
-        traced, batches = _traced(model, batches, config, measure)
-        work = turned_where_it_pays(traced, batches, config)
-        self._network = make_network(work.graph, work.images, highest_plan(work.graph, config), work.choices)
-        self._held: deque[Kept] = deque(maxlen=PLANS_HELD)
-
-    def loss(self, plan: Plan) -> float:
-        """Divergence of a plan's outputs from the float ones."""
-        nearest = max(self._held, key=lambda kept: first_difference(self._network, plan, kept), default=None)
-        found, latest = loss_of(self._network, plan, nearest)
-        self._held.append(latest)
-        return found
-
-    def local_errors(self, candidate: Candidate, levels: Sequence[int]) -> dict[int, float]:
-        """Squared output error of a part of a site on its sample, by level."""
-        return {level: local_error(self._network, *candidate, level) for level in levels}
-
-    def made(self, candidate: Candidate, levels: Sequence[int]) -> Made:
-        """The quantizers of a part of a site that `local_errors` made."""
-        site, part = candidate
-        return {key: found for key, found in self._network.made.items()
-                if key[0] == site and part in (key[1], 2) and key[2] in levels}  # fmt: skip
-
-    def take(self, made: Made) -> None:
-        """Quantizers that another process made: they need not be made here."""
-        self._network.made.update(made)
+def plan_losses(model: nn.Module, batches: list[Tensor], config: MPTQConfig) -> PlanLosses:
+    """The losses that the search of `quantize_part` asks for, in any process from the same model and images."""
+    traced, batches = _traced(model, batches, config, None)
+    work = turned_where_it_pays(traced, batches, config)
+    return PlanLosses(make_network(work.graph, work.images, highest_plan(work.graph, config), work.choices))
 
 
 def _preprocess(model: nn.Module, shape: tuple[int, ...]) -> Preprocess:

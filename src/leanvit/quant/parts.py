@@ -18,7 +18,7 @@ from leanvit.load.api import load
 from leanvit.load.describe import of_quantized
 from leanvit.progress import note
 from leanvit.quant import QuantizedModel, quantize
-from leanvit.quant.ahead import Ahead
+from leanvit.quant.elsewhere import Elsewhere
 from leanvit.quant.mptq import quantize_part
 from leanvit.quant.store import QUANTIZED_NAME, is_quantized, load_quantized, save_quantized
 from leanvit.runtime.task import task_named
@@ -75,7 +75,7 @@ def quantize_network(
     *,
     plan: dict[str, Any] | None = None,
     folder: str | Path | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> QuantizedNetwork:
     """Quantize every part of a task's network; the network itself is not changed.
 
@@ -102,7 +102,7 @@ def quantize_network(
         own_config = replace(config, budget=budgets[name])
         measure = measures.get(name)
         quantized[name] = quantize_part(
-            part, inputs[name], own_config, plan=own, journal=journal, measure=measure, ahead=ahead
+            part, inputs[name], own_config, plan=own, journal=journal, measure=measure, elsewhere=elsewhere
         )
         quantized[name] = replace(quantized[name], preprocess=info.preprocess)
     return QuantizedNetwork(network, quantized, _sizes(quantized, config))
@@ -116,13 +116,15 @@ def quantize_any(
     *,
     plan: dict[str, Any] | None = None,
     folder: str | Path | None = None,
-    ahead: Ahead | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> QuantizedModel | QuantizedNetwork:
     """Quantize a network of any task: a classifier is one graph, all others have parts (`quantize_network`)."""
     if task_named(info.task).data != "images":
-        return quantize_network(network, info, x, config, plan=plan, folder=folder, ahead=ahead)
+        return quantize_network(network, info, x, config, plan=plan, folder=folder, elsewhere=elsewhere)
     journal = Path(folder) / "search.jsonl" if folder else None
-    return replace(quantize(network, x, config, plan=plan, journal=journal, ahead=ahead), preprocess=info.preprocess)
+    return replace(
+        quantize(network, x, config, plan=plan, journal=journal, elsewhere=elsewhere), preprocess=info.preprocess
+    )
 
 
 def _budgets(parts: dict[str, nn.Module], budget: Budget | None) -> dict[str, Budget | None]:

@@ -6,13 +6,11 @@ Values that each step replaces; the stages that take them are in leanvit.quant.g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leanvit.quant.ahead import Ahead
 from leanvit.quant.costs import Candidate, Costs, stepped
-from leanvit.quant.evaluate import Kept, Network, local_error, loss_of
+from leanvit.quant.elsewhere import Losses
 from leanvit.quant.journal import Journal
 from leanvit.quant.plan import FLOAT_BITS, Plan
 
@@ -32,29 +30,17 @@ class Problem:
     """What stays the same during a search.
 
     free: sites whose bits may change. levels: bits, highest first. candidates: every part of every free site.
-    network: where losses are computed, in this process or in others. local: squared output errors by candidate and
-    level, filled when first asked for.
+    losses: of plans and of single tensors, computed in this process or in others. local: squared output errors by
+    candidate and level, above those of the highest, filled when first asked for.
     """
 
-    network: Network | Ahead
+    losses: Losses
     costs: Costs
     journal: Journal
     free: tuple[str, ...]
     levels: tuple[int, ...]
     candidates: tuple[Candidate, ...]
     local: dict[tuple[Candidate, int], float] = field(default_factory=dict)
-
-    @property
-    def ahead(self) -> Ahead | None:
-        """Other processes that compute losses; None where this one does."""
-        return None if isinstance(self.network, Network) else self.network
-
-
-Heap = list[tuple[float, int, Candidate]]
-"""Candidates by their score, and their place among all."""
-
-Measuring = Callable[["Problem", "State", Candidate, int, Heap], "State"]
-"""Measures a step of a candidate to a level; what else is on the heap."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +59,8 @@ class State:
     """Where a search is.
 
     loss: of the plan, measured, and what predicted steps have added since; unmeasured: of it, that part.
-    kept, latest: values of the last measured state, and of the last run. steps: taken, for the report.
-    errors: (predicted, measured) increases. evaluations: runs of the network; from_journal: losses that were known.
+    steps: taken, for the report. errors: (predicted, measured) increases. evaluations: runs of the network;
+    from_journal: losses that were known.
     is_solution: whether the search went on from the plan of the integer program.
     """
 
@@ -82,8 +68,6 @@ class State:
     loss: float = 0.0
     unmeasured: float = 0.0
     curves: dict[Candidate, Curve] = field(default_factory=dict)
-    kept: Kept | None = None
-    latest: Kept | None = None
     steps: tuple[dict[str, Any], ...] = ()
     errors: tuple[tuple[float, float], ...] = ()
     evaluations: int = 0
@@ -99,7 +83,7 @@ def measure_state(problem: Problem, state: State) -> State:
     before, believed = state.loss - state.unmeasured, state.unmeasured
     state, loss = loss_of_plan(problem, state, state.plan)
     errors = (*state.errors, (believed, loss - before))
-    return replace(settled_state(state), loss=loss, unmeasured=0.0, errors=errors)
+    return replace(state, loss=loss, unmeasured=0.0, errors=errors)
 
 
 def loss_of_plan(problem: Problem, state: State, plan: Plan) -> tuple[State, float]:
@@ -107,31 +91,9 @@ def loss_of_plan(problem: Problem, state: State, plan: Plan) -> tuple[State, flo
     key = problem.journal.key(plan)
     if key in problem.journal.losses:
         return replace(state, from_journal=state.from_journal + 1), problem.journal.losses[key]
-    if isinstance(problem.network, Network):
-        loss, latest = loss_of(problem.network, plan, state.kept)
-        state = replace(state, latest=latest, kept=state.kept or latest)
-    else:
-        loss = problem.network.loss(plan)
+    loss = problem.losses.loss(plan)
     problem.journal.add(key, loss)
     return replace(state, evaluations=state.evaluations + 1), loss
-
-
-def expect_plans(problem: Problem, plans: Iterable[Plan]) -> None:
-    """Let other processes begin with the losses that are likely to be asked for next."""
-    if problem.ahead is not None:
-        known = problem.journal.losses
-        problem.ahead.expect([plan for plan in plans if problem.journal.key(plan) not in known])
-
-
-def width_of(problem: Problem) -> int:
-    """How many losses are asked for ahead: as many as are computed at a time. Twice as many had 81 of 290 thrown away
-    (vit_micro, average of 4 bits, two processes): what a descent measures in a second step depends on the first."""
-    return 1 if problem.ahead is None else problem.ahead.width
-
-
-def settled_state(state: State) -> State:
-    """The state with the values of its own plan kept, where the last run was of that."""
-    return replace(state, kept=state.latest) if state.latest and state.latest.plan == state.plan else state
 
 
 def take_step(problem: Problem, state: State, candidate: Candidate, level: int) -> State:
@@ -140,7 +102,7 @@ def take_step(problem: Problem, state: State, candidate: Candidate, level: int) 
     plan, loss = with_level(state.plan, candidate, level), state.loss + rise
     step = {"site": candidate[0], "part": candidate[1], "bits": level, "loss": loss, "cost": problem.costs.of(plan)}
     unmeasured = state.unmeasured + max(rise, 1e-15)
-    return settled_state(replace(state, plan=plan, loss=loss, unmeasured=unmeasured, steps=(*state.steps, step)))
+    return replace(state, plan=plan, loss=loss, unmeasured=unmeasured, steps=(*state.steps, step))
 
 
 def measure_step(problem: Problem, state: State, candidate: Candidate, level: int) -> State:
@@ -206,16 +168,10 @@ def _local_above(problem: Problem, candidate: Candidate, bits: int) -> float:
     """Squared output error of a site at some bits, above that at the highest level."""
     if (candidate, bits) not in problem.local:
         highest = problem.levels[0]
-        top = 0.0 if highest == FLOAT_BITS else _local_error(problem, candidate, highest)
-        own = top if bits == highest else _local_error(problem, candidate, bits)
+        top = 0.0 if highest == FLOAT_BITS else problem.losses.local_error(candidate, highest)
+        own = top if bits == highest else problem.losses.local_error(candidate, bits)
         problem.local[candidate, bits] = max(own - top, 0.0)
     return problem.local[candidate, bits]
-
-
-def _local_error(problem: Problem, candidate: Candidate, bits: int) -> float:
-    if isinstance(problem.network, Network):
-        return local_error(problem.network, *candidate, bits)
-    return problem.network.local_error(candidate, bits)
 
 
 def bits_of(plan: Plan, candidate: Candidate) -> int:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from leanvit.config import MPTQConfig
-from leanvit.quant.ahead import Ahead
 from leanvit.quant.calibrate import Choices
+from leanvit.quant.elsewhere import Elsewhere
 from leanvit.quant.graph import QuantGraph
 from leanvit.quant.plan import Plan
 
@@ -30,7 +30,7 @@ class Work:
     choices: how quantizers will be set. plan: bits of every site, from the stage `bits` on.
     quantized: the graph with quantizers, in the stage `after`; its nodes bear the names of the float graph's.
     notes: JSON values that go into the report. journal: file of a search of bits, and beside it of what is learned.
-    ahead: computes losses of that search in other processes.
+    elsewhere: computes losses of that search in other processes.
     float_bytes: of the model as it came.
     """
 
@@ -44,7 +44,7 @@ class Work:
     quantized: QuantGraph | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     journal: str | Path | None = None
-    ahead: Ahead | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True)

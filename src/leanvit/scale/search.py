@@ -1,9 +1,9 @@
 """The losses of Greedy MP, computed by processes on a Ray cluster; the search itself runs where it always does.
 
 Each process builds the network of the search from the model and the calibration images, which go through the object
-store once, and then is sent plans. A search asks for one loss after the other, and says which ones it is likely to ask
-for next: those are begun before. What it does not ask for in the end is thrown away, so that the journal and the plan
-are those of a search alone, whatever the number of processes and their order.
+store once, and runs its share of the images for every plan that it is sent. What it returns, and the quantizers that
+one process makes for all, is what this process would have computed: journal and plan are those of a search alone,
+whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from leanvit.config import MPTQConfig
 from leanvit.errors import EnvironmentProblem
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Made
-from leanvit.quant.graph import Measure
-from leanvit.quant.mptq import PlanLosses
+from leanvit.quant.evaluate import Made, joined, made_for
+from leanvit.quant.graph import Measure, Outputs
+from leanvit.quant.losses import divergence
+from leanvit.quant.mptq import plan_losses
 from leanvit.quant.plan import Plan
 from leanvit.scale.cluster import connected, fetch, thread_variables
 
@@ -33,20 +33,20 @@ RESTARTS = 5
 
 
 @contextlib.contextmanager
-def searching(address: str, workers: int | None = None) -> Iterator[RayAhead]:
+def searching(address: str, workers: int | None = None) -> Iterator[RaySearch]:
     """What computes the losses of a search on a cluster. One thread a process, this one too: as many as a search alone
     that is to write the same journal has (OMP_NUM_THREADS=1). Raises as `connected`."""
     threads = torch.get_num_threads()
     with connected(address) as ray:
         torch.set_num_threads(1)
         try:
-            yield RayAhead(ray, workers)
+            yield RaySearch(ray, workers)
         finally:
             torch.set_num_threads(threads)
 
 
-class RayAhead:
-    """leanvit.quant.ahead.Ahead on a cluster: `workers` processes of `threads` CPUs each.
+class RaySearch:
+    """leanvit.quant.elsewhere.Elsewhere on a cluster: `workers` processes of `threads` CPUs each.
 
     Losses are those of a process of as many threads: sums are rounded in the order in which they are taken.
     """
@@ -62,8 +62,8 @@ class RayAhead:
             )
         self._given: Any = None
         self._workers: list[Any] = []
-        self._load: list[int] = []
-        self._waiting: dict[str, tuple[Any, int]] = {}
+        self._measure: Measure | None = None
+        self._truth: Outputs = ()
         self._local: dict[Candidate, Any] = {}
 
     def begin(
@@ -71,40 +71,26 @@ class RayAhead:
     ) -> None:
         """Start the processes; they build the network while this one does."""
         # Held, for processes that are started again.
-        self._given = given = self.ray.put(
-            (copy.deepcopy(model).cpu(), [batch.cpu() for batch in batches], config, measure)
-        )
+        self._given = given = self.ray.put((copy.deepcopy(model).cpu(), [batch.cpu() for batch in batches], config))
         actor = self.ray.remote(
             num_cpus=self.threads,
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
             runtime_env={"env_vars": thread_variables(self.threads)},
         )(LossWorker)
-        self._workers = [actor.remote(given, self.threads) for _ in range(self.width)]
-        self._load = [0] * self.width
-        self._waiting = {}
-        self._local = {}
-
-    def expect(self, plans: Sequence[Plan]) -> None:
-        """Begin with some losses, each in the process that has the least to do."""
-        for plan in plans:
-            key = _key(plan)
-            if key not in self._waiting:
-                worker = min(range(self.width), key=self._load.__getitem__)
-                self._load[worker] += 1
-                self._waiting[key] = (self._workers[worker].loss.remote(plan), worker)
+        self._workers = [actor.remote(given, own, self.width, self.threads) for own in range(self.width)]
+        self._measure, self._truth, self._local = measure, (), {}
 
     def loss(self, plan: Plan) -> float:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
-        self.expect([plan])
-        reference, worker = self._waiting.pop(_key(plan))
-        found = float(self._get(reference))
-        self._load[worker] -= 1
-        return found
+        if not self._truth:
+            self._truth = self._joined(worker.truth.remote() for worker in self._workers[:1])
+        found = self._joined(worker.outputs.remote(plan) for worker in self._workers)
+        return divergence(self._truth, found, self._measure)
 
-    def expect_local(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
-        """Begin with errors of sites, in turns; weights take less time than activations, so both in turns. What was
-        made for them goes to the other processes as well."""
+    def prepare(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
+        """Make quantizers, each in one process: weights take less time than activations, so both in turns. What one
+        has made goes to the others."""
         turns = [0, 0, 0]
         made: list[list[Any]] = [[] for _ in self._workers]
         for candidate in candidates:
@@ -124,6 +110,11 @@ class RayAhead:
             found = self._local[candidate] = self._get(found)
         return float(found[bits])
 
+    def _joined(self, references: Iterable[Any]) -> Outputs:
+        """Outputs of all images, from those of the parts that each process has."""
+        parts = {part: outputs for found in [*references] for part, outputs in self._get(found).items()}
+        return joined(parts[part] for part in sorted(parts))
+
     def _get(self, reference: Any) -> Any:
         try:
             return fetch(self.ray, reference)
@@ -138,25 +129,30 @@ class RayAhead:
 
 
 class LossWorker:
-    """In a process of the cluster: losses of plans (leanvit.quant.mptq.PlanLosses)."""
+    """In a process of the cluster: what plans compute for its share of the images.
 
-    def __init__(self, given: tuple[nn.Module, list[Tensor], MPTQConfig, Measure | None], threads: int) -> None:
+    given: model, batches and configuration of leanvit.quant.mptq.plan_losses. own, of: this process, of how many.
+    """
+
+    def __init__(self, given: tuple[nn.Module, list[Tensor], MPTQConfig], own: int, of: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.losses = PlanLosses(*given)
+        self.losses = plan_losses(*given)
+        self.parts = range(own, len(self.losses.network.parts), of)
 
-    def loss(self, plan: Plan) -> float:
-        """The loss of one plan."""
-        return self.losses.loss(plan)
+    def truth(self) -> dict[int, Outputs]:
+        """Float outputs of all images."""
+        return {0: self.losses.network.truth}
+
+    def outputs(self, plan: Plan) -> dict[int, Outputs]:
+        """Outputs with the quantizers of a plan, by part of the images."""
+        return dict(zip(self.parts, self.losses.outputs(plan, self.parts), strict=True))
 
     def local_errors(self, candidate: Candidate, levels: tuple[int, ...]) -> tuple[dict[int, float], Made]:
         """Squared output errors of a part of a site, by level, and the quantizers that have them."""
-        return self.losses.local_errors(candidate, levels), self.losses.made(candidate, levels)
+        errors = {level: self.losses.local_error(candidate, level) for level in levels}
+        return errors, made_for(self.losses.network, candidate, levels)
 
     def take(self, *made: Made) -> None:
-        """Quantizers that other processes made."""
+        """Quantizers that other processes made: they need not be made here."""
         for found in made:
-            self.losses.take(found)
-
-
-def _key(plan: Plan) -> str:
-    return json.dumps(sorted(plan.items()))
+            self.losses.network.made.update(found)
