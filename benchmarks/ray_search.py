@@ -1,6 +1,6 @@
 """Greedy MP alone and with two processes of one thread on Ray, in turns: journal and plan byte for byte, and time.
 
-    python benchmarks/ray_search.py      (10 to 20 minutes on 2 idle cores; to benchmarks/results/ray_search.json)
+    python benchmarks/ray_search.py      (20 to 40 minutes on 2 idle cores; to benchmarks/results/ray_search.json)
 
 Alone is measured with one thread, whose journal the other has to write, and with all threads of the machine. `search`
 is the time in the search itself, `whole` that of quantize(), with the start of Ray.
@@ -37,12 +37,12 @@ RESULTS = Path(__file__).parent / "results" / "ray_search.json"
 WAYS = ("one thread", "ray", "all threads")
 
 
-def run(args: argparse.Namespace, way: str, folder: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, count: int, way: str, folder: Path) -> dict[str, Any]:
     """One search: its times, and what it wrote."""
     model = timm.create_model(f"{args.model}.fmnist", pretrained=True).eval()
     preprocess = preprocess_for(model)
-    images = load_split("fashion-mnist", "train").subset(np.arange(args.calibration))
-    x = torch.cat([to_input(batch, preprocess) for batch, _ in Loader(images, preprocess, args.calibration)])
+    images = load_split("fashion-mnist", "train").subset(np.arange(count))
+    x = torch.cat([to_input(batch, preprocess) for batch, _ in Loader(images, preprocess, count)])
     config = MPTQConfig(budget=Budget(average_bits=args.bits), mode=args.mode)
     torch.set_num_threads(args.threads if way == "all threads" else 1)
     journal, spent = folder / f"{way}.jsonl", [0.0]
@@ -81,18 +81,28 @@ def main() -> None:
     parser.add_argument("--model", default="vit_micro")
     parser.add_argument("--mode", default="paper")
     parser.add_argument("--bits", type=float, default=4.0, help="average")
-    parser.add_argument("--calibration", type=int, default=128)
+    parser.add_argument("--calibration", type=int, nargs="+", default=[128, 512], help="images")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help=", ".join(WAYS))
     args = parser.parse_args()
+    rows = [compare(args, count) for count in args.calibration]
+    result = {
+        "version": 2, "options": vars(args), "rows": rows,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
+    }  # fmt: skip
+    write_json(RESULTS, result)
+
+
+def compare(args: argparse.Namespace, count: int) -> dict[str, Any]:
+    """All ways in turns, with some calibration images."""
     rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             for way, found in rounds.items():
-                found.append(run(args, way, Path(folder)))
-                print(way, found[-1], flush=True)
+                found.append(run(args, count, way, Path(folder)))
+                print(count, way, found[-1], flush=True)
     same = {key: len({row[key] for way in args.ways if way != "all threads" for row in rounds[way]}) == 1
             for key in ("journal", "plan")}  # fmt: skip
 
@@ -100,12 +110,8 @@ def main() -> None:
         return statistics.median(one[key] / ray[key] for one, ray in zip(rounds[way], rounds["ray"], strict=True))
 
     ratios = {key: {way: ratio(way, key) for way in args.ways if way != "ray"} for key in ("search", "whole")}
-    row = {
-        "version": 1, "options": vars(args), "rounds": rounds, "same": same, "times_faster_on_ray": ratios,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
-    }  # fmt: skip
-    print(json.dumps({"same": same, "times_faster_on_ray": ratios}, indent=2))
-    write_json(RESULTS, row)
+    print(json.dumps({"images": count, "same": same, "times_faster_on_ray": ratios}, indent=2), flush=True)
+    return {"images": count, "rounds": rounds, "same": same, "times_faster_on_ray": ratios}
 
 
 if __name__ == "__main__":

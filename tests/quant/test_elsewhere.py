@@ -75,7 +75,7 @@ class Shares:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve images in three parts."""
+    """Twelve images in four parts."""
     monkeypatch.setattr(evaluate, "PART_MACS", 0)
 
 

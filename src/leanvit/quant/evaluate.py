@@ -35,9 +35,9 @@ CHECKPOINTS = 12
 PLANS_HELD = 2
 """Plans whose values are kept: what a search goes on from is the last that it took or the last that it tried."""
 
-PART_MACS = 10_000_000_000
-"""Multiply-adds of the images that run at once: 64 of a micro model, with fewer of which Python's own time shows (of
-vit_micro 32 took 10 to 20% longer than 64, and 512 no less), and PART_IMAGES of a ViT-S."""
+PART_MACS = 3_200_000_000
+"""Multiply-adds of the images that run at once: 128 of vit_micro, of which 64 took 15% longer, as Python's own time
+shows, and 512 no less; and PART_IMAGES of a ViT-S."""
 
 PART_IMAGES = 4
 """Images that run at once at least."""
@@ -104,7 +104,7 @@ def make_network(graph: QuantGraph, images: Tensor, plan: Plan, choices: Choices
     images: (N, 3, H, W) calibration images. choices: how quantizers are set.
     """
     seen = _see_sites(graph, images, plan)
-    parts = torch.split(images, images_of_a_part(graph))
+    parts = torch.tensor_split(images, parts_of_images(graph, len(images)))
     truth = joined(outputs_from(graph.module(part)) for part in parts)
     give_back()
     attach(graph, {name: (8 if bits[0] else 0, 8) for name, bits in plan.items()}, share=False)
@@ -112,10 +112,15 @@ def make_network(graph: QuantGraph, images: Tensor, plan: Plan, choices: Choices
     return Network(graph, parts, choices, truth, seen, _first_positions(graph, nodes, plan), _checkpoints(nodes))
 
 
-def images_of_a_part(graph: QuantGraph) -> int:
-    """How many images run at once: fewer of a large network, so that many processes can share the images."""
+def parts_of_images(graph: QuantGraph, count: int) -> int:
+    """In how many parts images run: a power of two, so that two, four or eight processes have the same to do; two at
+    least."""
     macs = sum(site.macs for site in graph.sites.values())
-    return max(PART_IMAGES, PART_MACS // max(1, macs))
+    at_once = max(PART_IMAGES, PART_MACS // max(1, macs))
+    parts = min(2, count)
+    while count > parts * at_once:
+        parts *= 2
+    return parts
 
 
 def joined(parts: Iterable[Outputs]) -> Outputs:
