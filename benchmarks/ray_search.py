@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from torch import Tensor, nn
 
-import leanvit.models  # noqa: F401 - registers our architectures
 from leanvit.bench import machine
 from leanvit.checkpoint import preprocess_for
 from leanvit.config import Budget, MPTQConfig
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.sets import load_split
 from leanvit.files import write_json
+from leanvit.models import micro
 from leanvit.quant import greedy_mp, quantize
 from leanvit.scale.cluster import connected
 from leanvit.scale.search import RaySearch
+from measure import SEED
 
 RESULTS = Path(__file__).parent / "results" / "ray_search.json"
 WAYS = ("one thread", "ray", "all threads")
@@ -39,10 +41,7 @@ WAYS = ("one thread", "ray", "all threads")
 
 def run(args: argparse.Namespace, count: int, way: str, folder: Path) -> dict[str, Any]:
     """One search: its times, and what it wrote."""
-    model = timm.create_model(f"{args.model}.fmnist", pretrained=True).eval()
-    preprocess = preprocess_for(model)
-    images = load_split("fashion-mnist", "train").subset(np.arange(count))
-    x = torch.cat([to_input(batch, preprocess) for batch, _ in Loader(images, preprocess, count)])
+    model, x = network_and_images(args.model, count)
     config = MPTQConfig(budget=Budget(average_bits=args.bits), mode=args.mode)
     torch.set_num_threads(args.threads if way == "all threads" else 1)
     journal, spent = folder / f"{way}.jsonl", [0.0]
@@ -73,6 +72,19 @@ def run(args: argparse.Namespace, count: int, way: str, folder: Path) -> dict[st
         "journal": hashlib.sha256(journal.read_bytes()).hexdigest(),
         "plan": hashlib.sha256(plan).hexdigest(),
     }
+
+
+def network_and_images(name: str, count: int) -> tuple[nn.Module, Tensor]:
+    """A micro model with images of Fashion-MNIST; any other network with random weights and smooth noise."""
+    if name not in micro.VARIANTS:
+        torch.manual_seed(SEED)
+        model = timm.create_model(name).eval()
+        coarse = torch.randn(count, 3, 14, 14, generator=torch.Generator().manual_seed(SEED))
+        return model, nn.functional.interpolate(coarse, preprocess_for(model).input_size, mode="bicubic")
+    model = timm.create_model(f"{name}.fmnist", pretrained=True).eval()
+    preprocess = preprocess_for(model)
+    images = load_split("fashion-mnist", "train").subset(np.arange(count))
+    return model, torch.cat([to_input(batch, preprocess) for batch, _ in Loader(images, preprocess, count)])
 
 
 def main() -> None:

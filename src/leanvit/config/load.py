@@ -16,6 +16,15 @@ NETWORK_KINDS = (
 """The specs of leanvit.load, as help texts name them."""
 
 
+def require_keep_tokens(value: float | tuple[int, ...]) -> None:
+    """Raise ConfigError for what is no share of the tokens, and no numbers of tokens to merge."""
+    if not isinstance(value, tuple):
+        if not 0 < value <= 1:
+            raise ConfigError(f"keep_tokens is {value}, expected a share of the tokens in (0, 1]")
+    elif not value or min(value) < 0:
+        raise ConfigError(f"keep_tokens is {list(value)}, expected a number from 0 up for each block")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """What a network's file does not say of it, and what is to be otherwise than it says."""
@@ -42,8 +51,7 @@ class LoadOptions:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep_tokens <= 1:
-            raise ConfigError(f"keep_tokens is {self.keep_tokens}, expected a share of the tokens in (0, 1]")
+        require_keep_tokens(self.keep_tokens)
         if isinstance(self.img_size, tuple) and len(self.img_size) == 1:
             object.__setattr__(self, "img_size", self.img_size[0])
         if isinstance(self.img_size, int):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
-from leanvit.config.load import NETWORK_KINDS, LoadOptions
+from leanvit.config.load import NETWORK_KINDS, LoadOptions, require_keep_tokens
 from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError, did_you_mean
 
@@ -125,10 +125,17 @@ class MPTQConfig(Scheme):
     budget: search a mixed-precision plan (Greedy MP) instead of uniform bits. passes: those beyond the paper to
     run, of BEST_PASSES or MODULE:ROW for one that is not part of leanvit (see leanvit.quant.passes); empty: all of
     BEST_PASSES in mode "best", none in mode "paper".
+    keep_tokens: share of the tokens that a plain vision transformer keeps, in (0, 1], alike ones being merged in the
+    block in which that costs least (see leanvit.quant.token_merging); or how many tokens each block merges.
     """
 
     budget: Budget | None = None
+    keep_tokens: float | tuple[int, ...] = 1.0
     version: int = option(1, "Version of this configuration's format.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_keep_tokens(self.keep_tokens)
 
     def without(self, name: str) -> MPTQConfig:
         """The same without one of the passes beyond the paper."""
@@ -175,6 +182,10 @@ class QuantizeConfig(Scheme, LoadOptions, RayOptions):
         limits = (self.average_bits, self.model_bytes, self.bitops, self.latency_ms)
         return any(limit is not None for limit in limits)
 
+    def load_options(self) -> LoadOptions:
+        """The part that the API's load() takes: tokens are merged by `scheme`, which knows calibration images."""
+        return replace(super().load_options(), keep_tokens=1.0)
+
     def scheme(self) -> MPTQConfig:
         """The part that the API's quantize() takes."""
         shared = {f.name: getattr(self, f.name) for f in fields(Scheme)}
@@ -185,4 +196,4 @@ class QuantizeConfig(Scheme, LoadOptions, RayOptions):
             latency_ms=self.latency_ms,
             latency_table=self.latency_table,
         ) if self.has_budget else None  # fmt: skip
-        return MPTQConfig(**shared, budget=budget)
+        return MPTQConfig(**shared, budget=budget, keep_tokens=self.keep_tokens)

@@ -15,15 +15,17 @@ from leanvit.models._convert import from_official
 from leanvit.models._fuse import fuse
 from leanvit.models._macs import count_macs
 from leanvit.models._paper import PaperResult
-from leanvit.models._token_merging import merge_tokens
+from leanvit.models._token_merging import Layout, layout_of, merge_tokens
 from leanvit.models.exmobilevit import add_exshortcut
 
 __all__ = [
+    "Layout",
     "add_exshortcut",
     "count_macs",
     "exmobilevit",
     "from_official",
     "fuse",
+    "layout_of",
     "list_models",
     "merge_tokens",
     "micro",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,50 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What merging does to the work of a network of `depth` equal blocks, with `prefix` class tokens and registers
+    before `tokens` patches of `dim` values.
+
+    attention, mlp: weights of the linears of a block, each of which is a multiply-add for a token.
+    """
+
+    depth: int
+    tokens: int
+    prefix: int
+    dim: int
+    attention: int
+    mlp: int
+
+    def in_one_block(self, block: int, keep_tokens: float) -> tuple[int, ...]:
+        """How many tokens each block merges where one of them merges all. Raises ConfigError as `schedule`."""
+        count = sum(schedule(keep_tokens, self.tokens, self.depth))
+        return tuple(count if index == block else 0 for index in range(self.depth))
+
+    def macs(self, counts: Sequence[int]) -> int:
+        """Multiply-adds of all blocks for one image; counts: how many tokens each merges, after its attention."""
+        before = [self.prefix + self.tokens - gone for gone in itertools.accumulate(counts, initial=0)]
+        return sum(
+            self.attention * own + 2 * self.dim * own**2 + self.mlp * after
+            for own, after in itertools.pairwise(before)
+        )
+
+    def saved(self, counts: Sequence[int]) -> float:
+        """Share of the multiply-adds of the blocks that merging saves."""
+        return 1 - self.macs(counts) / self.macs([0] * self.depth)
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout of a plain vision transformer of timm. Raises ConfigError where a network can't merge tokens."""
+    blocks = _mergeable_blocks(model)
+    attention, mlp = (
+        sum(linear.weight.numel() for linear in part.modules() if isinstance(linear, nn.Linear))
+        for part in (blocks[0].attn, blocks[0].mlp)
+    )
+    tokens, prefix = math.prod(model.patch_embed.grid_size), int(model.num_prefix_tokens)  # type: ignore
+    return Layout(len(blocks), tokens, prefix, int(model.embed_dim), attention, mlp)  # type: ignore[arg-type]
 
 
 def merge_tokens(model: nn.Module, keep_tokens: float | Sequence[int]) -> nn.Module:

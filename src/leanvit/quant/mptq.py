@@ -43,6 +43,7 @@ from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
 from leanvit.quant.sinks import find_sinks
 from leanvit.quant.sq_b import readers_noise
 from leanvit.quant.streams import find_streams
+from leanvit.quant.token_merging import merge_where_it_costs_least
 from leanvit.quant.work import Work
 
 WALK_BYTES = 2 << 30
@@ -97,6 +98,7 @@ def quantize(
     plan: bits of every site, instead of uniform ones or a search. journal: file that keeps what a search of
         bits has evaluated; beside it, as .blocks.safetensors, what the pass `reconstruct` has learned. A killed run
         goes on where it was. elsewhere: computes losses of such a search in other processes (leanvit.scale.search).
+    config.keep_tokens: the network merges tokens first; `report["token_merging"]` says where.
     Raises CalibrationError for images that are not finite or not normalised, NumericalError for weights that are
     not finite, ShapeError where the model can't run on these images, ExportError where the model can't be traced,
     ConfigError for an ignored_scope or a plan that names unknown sites, and for a pass that can't be imported.
@@ -108,7 +110,14 @@ def quantize(
     if batches and len(batches[0]):
         device = next(model.parameters()).device
         model = as_network(model, batches[0][:1].to(device, torch.float32))
-    return quantize_part(model, batches, config, plan=plan, journal=journal, elsewhere=elsewhere)
+    if config.keep_tokens == 1.0:
+        return quantize_part(model, batches, config, plan=plan, journal=journal, elsewhere=elsewhere)
+    check_calibration(batches)
+    model, counts, facts = merge_where_it_costs_least(model, batches, config.keep_tokens)
+    config = replace(config, keep_tokens=counts)
+    quantized = quantize_part(model, batches, config, plan=plan, journal=journal, elsewhere=elsewhere)
+    quantized.report["token_merging"] = facts
+    return quantized
 
 
 def quantize_part(
@@ -159,6 +168,7 @@ def quantize_part(
         "balanced_heads": {},
         "search": None,
         "rotation": None,
+        "token_merging": None,
         "sinks": sinks,
         **work.notes,
         "kl_divergence": losses,

@@ -84,6 +84,11 @@ def quantize_network(
     Raises CalibrationError where no box was found in x, and what leanvit.quantize raises.
     """
     config = config or MPTQConfig()
+    if config.keep_tokens != 1.0:
+        raise ConfigError(
+            f"keep_tokens is {config.keep_tokens}, and a network for the task '{info.task}' reads a map of all tokens. "
+            "Leave keep_tokens out."
+        )
     budgets = _budgets(parts_of(network.eval()), config.budget)
     inputs = part_inputs(network, x, config.seed)
     measures = network.part_measures((x.shape[-2], x.shape[-1])) if isinstance(network, CutNetwork) else {}

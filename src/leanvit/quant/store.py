@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from leanvit.checkpoint import CheckpointInfo, info_from_metadata, read_tensors
+from leanvit.checkpoint import CheckpointInfo, info_from_metadata, read_tensors, with_merged_tokens
 from leanvit.config import MPTQConfig, from_dict, to_dict
 from leanvit.errors import CheckpointError
 from leanvit.files import write_atomic, write_json
@@ -77,6 +77,8 @@ def load_quantized(path: str | Path, make: Build = build_classifier) -> tuple[Qu
     config = from_dict(MPTQConfig, json.loads(metadata["config"]), f"{path}: config")
     plan: Plan = {site: (bits[0], bits[1]) for site, bits in json.loads(metadata["plan"]).items()}
     model, example = make(info)
+    if config.keep_tokens != 1.0:
+        model = with_merged_tokens(model, config.keep_tokens)
     forms: Forms = {name: (form, heads) for name, (form, heads) in json.loads(metadata.get("forms", "{}")).items()}
     graph = trace(model, example, config.scope)
     add_missing_biases(graph, set(tensors))
