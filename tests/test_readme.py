@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -36,6 +37,16 @@ def commands() -> list[str]:
     return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
+def test_tables_are_those_of_the_results_files() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert set(re.findall(r"<!-- made by benchmarks/tables.py: (\w+) -->", README)) == set(tables.TABLES)
+    assert tables.written(README) == README
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = [c.split()[1] for c in commands() if c.startswith("make ")]
@@ -59,16 +70,21 @@ def tells_day_from_night() -> torch.nn.Module:
     return model
 
 
+def draw_pictures(folder: Path, level: int, count: int) -> None:
+    """Soft pictures of a brightness, as JPEG."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(level)
+    for index in range(count):
+        coarse = generator.integers(level - 50, level + 50, (5, 7, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((70, 50)).save(folder / f"{index}.jpg")
+
+
 def test_commands_for_own_images_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
     for label, level in (("day", 180), ("night", 60)):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for index in range(30):
-            coarse = generator.integers(level - 50, level + 50, (5, 7, 3)).astype(np.uint8)
-            Image.fromarray(coarse).resize((70, 50)).save(tmp_path / "photos" / label / f"{index}.jpg")
+        draw_pictures(tmp_path / "photos" / label, level, 30)
     torch.save(tells_day_from_night().state_dict(), tmp_path / "model.pth")
     verbs = [c for c in commands() if c.startswith("leanvit ")]
     assert [c.split()[1] for c in verbs] == ["optimize", "train", "quantize", "export", "predict"]
@@ -89,7 +105,8 @@ def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.M
     model = timm.create_model("revit_micro", num_classes=10)
     preprocess = preprocess_for(model)
     pixels = np.stack(synthetic_images(32, preprocess.input_size))
-    (tmp_path / "digit.png").write_bytes(load_golden(demo_run / "bundle")[0][0])
+    draw_pictures(tmp_path / "photos", 120, 40)
+    (tmp_path / "photo.jpg").write_bytes(load_golden(demo_run / "bundle")[0][0])
     names = {
         "model": model,
         "preprocess": preprocess,
@@ -98,6 +115,7 @@ def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.M
     for block in blocks("python"):
         exec(block, names)
     assert (tmp_path / "out" / "bundle.json").is_file()
+    assert (tmp_path / "runs" / "found" / "bundle" / "bundle.json").is_file()
 
 
 def test_the_demo_suggests_commands_that_run(demo_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,9 +76,13 @@ def test_damaged_photographs_and_pictures_are_left_out_too(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("aim", "runtimes", "names"),
     [
-        ("throughput", ("onnxruntime",), {"float", "w8a8", "w8a8-best"}),
-        ("throughput", ("openvino",), {"float", "w8a8", "openvino", "w8a8-best"}),
-        ("latency", ("onnxruntime", "openvino"), {"float", "w8a8", "openvino", "w8a8-where-faster", "w8a8-best"}),
+        ("throughput", ("onnxruntime",), {"float", "w8a8", "w8a8-merged", "w8a8-best"}),
+        ("throughput", ("openvino",), {"float", "w8a8", "openvino", "w8a8-merged", "w8a8-best"}),
+        (
+            "latency",
+            ("onnxruntime", "openvino"),
+            {"float", "w8a8", "openvino", "w8a8-where-faster", "w8a8-merged", "w8a8-best"},
+        ),
         ("size", ("openvino",), {"float", "w8a8", "w4a8", "w4a16", "w8a8-best", "w4a8-best", "mixed"}),
     ],
 )

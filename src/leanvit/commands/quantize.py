@@ -22,9 +22,12 @@ def run(config: configs.QuantizeConfig) -> int:
     from leanvit.config import save_yaml
     from leanvit.export.onnx.profiles import require_known
     from leanvit.files import only_writer
+    from leanvit.models import layout_of
 
     require_known(config.profile)
     network, info = open_network(config.model, config.load_options())
+    if config.keep_tokens != 1.0:
+        layout_of(network)  # what can't merge is refused before any data is read
     info = named_by_data(info, config.data)
     with only_writer(config.output), _helped(config) as elsewhere:
         quantized = quantize_and_measure(network, info, config, elsewhere=elsewhere)

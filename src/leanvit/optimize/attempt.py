@@ -29,6 +29,7 @@ from leanvit.export.gate.given import images_at_a_time
 from leanvit.export.network import Model
 from leanvit.export.onnx.latency import measure_table
 from leanvit.export.onnx.profiles import find, scheme_for
+from leanvit.models import layout_of
 from leanvit.optimize.images import Images
 from leanvit.optimize.settings import FLOAT, Row, Rows, Setting
 from leanvit.progress import note
@@ -213,7 +214,7 @@ def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
         "explain": None,
     }
     if isinstance(model, nn.Module):
-        return row
+        return row | {"keeps_tokens": _why_tokens_stay(model)}
     profile = find(setting.profile)
     table = shop.table if profile.linears == "integer" else None
     explained = explain(model, shop.network, images.x, profile, lifted, table, shop.options.seed)
@@ -224,6 +225,15 @@ def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
         "weight_bytes": sum(part.report["quantized_bytes"] for part in models_of(model).values()),
         "explain": explained,
     }
+
+
+def _why_tokens_stay(network: nn.Module) -> str:
+    """Why a network can't merge tokens; empty where it can."""
+    try:
+        layout_of(network)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _required(shop: Workshop, setting: Setting) -> tuple[Runtime, ...]:

@@ -71,6 +71,13 @@ def _between(low: str, high: str) -> Callable[[Rows, Mapping[str, float]], str]:
     return reason
 
 
+def _unless_it_keeps_tokens(rows: Rows, times: Mapping[str, float]) -> str:
+    """Only of a network that can merge tokens, whose plain 8 bits hold the accuracy."""
+    if why := rows[FLOAT]["keeps_tokens"]:
+        return str(why)
+    return "" if rows.get("w8a8", {}).get("state") == "made" else "w8a8 does not hold the accuracy with all tokens"
+
+
 def _scheme(**values: Any) -> Callable[[Rows], MPTQConfig]:
     return lambda rows: MPTQConfig(**values)
 
@@ -115,6 +122,10 @@ SETTINGS = (
     Setting(
         "w8a8-where-faster", "8 bits where this machine is faster in them", "w8a8", _where_faster,
         for_aims=("latency",), unless=_unless_slower_sites,
+    ),
+    Setting(
+        "w8a8-merged", "8 bits, and 70% of the tokens, alike ones being merged", "w8a8", _scheme(keep_tokens=0.7),
+        for_aims=("latency", "throughput"), unless=_unless_it_keeps_tokens,
     ),
     Setting(
         "w8a8-best", "8 bits with error reduction beyond the paper", "w8a8", _scheme(mode="best"),

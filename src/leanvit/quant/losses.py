@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from leanvit.quant.graph import Measure, Outputs, QuantGraph
@@ -31,7 +31,7 @@ def outputs_from(output: Any) -> Outputs:
 
 
 @torch.no_grad()
-def outputs_of(module: GraphModule, images: Tensor) -> Outputs:
+def outputs_of(module: nn.Module, images: Tensor) -> Outputs:
     """Outputs for all images, computed in batches."""
     parts = [outputs_from(module(batch)) for batch in torch.split(images, BATCH)]
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
