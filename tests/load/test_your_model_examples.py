@@ -16,7 +16,7 @@ from hf_vit import depth_one, save_transformers
 from leanvit.files import read_json
 from small_vit import clock
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "load.md").read_text(encoding="utf-8")
 LABELS = ("day", "night")
 
 
@@ -35,8 +35,8 @@ def form(line: str) -> str:
 
 
 def shown(example: str) -> set[str]:
-    """The forms of the lines that README shows for an example."""
-    found = re.search(rf"\$ python examples/{example} .*\n((?:[^$`].*\n)+)", README)
+    """The forms of the lines that docs/load.md shows for an example."""
+    found = re.search(rf"\$ python examples/{example} .*\n((?:[^$`].*\n)+)", PAGE)
     assert found is not None, example
     return {form(line) for line in found.group(1).splitlines()}
 
