@@ -52,9 +52,9 @@ def _measured(rows: list[dict[str, Any]]) -> str:
     day = date.fromisoformat(facts["date"][:10])
     vnni = "with" if "avx512_vnni" in machine["features"] else "without"
     return (
-        f"`{VIT}` with random weights, {machine['cores']} cores ({machine['cpu']} {vnni} VNNI), {facts['threads']} threads, "
-        f"in turns in one run, {day:%d %B %Y}, seed {facts['seed']}: `python benchmarks/deploy.py`. Speed is against float "
-        "in ONNX Runtime at the same batch size."
+        f"`{VIT}` with random weights, {machine['cores']} cores ({machine['cpu']} {vnni} VNNI), "
+        f"{facts['threads']} threads, in turns in one run, {day:%d %B %Y}, seed {facts['seed']}: "
+        "`python benchmarks/deploy.py`. Speed is against float in ONNX Runtime at the same batch size."
     )
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from leanvit.config import Preprocess, from_dict, to_dict
 from leanvit.errors import CheckpointError, ConfigError, UnknownModelError, did_you_mean
 from leanvit.files import write_atomic
+
+if TYPE_CHECKING:
+    from leanvit.models import Layout
 
 CHECKPOINT_NAME = "model.safetensors"
 
@@ -75,6 +78,13 @@ def with_merged_tokens(network: nn.Module, keep_tokens: float | Sequence[int]) -
     from leanvit.models import merge_tokens
 
     return merge_tokens(network, keep_tokens)
+
+
+def merging_layout(network: nn.Module) -> Layout:
+    """leanvit.models.layout_of, likewise. Raises ConfigError."""
+    from leanvit.models import layout_of
+
+    return layout_of(network)
 
 
 def _create(architecture: str, num_classes: int, *, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -14,15 +14,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from leanvit.checkpoint import with_merged_tokens
-from leanvit.models import Layout, layout_of
+from leanvit.checkpoint import merging_layout, with_merged_tokens
 from leanvit.progress import Bar, note
 from leanvit.quant.losses import divergence, outputs_of
+
+if TYPE_CHECKING:
+    from leanvit.models import Layout
 
 MERGE_IMAGES = 64
 """Calibration images on which blocks are compared. At 0.6 of the tokens three choices of 64 had the three blocks of two
@@ -53,7 +55,7 @@ def merge_where_it_costs_least(
     Returns the copy, how many tokens each block merges, and for the report what was tried.
     Raises ConfigError where the network can't merge, or not that many tokens.
     """
-    layout = layout_of(model)
+    layout = merging_layout(model)
     tried: list[Tried] = []
     if isinstance(keep_tokens, float | int):
         device = next(model.parameters()).device
