@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
 from leanvit.errors import EnvironmentProblem
+from leanvit.progress import note
 from leanvit.quant.costs import Candidate
 from leanvit.quant.evaluate import Made, joined, made_for
 from leanvit.quant.graph import Measure, Outputs
@@ -85,6 +86,9 @@ class RaySearch:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
         if not self._truth:
             self._truth = self._joined(worker.truth.remote() for worker in self._workers[:1])
+            parts = int(self._get(self._workers[0].part_count.remote()))
+            if parts < self.width:
+                note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
         found = self._joined(worker.outputs.remote(plan) for worker in self._workers)
         return divergence(self._truth, found, self._measure)
 
@@ -138,6 +142,10 @@ class LossWorker:
         torch.set_num_threads(threads)
         self.losses = plan_losses(*given)
         self.parts = range(own, len(self.losses.network.parts), of)
+
+    def part_count(self) -> int:
+        """In how many parts the images run."""
+        return len(self.losses.network.parts)
 
     def truth(self) -> dict[int, Outputs]:
         """Float outputs of all images."""
