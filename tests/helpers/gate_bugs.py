@@ -116,6 +116,15 @@ def gelu_by_tanh(proto: onnx.ModelProto) -> None:
             node.attribute.append(helper.make_attribute("approximate", "tanh"))
 
 
+def tokens_count_once(proto: onnx.ModelProto) -> None:
+    """A merged token weighs in attention like any other: softmax(q k) instead of softmax(q k + log size)."""
+    sizes = [node.output[0] for node in proto.graph.node if node.op_type == "Log"]
+    if not sizes:
+        raise LookupError("no token has a size in this graph")
+    for name in sizes:
+        insert_after(proto, name, "Mul", constant(proto, np.float32(0)))
+
+
 def softmax_inside(proto: onnx.ModelProto) -> None:
     insert_after(proto, "logits", "Softmax", axis=1)
 

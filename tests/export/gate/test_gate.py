@@ -19,7 +19,6 @@ import torch
 from PIL import ImageOps
 from torch import nn
 
-import leanvit.models  # noqa: F401 - registers vit_micro
 from gate_bugs import (
     CALIBRATION_BUGS,
     EXPORTER_BUGS,
@@ -30,6 +29,7 @@ from gate_bugs import (
     initializers,
     preprocessed,
     put,
+    tokens_count_once,
 )
 from leanvit import MPTQConfig, Predictor, export, imaging, quantize
 from leanvit.checkpoint import preprocess_for
@@ -41,6 +41,7 @@ from leanvit.export import network
 from leanvit.export.gate.check import require_passed
 from leanvit.export.gate.verify import verify_bundle
 from leanvit.files import read_json
+from leanvit.models import merge_tokens
 from leanvit.quant import QuantizedModel
 from leanvit.quant.calibration_images import check_calibration
 from leanvit.quant.quantizers import ActivationQuantizer
@@ -193,6 +194,28 @@ def test_bug_of_the_exporter_is_rejected_without_data(
         with pytest.raises(VerificationError, match="golden images give"):
             Predictor(tmp_path / "bundle.rejected")
         assert {"onnx", "finite weights", "opset"}.isdisjoint(names)
+
+
+@pytest.mark.parametrize("kind", ["float", "w8a8"])
+def test_merged_tokens_that_count_once_are_rejected(
+    kind: str, digits_vit: nn.Module, calibration: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging without proportional attention, in the file alone."""
+    model: nn.Module | QuantizedModel = merge_tokens(copy.deepcopy(digits_vit), 0.6)
+    if kind == "w8a8":
+        model = quantize(digits_vit, calibration, dataclasses.replace(FAST, keep_tokens=0.6))
+    preprocess = preprocess_for(digits_vit)
+    export(model, tmp_path / "sound" / "bundle", preprocess=preprocess)
+    lower = network.lower
+
+    def lowered(*arguments: Any, **options: Any) -> onnx.ModelProto:
+        proto = lower(*arguments, **options)
+        tokens_count_once(proto)
+        return proto
+
+    monkeypatch.setattr(network, "lower", lowered)
+    (tmp_path / "bug").mkdir()
+    rejected(GOLDEN, model, tmp_path / "bug", preprocess=preprocess)
 
 
 @pytest.mark.parametrize("kind", ["float", "w8a8"])
