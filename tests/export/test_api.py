@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ from leanvit.export.network import network_outputs
 from leanvit.files import read_json
 from leanvit.quant.store import load_quantized
 from leanvit.runtime.bundle import sqnr_db
+
+# Where it is not accuracy that a test asks for: ranges by minimum and maximum, without a search.
+FAST = MPTQConfig(range_search=False, ratio_search=False)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_smoothing_leaves_no_node_behind(demo_run: Path, calibration: torch.Tens
     model, info = load_checkpoint(demo_run / "train")
     counts = []
     for smoothing in ("none", "sq-b"):
-        quantized = quantize(model, calibration, MPTQConfig(smoothing=smoothing))
+        quantized = quantize(model, calibration, replace(FAST, smoothing=smoothing))
         bundle = export(quantized, tmp_path / smoothing, preprocess=info.preprocess)
         nodes = onnx.load(str(bundle / "model.onnx")).graph.node
         counts.append(sum(node.op_type != "Cast" for node in nodes))  # which constants fit float16 may differ
@@ -155,19 +159,19 @@ def rejected(model: object, output: Path, check: str, **options: object) -> None
 def test_calibration_on_noise_is_rejected(demo_run: Path, tmp_path: Path) -> None:
     model, _ = load_checkpoint(demo_run / "train")
     noise = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    rejected(quantize(model, noise), tmp_path / "b", "calibration content")
+    rejected(quantize(model, noise, FAST), tmp_path / "b", "calibration content")
 
 
 def test_calibration_on_a_handful_of_images_is_rejected(
     demo_run: Path, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     model, _ = load_checkpoint(demo_run / "train")
-    rejected(quantize(model, calibration[:4]), tmp_path / "b", "calibration images")
+    rejected(quantize(model, calibration[:4], FAST), tmp_path / "b", "calibration images")
 
 
 def test_stale_scales_are_rejected(demo_run: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
     model, _ = load_checkpoint(demo_run / "train")
-    quantized = quantize(model, calibration)
+    quantized = quantize(model, calibration, FAST)
     images = load_split("digits", "val").subset(np.arange(64))
     for name, buffer in quantized.module.named_buffers():
         if name.endswith("input.scale"):
@@ -275,7 +279,7 @@ def test_wrong_labels_and_profiles_are_refused(tmp_path: Path, calibration: torc
         export(model, tmp_path / "b", labels=["x", "x", *"abcdefgh"])
     with pytest.raises(ConfigError, match="profile w8a8"):
         export(model, tmp_path / "c", options=ExportOptions(profile="w8a8"))
-    quantized = quantize(model, calibration, MPTQConfig(activation_bits=4))
+    quantized = quantize(model, calibration, replace(FAST, activation_bits=4))
     with pytest.raises(ConfigError, match="8-bit activations"):
         export(quantized, tmp_path / "d", options=ExportOptions(profile="w8a8"))
     assert list(tmp_path.iterdir()) == []

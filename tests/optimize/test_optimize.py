@@ -88,8 +88,9 @@ def test_the_result_says_what_was_tried_and_what_was_held(shared_run: Path) -> N
     assert (result["images"], result["calibration_images"], result["labelled"]) == (12, 48, False)
     assert result["one_image"] == pytest.approx(100 / 12)
     rows = {row["name"]: row for row in result["files"]}
-    assert set(rows) == {"float", "w8a8", "w8a8-best"}
+    assert set(rows) == {"float", "w8a8", "w8a8-merged", "w8a8-best"}
     assert rows["w8a8-best"]["state"] == "not tried"
+    assert rows["w8a8-merged"]["why"] == "1 blocks are too few to gain from merged tokens"
     assert rows["float"]["near"] == {"agreement": 100.0, "kl": 0.0}
     assert 0 < rows["w8a8"]["near"]["kl"] < 0.01
     # One block of 32 channels on 17 tokens, by hand: what multiplies two activations is in float.

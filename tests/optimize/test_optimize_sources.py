@@ -90,6 +90,19 @@ def test_what_could_win_depends_on_aim_and_runtime(aim: Any, runtimes: Any, name
     assert {setting.name for setting in settings_for(aim, runtimes)} == names
 
 
+@pytest.mark.parametrize(
+    ("float_row", "w8a8", "why"),
+    [
+        ({"keeps_tokens": ""}, {"state": "made"}, ""),
+        ({"keeps_tokens": "SwinTransformer can't"}, {"state": "made"}, "SwinTransformer can't"),
+        ({"keeps_tokens": ""}, {"state": "failed"}, "w8a8 does not hold the accuracy with all tokens"),
+    ],
+)
+def test_tokens_are_merged_where_that_can_gain(float_row: dict[str, Any], w8a8: dict[str, Any], why: str) -> None:
+    setting = next(row for row in settings_for("latency", ("onnxruntime",)) if row.name == "w8a8-merged")
+    assert setting.unless({"float": float_row, "w8a8": w8a8}, {}) == why
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["openvino", "any"])
 def test_the_file_is_the_fastest_of_the_runtimes_that_are_asked_for(

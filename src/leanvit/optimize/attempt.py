@@ -56,6 +56,10 @@ LOSES = (VerificationError, ConfigError, ExportError, NumericalError, Calibratio
 """What only says that this one file can't win; a full disk or a missing package ends the run."""
 
 
+LEAST_BLOCKS = 3
+"""Blocks of a network of which merged tokens are tried: one before, one that merges, one that is spared."""
+
+
 @dataclass
 class Workshop:
     """What every attempt needs. runtimes: in which files may run. folder: where they are written, one below it each."""
@@ -228,12 +232,12 @@ def _made(shop: Workshop, setting: Setting, rows: Rows) -> Row:
 
 
 def _why_tokens_stay(network: nn.Module) -> str:
-    """Why a network can't merge tokens; empty where it can."""
+    """Why a network does not merge tokens; empty where it can, and there are blocks behind that gain from it."""
     try:
-        layout_of(network)
+        depth = layout_of(network).depth
     except ConfigError as error:
         return str(error)
-    return ""
+    return "" if depth >= LEAST_BLOCKS else f"{depth} blocks are too few to gain from merged tokens"
 
 
 def _required(shop: Workshop, setting: Setting) -> tuple[Runtime, ...]:
