@@ -17,9 +17,9 @@ from leanvit import MPTQConfig, quantize
 from leanvit.config import Budget
 from leanvit.quant import evaluate
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import joined, made_for
+from leanvit.quant.evaluate import made_for
 from leanvit.quant.graph import Measure
-from leanvit.quant.losses import divergence
+from leanvit.quant.losses import divergence, joined
 from leanvit.quant.mptq import plan_losses
 from leanvit.quant.plan import Plan
 

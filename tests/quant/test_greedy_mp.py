@@ -23,10 +23,10 @@ from leanvit.quant import greedy_mp as search
 from leanvit.quant.attach import attach
 from leanvit.quant.calibrate import Choices, calibrate
 from leanvit.quant.costs import TABLE_VERSION, Costs, site_key
-from leanvit.quant.evaluate import Network, PlanLosses, joined, make_network, outputs_of_plan
+from leanvit.quant.evaluate import Network, PlanLosses, make_network, outputs_of_plan
 from leanvit.quant.graph import OPERANDS, Outputs, QuantGraph, end_sites, trace
 from leanvit.quant.greedy_mp import allocate, greedy_mp
-from leanvit.quant.losses import divergence, network_divergence
+from leanvit.quant.losses import divergence, joined, network_divergence
 from leanvit.quant.plan import Plan, make_plan
 
 CHOICES = Choices()

@@ -30,6 +30,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from leanvit.config.load import require_keep_tokens
 from leanvit.errors import ConfigError, ShapeError
 
 MERGED_AFTER = 3
@@ -126,8 +127,7 @@ def schedule(keep_tokens: float | Sequence[int], tokens: int, depth: int) -> tup
     Raises ConfigError where a number is missing, negative or out of range.
     """
     if isinstance(keep_tokens, int | float):
-        if not 0 < keep_tokens <= 1:
-            raise ConfigError(f"keep_tokens is {keep_tokens}, expected a share of the tokens in (0, 1]")
+        require_keep_tokens(keep_tokens)
         return in_one_block(depth // MERGED_AFTER, tokens - round(tokens * keep_tokens), depth)
     counts = tuple(keep_tokens)
     if len(counts) != depth or min(counts) < 0:

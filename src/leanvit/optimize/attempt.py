@@ -55,7 +55,6 @@ is beyond them, and they take a second or two."""
 LOSES = (VerificationError, ConfigError, ExportError, NumericalError, CalibrationError)
 """What only says that this one file can't win; a full disk or a missing package ends the run."""
 
-
 LEAST_BLOCKS = 3
 """Blocks of a network of which merged tokens are tried: one before, one that merges, one that is spared."""
 

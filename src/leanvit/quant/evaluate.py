@@ -8,6 +8,7 @@ of the images: they run in the same parts everywhere.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from leanvit.quant.calibrate import Choices, fit
 from leanvit.quant.costs import Candidate
 from leanvit.quant.graph import Outputs, QuantGraph, Site, get_tensor, site_inputs
 from leanvit.quant.interpret import Values, compute, last_uses, run, walk
-from leanvit.quant.losses import divergence, outputs_from
+from leanvit.quant.losses import divergence, joined, outputs_from
 from leanvit.quant.memory import give_back
 from leanvit.quant.opt_m import search_weight_scale
 from leanvit.quant.plan import FLOAT_BITS, Plan, parts_of
@@ -123,11 +124,6 @@ def parts_of_images(graph: QuantGraph, count: int) -> int:
     return parts
 
 
-def joined(parts: Iterable[Outputs]) -> Outputs:
-    """Outputs of all images from those of their parts, in order."""
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
-
-
 class PlanLosses:
     """The losses of one plan after another, or outputs for parts of the images.
 
@@ -193,15 +189,19 @@ def first_difference(network: Network, plan: Plan, kept: Kept) -> int:
 
 def local_error(network: Network, site: str, part: int, bits: int) -> float:
     """Squared output error of one site, on its sample, with one part (2: all) at some bits."""
-    parts = parts_of(network.graph.sites[site]) if part == 2 else (part,)
-    return sum(_quantizer(network, site, p, bits)[1] for p in parts)
+    return sum(_quantizer(network, site, own, bits)[1] for own in _own_parts(network, site, part))
 
 
 def made_for(network: Network, candidate: Candidate, levels: Iterable[int]) -> Made:
     """The quantizers of a part of a site at some levels, as far as they were made."""
     site, part = candidate
-    keys = ((site, own, level) for own in ((0, 1) if part == 2 else (part,)) for level in levels)
+    keys = itertools.product((site,), _own_parts(network, site, part), levels)
     return {key: network.made[key] for key in keys if key in network.made}
+
+
+def _own_parts(network: Network, site: str, part: int) -> tuple[int, ...]:
+    """The parts that a candidate stands for; 2: all of the site."""
+    return parts_of(network.graph.sites[site]) if part == 2 else (part,)
 
 
 def _run(network: Network, images: Tensor, start: int, held: Values) -> tuple[Outputs, dict[int, Values]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,7 +34,11 @@ def outputs_from(output: Any) -> Outputs:
 @torch.no_grad()
 def outputs_of(module: nn.Module, images: Tensor) -> Outputs:
     """Outputs for all images, computed in batches."""
-    parts = [outputs_from(module(batch)) for batch in torch.split(images, BATCH)]
+    return joined(outputs_from(module(batch)) for batch in torch.split(images, BATCH))
+
+
+def joined(parts: Iterable[Outputs]) -> Outputs:
+    """Outputs of all images from those of their parts, in order."""
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 

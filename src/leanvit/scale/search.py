@@ -22,9 +22,9 @@ from leanvit.config import MPTQConfig
 from leanvit.errors import EnvironmentProblem
 from leanvit.progress import note
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Made, joined, made_for
+from leanvit.quant.evaluate import Made, made_for
 from leanvit.quant.graph import Measure, Outputs
-from leanvit.quant.losses import divergence
+from leanvit.quant.losses import divergence, joined
 from leanvit.quant.mptq import plan_losses
 from leanvit.quant.plan import Plan
 from leanvit.scale.cluster import connected, fetch, thread_variables
@@ -85,7 +85,7 @@ class RaySearch:
     def loss(self, plan: Plan) -> float:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
         if not self._truth:
-            self._truth = self._joined(worker.truth.remote() for worker in self._workers[:1])
+            self._truth = self._get(self._workers[0].truth.remote())
             parts = int(self._get(self._workers[0].part_count.remote()))
             if parts < self.width:
                 note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
@@ -147,9 +147,9 @@ class LossWorker:
         """In how many parts the images run."""
         return len(self.losses.network.parts)
 
-    def truth(self) -> dict[int, Outputs]:
+    def truth(self) -> Outputs:
         """Float outputs of all images."""
-        return {0: self.losses.network.truth}
+        return self.losses.network.truth
 
     def outputs(self, plan: Plan) -> dict[int, Outputs]:
         """Outputs with the quantizers of a plan, by part of the images."""
