@@ -1,9 +1,9 @@
 """The losses of Greedy MP, computed by processes on a Ray cluster; the search itself runs where it always does.
 
-Each process builds the network of the search from the model and the calibration images, which go through the object
-store once, and runs its share of the images for every plan that it is sent. What it returns, and the quantizers that
-one process makes for all, is what this process would have computed: journal and plan are those of a search alone,
-whatever the number of processes.
+Processes start, and import what they need, while this one still reads its images. Each builds the network of the search
+from the model and the calibration images, which go through the object store once, and runs its share of the images for
+every plan that it is sent. What it returns, and the quantizers that one process makes for all, is what this process
+would have computed: journal and plan are those of a search alone, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.config import MPTQConfig
-from leanvit.errors import EnvironmentProblem
+from leanvit.errors import EnvironmentProblem, require
 from leanvit.progress import note
 from leanvit.quant.costs import Candidate
-from leanvit.quant.evaluate import Made, made_for
+from leanvit.quant.evaluate import Made, PlanLosses, made_for
 from leanvit.quant.graph import Measure, Outputs
 from leanvit.quant.losses import divergence, joined
 from leanvit.quant.mptq import plan_losses
@@ -61,8 +61,14 @@ class RaySearch:
             raise EnvironmentProblem(
                 f"{max(self.width, 1)} processes are to search, and Ray has room for {room}. Give fewer --ray-workers."
             )
-        self._given: Any = None
-        self._workers: list[Any] = []
+        actor = ray.remote(
+            num_cpus=threads,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+            runtime_env={"env_vars": thread_variables(threads)},
+        )(LossWorker)
+        self._workers = [actor.remote(own, self.width, threads) for own in range(self.width)]
+        self._given: tuple[Any, ...] = ()
         self._measure: Measure | None = None
         self._truth: Outputs = ()
         self._local: dict[Candidate, Any] = {}
@@ -70,26 +76,22 @@ class RaySearch:
     def begin(
         self, model: nn.Module, batches: list[Tensor], config: MPTQConfig, measure: Measure | None = None
     ) -> None:
-        """Start the processes; they build the network while this one does."""
-        # Held, for processes that are started again.
-        self._given = given = self.ray.put((copy.deepcopy(model).cpu(), [batch.cpu() for batch in batches], config))
-        actor = self.ray.remote(
-            num_cpus=self.threads,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-            runtime_env={"env_vars": thread_variables(self.threads)},
-        )(LossWorker)
-        self._workers = [actor.remote(given, own, self.width, self.threads) for own in range(self.width)]
+        """Let the processes build the network, while this one does."""
+        given = copy.deepcopy(model).cpu(), [batch.cpu() for batch in batches], config
+        # In a tuple, which Ray hands on as it is: a process fetches what lies there when it builds the network.
+        self._given = (self.ray.put(given),)
+        for worker in self._workers:
+            worker.build.remote(self._given)
         self._measure, self._truth, self._local = measure, (), {}
 
     def loss(self, plan: Plan) -> float:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
         if not self._truth:
-            self._truth = self._get(self._workers[0].truth.remote())
-            parts = int(self._get(self._workers[0].part_count.remote()))
+            self._truth = self._get(self._workers[0].truth.remote(self._given))
+            parts = int(self._get(self._workers[0].part_count.remote(self._given)))
             if parts < self.width:
                 note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
-        found = self._joined(worker.outputs.remote(plan) for worker in self._workers)
+        found = self._joined(worker.outputs.remote(self._given, plan) for worker in self._workers)
         return divergence(self._truth, found, self._measure)
 
     def prepare(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
@@ -101,11 +103,11 @@ class RaySearch:
             part = candidate[1]
             own = turns[part] % self.width
             turns[part] += 1
-            found = self._workers[own].local_errors.options(num_returns=2).remote(candidate, tuple(levels))
-            self._local[candidate], quantizers = found
+            found = self._workers[own].local_errors.options(num_returns=2)
+            self._local[candidate], quantizers = found.remote(self._given, candidate, tuple(levels))
             made[own].append(quantizers)
         for own, worker in enumerate(self._workers):
-            worker.take.remote(*itertools.chain(*made[:own], *made[own + 1 :]))
+            worker.take.remote(self._given, *itertools.chain(*made[:own], *made[own + 1 :]))
 
     def local_error(self, candidate: Candidate, bits: int) -> float:
         """Squared output error of a part of a site. Raises as `loss`."""
@@ -135,32 +137,48 @@ class RaySearch:
 class LossWorker:
     """In a process of the cluster: what plans compute for its share of the images.
 
-    given: model, batches and configuration of leanvit.quant.mptq.plan_losses. own, of: this process, of how many.
+    own, of: this process, of how many. given, of all methods: where model, batches and configuration of
+    leanvit.quant.mptq.plan_losses lie; a process that was started again builds the network from there once more.
     """
 
-    def __init__(self, given: tuple[nn.Module, list[Tensor], MPTQConfig], own: int, of: int, threads: int) -> None:
+    def __init__(self, own: int, of: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.losses = plan_losses(*given)
-        self.parts = range(own, len(self.losses.network.parts), of)
+        self.own, self.of = own, of
+        self._built: tuple[tuple[Any, ...], PlanLosses] | None = None
 
-    def part_count(self) -> int:
+    def build(self, given: tuple[Any, ...]) -> None:
+        """Make the network of a search."""
+        self._losses(given)
+
+    def part_count(self, given: tuple[Any, ...]) -> int:
         """In how many parts the images run."""
-        return len(self.losses.network.parts)
+        return len(self._losses(given).network.parts)
 
-    def truth(self) -> Outputs:
+    def truth(self, given: tuple[Any, ...]) -> Outputs:
         """Float outputs of all images."""
-        return self.losses.network.truth
+        return self._losses(given).network.truth
 
-    def outputs(self, plan: Plan) -> dict[int, Outputs]:
+    def outputs(self, given: tuple[Any, ...], plan: Plan) -> dict[int, Outputs]:
         """Outputs with the quantizers of a plan, by part of the images."""
-        return dict(zip(self.parts, self.losses.outputs(plan, self.parts), strict=True))
+        losses = self._losses(given)
+        parts = range(self.own, len(losses.network.parts), self.of)
+        return dict(zip(parts, losses.outputs(plan, parts), strict=True))
 
-    def local_errors(self, candidate: Candidate, levels: tuple[int, ...]) -> tuple[dict[int, float], Made]:
+    def local_errors(
+        self, given: tuple[Any, ...], candidate: Candidate, levels: tuple[int, ...]
+    ) -> tuple[dict[int, float], Made]:
         """Squared output errors of a part of a site, by level, and the quantizers that have them."""
-        errors = {level: self.losses.local_error(candidate, level) for level in levels}
-        return errors, made_for(self.losses.network, candidate, levels)
+        losses = self._losses(given)
+        errors = {level: losses.local_error(candidate, level) for level in levels}
+        return errors, made_for(losses.network, candidate, levels)
 
-    def take(self, *made: Made) -> None:
+    def take(self, given: tuple[Any, ...], *made: Made) -> None:
         """Quantizers that other processes made: they need not be made here."""
         for found in made:
-            self.losses.network.made.update(found)
+            self._losses(given).network.made.update(found)
+
+    def _losses(self, given: tuple[Any, ...]) -> PlanLosses:
+        if self._built is None or self._built[0] != given:
+            self._built = None  # Two networks at once would be too many.
+            self._built = given, plan_losses(*require("ray").get(given[0]))
+        return self._built[1]
