@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray coverage lint format bench docs clean
+.PHONY: help setup demo test test-ray coverage lint format bench docs figures clean
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +53,12 @@ format: $(STAMP)  ## let ruff rewrite what it can
 bench: $(STAMP)  ## the README's table over three seeds, into benchmarks/results (about 12 minutes)
 	$(BIN)/python benchmarks/demo.py
 
-docs: $(STAMP)  ## draw the figures and tables of docs/models again from the code
+docs: $(STAMP)  ## build the site into runs/site; fails at a broken link or a warning (half a minute)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+figures: $(STAMP)  ## draw the figures of docs/models and make all tables again, from the code and benchmarks/results
 	$(BIN)/python docs/figures.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -143,7 +143,7 @@ def main() -> None:
         measured["seconds_a_name_listed"],
         seed=args.seed,
     )
-    # What a ViT-S at 224 px has on such a core: docs/bundle.md; an image of 100 kB takes 5 ms to decode.
+    # What a ViT-S at 224 px has on such a core: docs/measured/files.md; an image of 100 kB takes 5 ms to decode.
     slow = replace(model, part=PART_IMAGES / 20.0)
     rows = []
     for name, own in (("as measured", model), ("20 images/s a core", slow)):

@@ -1,64 +1,33 @@
-"""Tables of README.md from the results files, so that no number is written by hand.
+"""Tables and charts of README.md and docs from the results files, so that no number is written by hand.
 
-python benchmarks/tables.py      (writes README.md again; tests/test_readme.py compares)
+    python benchmarks/tables.py      (writes the pages again; tests/test_readme.py compares)
+
+A page holds `<!-- made by benchmarks/tables.py: NAME -->` and `<!-- end of NAME -->`; what lies between is made anew.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
-from typing import Any
+
+import tables_bits
+import tables_files
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-VIT = "vit_small_patch16_224"
-FILES = (
-    ("float", "fp32", "ONNX Runtime"),
-    ("**leanvit, w8a8**", "w8a8", "ONNX Runtime"),
-    ("ONNX Runtime's dynamic quantization", "ort-dynamic", "ONNX Runtime"),
-    ("ONNX Runtime's static quantization", "ort-static", "ONNX Runtime"),
-    ("float", "fp32", "OpenVINO"),
-    ("**leanvit, profile openvino**", "openvino-w8a8", "OpenVINO"),
-    ("NNCF", "nncf", "OpenVINO"),
-)
-"""Rows of the README's table: what it is called there, the file's name in deploy.json, the runtime."""
+TABLES: dict[str, Callable[[], str]] = {**tables_files.TABLES, **tables_bits.TABLES}
+CHARTS: dict[str, Callable[[], str]] = tables_files.CHARTS
+"""Drawings by their file below docs/measured."""
 
 
-def vit_small() -> str:
-    """A ViT-S at 224 px: our files and the peers' in the same run."""
-    found = json.loads((ROOT / "benchmarks/results/deploy.json").read_text(encoding="utf-8"))["results"]
-    rows = {(r["name"], r["batch_size"]): r for r in found if r["model"] == VIT}
-    lines = [
-        "| file | runs in | size | 1 image | speed, batch 1 | batch 8 | near the float outputs |",
-        "|---|---|" + "---:|" * 5,
-    ]
-    for said, name, runtime in FILES:
-        one, eight = (rows[f"{name}, {runtime}", batch] for batch in (1, 8))
-        near = "the same" if one["sqnr_db"] > 100 else f"{one['sqnr_db']:.0f} dB"
-        lines.append(
-            f"| {said} | {runtime} | {one['bytes'] / 1e6:.0f} MB | {one['median_ms']:.1f} ms | {one['ratio']:.2f}x | "
-            f"{eight['ratio']:.2f}x | {near} |"
-        )
-    return "\n".join([*lines, "", _measured([row for row in rows.values() if row["facts"]])])
+def pages() -> list[Path]:
+    """All pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def _measured(rows: list[dict[str, Any]]) -> str:
-    """Where and when rows were measured."""
-    facts = rows[0]["facts"]
-    machine = facts["machine"]
-    day = date.fromisoformat(facts["date"][:10])
-    vnni = "with" if "avx512_vnni" in machine["features"] else "without"
-    return (
-        f"`{VIT}` with random weights, {machine['cores']} cores ({machine['cpu']} {vnni} VNNI), "
-        f"{facts['threads']} threads, in turns in one run, {day:%d %B %Y}, seed {facts['seed']}: "
-        "`python benchmarks/deploy.py`. Speed is against float in ONNX Runtime at the same batch size."
-    )
-
-
-TABLES: dict[str, Callable[[], str]] = {"vit_small": vit_small}
+def made(text: str) -> list[str]:
+    """Names of the tables that a page holds."""
+    return re.findall(r"<!-- made by benchmarks/tables.py: (\w+) -->", text)
 
 
 def written(text: str) -> str:
@@ -71,8 +40,11 @@ def written(text: str) -> str:
 
 
 def main() -> None:
-    """Write the README again."""
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write all pages and drawings again."""
+    for page in pages():
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, draw in CHARTS.items():
+        (ROOT / "docs" / "measured" / name).write_text(draw(), encoding="utf-8")
 
 
 if __name__ == "__main__":

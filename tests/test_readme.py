@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 import leanvit.models  # noqa: F401 - registers our architectures
+import tables
 from common import ROOT
 from leanvit.checkpoint import preprocess_for
 from leanvit.cli import VERBS, main, parse
@@ -37,14 +37,15 @@ def commands() -> list[str]:
     return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
-def test_tables_are_those_of_the_results_files() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert set(re.findall(r"<!-- made by benchmarks/tables.py: (\w+) -->", README)) == set(tables.TABLES)
-    assert tables.written(README) == README
+def test_tables_and_charts_are_those_of_the_results_files() -> None:
+    named = []
+    for page in tables.pages():
+        text = page.read_text(encoding="utf-8")
+        assert tables.written(text) == text, f"{page.name}: run python benchmarks/tables.py"
+        named += tables.made(text)
+    assert sorted(named) == sorted(tables.TABLES)  # every table on one page only
+    for name, draw in tables.CHARTS.items():
+        assert (ROOT / "docs" / "measured" / name).read_text(encoding="utf-8") == draw()
 
 
 def test_make_targets_of_the_readme_exist() -> None:

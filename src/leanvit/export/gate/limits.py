@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FLOAT_SQNR_DB = 80.0
 """Float files differ from the network by the order of float32 sums alone: 117 to 130 dB on the five models of
-docs/bundle.md. A constant that is wrong in one of eight golden images by 1.5e-4 leaves 76 dB."""
+docs/measured/files.md. A constant that is wrong in one of eight golden images by 1.5e-4 leaves 76 dB."""
 
 QUANTIZED_SQNR_DB = 35.0
 """A value near the middle between two of 256 quantized integers may round to either: 48 dB below its range (20 log10
@@ -21,7 +21,7 @@ MARGIN_DB = 3.0
 
 AGREEMENT = 99.5
 """Percent of images with the same top-1 as before export: near ties flip. The least of the micro models in any runtime
-is 99.66 (docs/bundle.md)."""
+is 99.66 (docs/measured/files.md)."""
 
 NEIGHBOURS_KEPT = 0.99
 """Share of images whose nearest other image stays the same, near ties left aside: rounding moved 3 of 600 images of

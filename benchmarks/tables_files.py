@@ -1,0 +1,153 @@
+"""Tables of deployed files: what runs how fast in which runtime, from deploy.json and merge.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import deploy
+from leanvit.report.svg import Row, bar_chart
+from tables_common import day, days, machine_words, markdown, results
+
+VIT = "vit_small_patch16_224"
+MODELS = {
+    "files_vit": ("ViT-S", VIT),
+    "files_revit": ("ReViT-S", "revit_small_patch16_224"),
+    "files_swin": ("Swin-T", "swin_tiny_patch4_window7_224"),
+    "files_vitaev2": ("ViTAEv2-S", "vitaev2_small"),
+    "files_exmobilevit": ("ExMobileViT-928", "exmobilevit_928"),
+}
+"""Tables of docs/measured/files.md and the networks that they are of, in words and by name."""
+
+FILES = (
+    ("float", "fp32", "ONNX Runtime"),
+    ("**leanvit, w8a8**", "w8a8", "ONNX Runtime"),
+    ("ONNX Runtime's dynamic quantization", "ort-dynamic", "ONNX Runtime"),
+    ("ONNX Runtime's static quantization", "ort-static", "ONNX Runtime"),
+    ("float", "fp32", "OpenVINO"),
+    ("**leanvit, profile openvino**", "openvino-w8a8", "OpenVINO"),
+    ("NNCF", "nncf", "OpenVINO"),
+)
+"""Rows of the README's table: what it is called there, the file's name in deploy.json, the runtime."""
+
+SAME_DB = 100
+"""Above which only the order of sums differs."""
+
+LEAST_SHARE = 0.01
+"""Of the time: operations below are left out of a table."""
+
+
+def _rows(model: str) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(r["name"], r["batch_size"]): r for r in results("deploy.json")["results"] if r["model"] == model}
+
+
+def vit_small() -> str:
+    """A ViT-S at 224 px: our files and the peers' in the same run."""
+    rows = _rows(VIT)
+    lines = []
+    for said, name, runtime in FILES:
+        one, eight = (rows[f"{name}, {runtime}", batch] for batch in (1, 8))
+        near = "the same" if one["sqnr_db"] > SAME_DB else f"{one['sqnr_db']:.0f} dB"
+        lines.append(
+            (said, runtime, f"{one['bytes'] / 1e6:.0f} MB", f"{one['median_ms']:.1f} ms",
+             f"{one['ratio']:.2f}x", f"{eight['ratio']:.2f}x", near)
+        )  # fmt: skip
+    header = ("file", "runs in", "size", "1 image", "speed, batch 1", "batch 8", "near the float outputs")
+    facts = rows[FILES[0][1] + ", " + FILES[0][2], 1]["facts"]
+    return markdown(header, lines, 2) + (
+        f"\n\n`{VIT}` with random weights, {machine_words(facts['machine'])}, {facts['threads']} threads, "
+        f"in turns in one run, {day(facts['date'])}, seed {facts['seed']}: `python benchmarks/deploy.py`. "
+        "Speed is against float in ONNX Runtime at the same batch size."
+    )
+
+
+def _files_of(model: str) -> str:
+    """All files of a network, ours and the peers', as benchmarks/deploy.py prints them."""
+    rows = list(_rows(model).values())
+    facts = rows[0]["facts"]
+    when = days(row["facts"]["date"] for row in rows)
+    lines = deploy.speed_table(rows).splitlines()
+    table = "\n".join("|" + line.split("|", 2)[2] for line in lines)  # without the model's name in every line
+    return table + f"\n\n{when}, {machine_words(facts['machine'])}, seed {facts['seed']}."
+
+
+def file_accuracy() -> str:
+    """Accuracy of the micro models' files, executed."""
+    rows = [row for row in results("deploy.json")["results"] if "checks" in row]
+    facts = rows[0]["facts"]
+    when = days(row["facts"]["date"] for row in rows)
+    return deploy.accuracy_table(rows) + f"\n\n{when}, {machine_words(facts['machine'])}, {rows[0]['images']:,} images."
+
+
+def roofline() -> str:
+    """Where the time of a w8a8 file goes, from ONNX Runtime's own profile."""
+    (row,) = results("roofline.json")["results"]
+    spent = sorted(row["milliseconds"].items(), key=lambda one: -one[1])
+    whole = sum(row["milliseconds"].values())
+    lines = [(name, f"{ms:.1f}", f"{ms / whole:.0%}") for name, ms in spent if ms >= LEAST_SHARE * whole]
+    facts = row["facts"]
+    return markdown(("operation", "ms", "share"), lines) + (
+        f"\n\n`{row['model']}` w8a8, batch 8, {row['threads']} threads: integer products run at {row['rate']:.0f} "
+        f"billion multiply-adds a second, {row['share_of_machine']:.0%} of what large square products reach "
+        f"on this machine. {day(facts['date'])}, {machine_words(facts['machine'])}: `python benchmarks/roofline.py`."
+    )
+
+
+PEERS = ("ort-static", "ort-static-matmul", "ort-dynamic", "nncf")
+OURS = ("w8a8", "openvino-w8a8", "exact-w8a8")
+PASSED_DB = 20
+"""A tenth of the signal is error: a file of ours that is further from float is refused in that runtime."""
+
+
+def files_chart() -> str:
+    """Of each network our fastest 8-bit file that the gate would pass and the peers' fastest at batch 8, by ratio."""
+    bars = []
+    for said, model in MODELS.values():
+        rows = {name: row for (name, batch), row in _rows(model).items() if batch == 8}
+        for who, files, css in (("leanvit", OURS, "s1"), ("peers", PEERS, "s2")):
+            name, row = max(
+                (
+                    (name, row)
+                    for name, row in rows.items()
+                    if name.rpartition(", ")[0] in files and (row["sqnr_db"] >= PASSED_DB or files is PEERS)
+                ),
+                key=lambda found: found[1]["ratio"],
+            )
+            text = f"{row['ratio']:.2f}x at {row['sqnr_db']:.0f} dB"
+            bars.append(Row(f"{said}, {who}: {name}", row["ratio"], text, css))
+    title = "The fastest 8-bit file of each network and of its peers, batch 8"
+    return _standalone(str(bar_chart("files", title, bars, "times the speed of float in ONNX Runtime")))
+
+
+def _standalone(chart: str) -> str:
+    """A drawing of a report as a file of its own, with the colours that a report gives it, on paper."""
+    style = (resources.files("leanvit.report") / "templates" / "style.css").read_text(encoding="utf-8")
+    style += "svg{font-family:system-ui,sans-serif}"
+    paper = f"<style>{style}</style><rect width='100%' height='100%' fill='var(--paper)'/>"
+    opened, _, rest = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
+    return f"{opened}>{paper}{rest}\n"
+
+
+def fewer_tokens() -> str:
+    """Merged tokens: time against all tokens, from merge.json."""
+    found = results("merge.json")["results"]
+    lines = [
+        (row["model"], f"{row['keep']:.0%}", row["runtime"], row["profile"], row["batch_size"],
+         f"{row['milliseconds']:.1f}", f"{row['ratio']:.2f}")
+        for row in found
+    ]  # fmt: skip
+    header = ("network", "tokens", "runs in", "profile", "batch", "ms", "times as fast as with all tokens")
+    first = found[0]
+    when = days(row["date"] for row in found)
+    return markdown(header, lines, 4) + f"\n\n{when}, {machine_words(first['machine'])}, seed {first['seed']}."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "vit_small": vit_small,
+    **{name: (lambda model=model: _files_of(model)) for name, (_, model) in MODELS.items()},
+    "file_accuracy": file_accuracy,
+    "roofline": roofline,
+    "fewer_tokens": fewer_tokens,
+}
+CHARTS: dict[str, Callable[[], str]] = {"files.svg": files_chart}
