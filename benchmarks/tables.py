@@ -12,17 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tables_bits
+import tables_claims
 import tables_files
 
 ROOT = Path(__file__).parents[1]
-TABLES: dict[str, Callable[[], str]] = {**tables_files.TABLES, **tables_bits.TABLES}
+TABLES: dict[str, Callable[[], str]] = {**tables_files.TABLES, **tables_bits.TABLES, **tables_claims.TABLES}
 CHARTS: dict[str, Callable[[], str]] = tables_files.CHARTS
 """Drawings by their file below docs/measured."""
 
 
 def pages() -> list[Path]:
     """All pages that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [ROOT / "README.md", ROOT / "LEADERBOARD.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def made(text: str) -> list[str]:

@@ -62,6 +62,11 @@ def vit_small() -> str:
     )
 
 
+def files_at_batch(model: str, batch_size: int) -> dict[str, dict[str, Any]]:
+    """Rows of deploy.json of one batch size, by the file's name and runtime."""
+    return {name: row for (name, batch), row in _rows(model).items() if batch == batch_size}
+
+
 def _files_of(model: str) -> str:
     """All files of a network, ours and the peers', as benchmarks/deploy.py prints them."""
     rows = list(_rows(model).values())

@@ -59,9 +59,10 @@ def _help(verb: str, *given: str) -> str:
 
 
 def _pages_of_the_root() -> list[tuple[str, str]]:
-    """CHANGELOG.md and CONTRIBUTING.md, whose links into docs are then beside them."""
+    """Pages that lie outside of docs; their links into docs, and to each other, are then beside them."""
     found = []
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        found.append((name.lower(), text.replace("](docs/", "](").replace("](README.md", "](README.md")))
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "LEADERBOARD.md", "LOG.md"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/measured)", "](measured/README.md)")
+        text = text.replace("](docs/", "](")
+        found.append((name.lower(), re.sub(r"\]\(([A-Z]+\.md)\)", lambda link: f"]({link[1].lower()})", text)))
     return found

@@ -26,7 +26,7 @@ from leanvit.models._convert import FAMILIES as OFFICIAL
 
 PAGES = ROOT / "docs" / "models"
 FAMILIES = sorted({timm.model_entrypoint(name).__module__.rpartition(".")[2] for name in model_names()})
-MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKDOWN = [ROOT / "README.md", ROOT / "LEADERBOARD.md", ROOT / "LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECTIONS = (
     "Equations",
     "Variants",
