@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray coverage lint format bench docs figures clean
+.PHONY: help setup demo test test-ray coverage lint format bench docs figures dist clean
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,16 @@ docs: $(STAMP)  ## build the site into runs/site; fails at a broken link or a wa
 figures: $(STAMP)  ## draw the figures of docs/models and make all tables again, from the code and benchmarks/results
 	$(BIN)/python docs/figures.py
 	$(BIN)/python benchmarks/tables.py
+
+dist: $(STAMP)  ## build wheel and sdist into runs/dist, and run the wheel without torch in an environment of its own
+	rm -rf runs/dist
+	$(BIN)/python -m build --outdir runs/dist
+	$(BIN)/leanvit export vit_micro.fmnist --output runs/dist/bundle
+	$(PYTHON) -m venv runs/dist/venv
+	runs/dist/venv/bin/pip install --quiet --disable-pip-version-check onnxruntime numpy pillow
+	runs/dist/venv/bin/pip install --quiet --disable-pip-version-check --no-deps runs/dist/leanvit-*.whl
+	cd runs/dist && venv/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None" \
+		&& venv/bin/leanvit verify bundle && venv/bin/leanvit predict bundle ../../docs/compose.jpg
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
