@@ -62,16 +62,27 @@ def _plan(model: nn.Module, journal: Path, elsewhere: RaySearch | None = None) -
     return quantize(model, images(), CONFIG, journal=journal, elsewhere=elsewhere).plan
 
 
-def test_journal_and_plan_are_those_of_a_search_alone(cluster: ModuleType, model: nn.Module, tmp_path: Path) -> None:
-    expected = _plan(model, tmp_path / "alone.jsonl")
-    for workers in (1, 2):
-        found = _plan(model, tmp_path / f"{workers}.jsonl", RaySearch(cluster, workers))
-        assert found == expected
-        assert (tmp_path / f"{workers}.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+@pytest.fixture(scope="module")
+def alone(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes]:
+    """Plan and journal of a search without Ray."""
+    journal = tmp_path_factory.mktemp("alone") / "alone.jsonl"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plan = _plan(model, journal)
+    torch.set_num_threads(threads)
+    return plan, journal.read_bytes()
 
 
-def test_a_killed_process_changes_nothing(cluster: ModuleType, model: nn.Module, tmp_path: Path) -> None:
-    expected = _plan(model, tmp_path / "alone.jsonl")
+def test_journal_and_plan_of_one_process_are_those_of_a_search_alone(
+    cluster: ModuleType, model: nn.Module, alone: tuple[Any, bytes], tmp_path: Path
+) -> None:
+    found = _plan(model, tmp_path / "ray.jsonl", RaySearch(cluster, 1))
+    assert (found, (tmp_path / "ray.jsonl").read_bytes()) == alone
+
+
+def test_so_are_those_of_two_of_which_one_is_killed(
+    cluster: ModuleType, model: nn.Module, alone: tuple[Any, bytes], tmp_path: Path
+) -> None:
     journal, killed = tmp_path / "ray.jsonl", []
 
     def kill() -> None:
@@ -86,8 +97,7 @@ def test_a_killed_process_changes_nothing(cluster: ModuleType, model: nn.Module,
     found = _plan(model, journal, RaySearch(cluster, 2))
     thread.join(1)
     assert killed
-    assert found == expected
-    assert journal.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert (found, journal.read_bytes()) == alone
 
 
 def workers() -> list[int]:
