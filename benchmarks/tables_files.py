@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -75,6 +75,35 @@ def _files_of(model: str) -> str:
     lines = deploy.speed_table(rows).splitlines()
     table = "\n".join("|" + line.split("|", 2)[2] for line in lines)  # without the model's name in every line
     return table + f"\n\n{when}, {machine_words(facts['machine'])}, seed {facts['seed']}."
+
+
+SHIPPED = (("float", "fp32, ONNX Runtime"), ("w8a8", "w8a8, ONNX Runtime"), ("openvino", "openvino-w8a8, OpenVINO"))
+"""Files of a family's page: profile, and file and runtime in deploy.json."""
+
+
+def _family(model: str) -> str:
+    """What a family's network costs as a float file and in 8 bits."""
+    rows = _rows(model)
+    lines = [
+        (profile, name.rpartition(", ")[2], f"{rows[name, 1]['bytes'] / 1e6:.1f}", *_speed(rows[name, 1], rows[name, 8]))
+        for profile, name in SHIPPED
+    ]  # fmt: skip
+    header = ("profile", "runs in", "MB", "batch 1, ms", "ratio", "batch 8, ms", "ratio")
+    facts = rows[SHIPPED[0][1], 1]["facts"]
+    return markdown(header, lines, 2) + (
+        f"\n\n`{model}`, random weights, {machine_words(facts['machine'])}, {day(facts['date'])}: "
+        f"`python benchmarks/deploy.py --models {model}`. Yours: `leanvit optimize WEIGHTS --model {model} "
+        "--data FOLDER --output runs/mine`."
+    )
+
+
+def _speed(*rows: dict[str, Any]) -> Iterator[str]:
+    for row in rows:
+        yield from (f"{row['median_ms']:.1f}", f"{row['ratio']:.2f}")
+
+
+FAMILIES = ("revit", "vitaev2", "exmobilevit")
+"""Of MODELS, those that have a page below docs/models."""
 
 
 def file_accuracy() -> str:
@@ -151,6 +180,7 @@ def fewer_tokens() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "vit_small": vit_small,
     **{name: (lambda model=model: _files_of(model)) for name, (_, model) in MODELS.items()},
+    **{f"family_{name}": (lambda name=name: _family(MODELS[f"files_{name}"][1])) for name in FAMILIES},
     "file_accuracy": file_accuracy,
     "roofline": roofline,
     "fewer_tokens": fewer_tokens,

@@ -22,49 +22,65 @@ def test_every_new_path_is_a_module(new: str) -> None:
     assert importlib.import_module(new).__name__ == new
 
 
-@pytest.mark.parametrize(
-    ("statement", "old", "new"),
-    [
-        ("from leanvit.scenes.coco import read_coco as found", "leanvit.scenes.coco", "annotations.coco.read_coco"),
-        ("from leanvit.datasets import load_split as found", "leanvit.datasets", "data.sets.load_split"),
-        (
-            "import leanvit.engines; found = leanvit.engines.open_engine",
-            "leanvit.engines",
-            "runtime.engines.open_engine",
-        ),
-        ("from leanvit.runtime import Predictor as found", "leanvit.runtime.Predictor", "runtime.predictor.Predictor"),
-        ("from leanvit.export.bundle import sign as found", "leanvit.export.bundle", "runtime.bundle.sign"),
-        (
-            "from leanvit.inspection.examine import look as found",
-            "leanvit.inspection.examine",
-            "inspection.labelled.look",
-        ),
-        ("from leanvit.downstream.train import run as found", "leanvit.downstream.train", "train.loop.run"),
-        ("from leanvit.tasks.segment import Segmenter as found", "leanvit.tasks.segment", "tasks.semantic.Segmenter"),
-        ("from leanvit._svg import line_chart as found", "leanvit._svg", "report.svg.line_chart"),
-        ("from leanvit.data import epoch_order as found", "leanvit.data.epoch_order", "data.loader.epoch_order"),
-        (
-            "import leanvit.imaging; found = leanvit.imaging.find_images",
-            "leanvit.imaging.find_images",
-            "image_paths.find_images",
-        ),
-        ("from leanvit.distill import Teacher as found", "leanvit.distill", "train.distill.Teacher"),
-    ],
-)
-def test_an_old_import_gives_the_new_object_and_says_where_it_is(statement: str, old: str, new: str) -> None:
-    module, _, name = f"leanvit.{new}".rpartition(".")
-    code = (
-        f"import importlib, warnings\n"
-        f"with warnings.catch_warnings(record=True) as caught:\n"
-        f"    warnings.simplefilter('always')\n"
-        f"    {statement}\n"
-        f"assert found is getattr(importlib.import_module({module!r}), {name!r})\n"
-        f"print(*(w.message for w in caught if w.category is FutureWarning), sep='\\n')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    module = _moved.MOVED.get(old, module)
-    expected = f"{old} is {module}{'.' + name if old.endswith(name) else ''} now; the old path goes with leanvit 0.3"
-    assert expected in done.stdout.splitlines()
+OLD_IMPORTS = [
+    ("from leanvit.scenes.coco import read_coco as found", "leanvit.scenes.coco", "annotations.coco.read_coco"),
+    ("from leanvit.datasets import load_split as found", "leanvit.datasets", "data.sets.load_split"),
+    (
+        "import leanvit.engines; found = leanvit.engines.open_engine",
+        "leanvit.engines",
+        "runtime.engines.open_engine",
+    ),
+    ("from leanvit.runtime import Predictor as found", "leanvit.runtime.Predictor", "runtime.predictor.Predictor"),
+    ("from leanvit.export.bundle import sign as found", "leanvit.export.bundle", "runtime.bundle.sign"),
+    (
+        "from leanvit.inspection.examine import look as found",
+        "leanvit.inspection.examine",
+        "inspection.labelled.look",
+    ),
+    ("from leanvit.downstream.train import run as found", "leanvit.downstream.train", "train.loop.run"),
+    ("from leanvit.tasks.segment import Segmenter as found", "leanvit.tasks.segment", "tasks.semantic.Segmenter"),
+    ("from leanvit._svg import line_chart as found", "leanvit._svg", "report.svg.line_chart"),
+    ("from leanvit.data import epoch_order as found", "leanvit.data.epoch_order", "data.loader.epoch_order"),
+    (
+        "import leanvit.imaging; found = leanvit.imaging.find_images",
+        "leanvit.imaging.find_images",
+        "image_paths.find_images",
+    ),
+    ("from leanvit.distill import Teacher as found", "leanvit.distill", "train.distill.Teacher"),
+]
+"""A statement that binds `found`, the old path that it warns of, the new one."""
+
+FORKED = """
+import importlib, os, sys, warnings
+import onnx, onnxruntime, timm, torchvision  # imported once for all; nothing of leanvit is
+
+for index, (statement, module, name) in enumerate(STATEMENTS):
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            exec(statement)
+        assert found is getattr(importlib.import_module(module), name)
+        print(*(f"{index} {w.message}" for w in caught if w.category is FutureWarning), sep="\\n")
+        sys.stdout.flush()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{statement}: see above")
+"""
+
+
+def test_an_old_import_gives_the_new_object_and_says_where_it_is() -> None:
+    """Each in a process that has imported nothing of leanvit before: a module warns once."""
+    places = [f"leanvit.{new}".rpartition(".") for _, _, new in OLD_IMPORTS]
+    statements = [(row[0], place[0], place[2]) for row, place in zip(OLD_IMPORTS, places, strict=True)]
+    code = f"STATEMENTS = {statements!r}\n{FORKED}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    for index, ((_, old, _), (place, _, name)) in enumerate(zip(OLD_IMPORTS, places, strict=True)):
+        moved = f"{_moved.MOVED.get(old, place)}{'.' + name if old.endswith(name) else ''}"
+        assert f"{index} {old} is {moved} now; the old path goes with leanvit 0.3" in said
 
 
 @pytest.mark.parametrize("old", sorted(_moved.GONE))

@@ -93,6 +93,8 @@ def test_commands_for_own_images_run_in_order(
         arguments = shlex.split(command.replace("vit_small_patch16_224", "vit_micro"))[1:]
         if arguments[0] == "train":
             arguments += ["--epochs", "2", "--batch-size", "8"]
+        if arguments[0] in ("optimize", "quantize"):
+            arguments += ["--calibration-images", "32"]
         if arguments[0] == "export":
             arguments += ["--max-drop", "100"]
         assert main(arguments) == 0, capsys.readouterr().err

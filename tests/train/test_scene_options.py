@@ -82,16 +82,23 @@ run(from_dict(TrainConfig, load_yaml(sys.argv[1])))
 """
 
 
+@pytest.fixture(scope="module")
+def one(toys: ToyTasks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    run(settings(toys, folder))
+    return folder
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_two_processes_learn_as_one(fsdp: bool, toys: ToyTasks, tmp_path: Path) -> None:
-    run(settings(toys, tmp_path / "one"))
+def test_two_processes_learn_as_one(fsdp: bool, one: Path, toys: ToyTasks, tmp_path: Path) -> None:
     save_yaml(settings(toys, tmp_path / "two", fsdp=fsdp), tmp_path / "two.yaml")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, tmp_path / "program.py", tmp_path / "two.yaml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert close(weights(tmp_path / "one"), weights(tmp_path / "two"))
-    summaries = [json.loads((tmp_path / name / "train.json").read_text()) for name in ("one", "two")]
+    assert close(weights(one), weights(tmp_path / "two"))
+    summaries = [json.loads((folder / "train.json").read_text()) for folder in (one, tmp_path / "two")]
     assert [summary["processes"] for summary in summaries] == [1, 2]
     losses = [summary["history"][0]["train_loss"] for summary in summaries]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
