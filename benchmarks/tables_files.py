@@ -85,8 +85,9 @@ def _family(model: str) -> str:
     """What a family's network costs as a float file and in 8 bits."""
     rows = _rows(model)
     lines = [
-        (profile, name.rpartition(", ")[2], f"{rows[name, 1]['bytes'] / 1e6:.1f}", *_speed(rows[name, 1], rows[name, 8]))
+        (profile, name.rpartition(", ")[2], f"{one['bytes'] / 1e6:.1f}", *_speed(one, rows[name, 8]))
         for profile, name in SHIPPED
+        for one in (rows[name, 1],)
     ]  # fmt: skip
     header = ("profile", "runs in", "MB", "batch 1, ms", "ratio", "batch 8, ms", "ratio")
     facts = rows[SHIPPED[0][1], 1]["facts"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Shares:
             parts = range(index, len(losses.network.parts), self.width)
             found |= dict(zip(parts, losses.outputs(plan, parts), strict=True))
         return divergence(self.own[0].network.truth, joined(found[part] for part in sorted(found)))
+
+    def losses(self, plans: Sequence[Plan]) -> Iterator[float]:
+        last_first = [self.loss(plan) for plan in reversed(plans)]
+        return reversed(last_first)
 
     def prepare(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
         for candidate in reversed(candidates):

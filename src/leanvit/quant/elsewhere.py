@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ class Losses(Protocol):
 
     def loss(self, plan: Plan) -> float:
         """Divergence of a plan's outputs from the float ones."""
+
+    def losses(self, plans: Sequence[Plan]) -> Iterator[float]:
+        """The same of several plans, in their order."""
 
     def local_error(self, candidate: Candidate, bits: int) -> float:
         """Squared output error of a part of a site on its sample."""

@@ -9,7 +9,7 @@ of the images: they run in the same parts everywhere.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,10 @@ class PlanLosses:
         """Divergence of a plan's outputs from the float ones (KL in nats for logits)."""
         outputs = joined(self.outputs(plan, range(len(self.network.parts))))
         return divergence(self.network.truth, outputs, self.network.graph.measure)
+
+    def losses(self, plans: Sequence[Plan]) -> Iterator[float]:
+        """The same of several plans, in their order."""
+        return map(self.loss, plans)
 
     def outputs(self, plan: Plan, parts: Iterable[int]) -> list[Outputs]:
         """What the network returns with the quantizers of a plan for some parts of the images, the same each time."""

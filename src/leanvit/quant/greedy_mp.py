@@ -52,6 +52,7 @@ from leanvit.quant.search_state import (
     higher_level,
     increase_of,
     loss_of_plan,
+    losses_of_plans,
     lower_level,
     measure_state,
     measure_step,
@@ -202,9 +203,11 @@ def probe(problem: Problem, state: State) -> State:
     """Measure every candidate once, well below the start."""
     level = min(problem.levels[1:] or problem.levels, key=lambda value: abs(value - PROBE_BITS))
     increases: dict[Candidate, float] = {}
+    plans = [with_level(state.plan, candidate, level) for candidate in problem.candidates]
+    found = losses_of_plans(problem, state, plans)
     with Bar("measuring sensitivities", len(problem.candidates)) as bar:
-        for candidate in problem.candidates:
-            state, loss = loss_of_plan(problem, state, with_level(state.plan, candidate, level))
+        for candidate, (after, loss) in zip(problem.candidates, found, strict=True):
+            state = after
             increases[candidate] = loss - state.loss
             bar.advance()
     rises = sorted(max(increase, 0.0) for increase in increases.values())

@@ -6,6 +6,7 @@ Values that each step replaces; the stages that take them are in leanvit.quant.g
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,6 +95,20 @@ def loss_of_plan(problem: Problem, state: State, plan: Plan) -> tuple[State, flo
     loss = problem.losses.loss(plan)
     problem.journal.add(key, loss)
     return replace(state, evaluations=state.evaluations + 1), loss
+
+
+def losses_of_plans(problem: Problem, state: State, plans: Sequence[Plan]) -> Iterator[tuple[State, float]]:
+    """`loss_of_plan` of plans that are known from the start: other processes need not wait between them."""
+    keys = [problem.journal.key(plan) for plan in plans]
+    missing = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in problem.journal.losses}
+    computed = iter(problem.losses.losses(list(missing.values())))
+    for key in keys:
+        if key in problem.journal.losses:
+            state = replace(state, from_journal=state.from_journal + 1)
+        else:
+            problem.journal.add(key, next(computed))
+            state = replace(state, evaluations=state.evaluations + 1)
+        yield state, problem.journal.losses[key]
 
 
 def take_step(problem: Problem, state: State, candidate: Candidate, level: int) -> State:

@@ -8,6 +8,7 @@ would have computed: journal and plan are those of a search alone, whatever the 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import itertools
@@ -28,6 +29,9 @@ from leanvit.quant.losses import divergence, joined
 from leanvit.quant.mptq import plan_losses
 from leanvit.quant.plan import Plan
 from leanvit.scale.cluster import connected, fetch, thread_variables
+
+AHEAD = 4
+"""Plans that are begun before the loss of the first is asked for: no process waits, and few outputs are held."""
 
 RESTARTS = 5
 """Times that a process of the search is started again which died with its machine."""
@@ -86,13 +90,18 @@ class RaySearch:
 
     def loss(self, plan: Plan) -> float:
         """The loss of a plan. Raises the error of the process, EnvironmentProblem where it died again and again."""
-        if not self._truth:
-            self._truth = self._get(self._workers[0].truth.remote(self._given))
-            parts = int(self._get(self._workers[0].part_count.remote(self._given)))
-            if parts < self.width:
-                note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
-        found = self._joined(worker.outputs.remote(self._given, plan) for worker in self._workers)
-        return divergence(self._truth, found, self._measure)
+        return next(self.losses([plan]))
+
+    def losses(self, plans: Sequence[Plan]) -> Iterator[float]:
+        """The same of several plans: no process waits for another between them. Raises as `loss`."""
+        self._see_truth()
+        begun = collections.deque[list[Any]]()
+        for plan in plans:
+            begun.append([worker.outputs.remote(self._given, plan) for worker in self._workers])
+            if len(begun) > AHEAD:
+                yield self._loss_of(begun.popleft())
+        while begun:
+            yield self._loss_of(begun.popleft())
 
     def prepare(self, candidates: Sequence[Candidate], levels: Sequence[int]) -> None:
         """Make quantizers, each in one process: weights take less time than activations, so both in turns. What one
@@ -115,6 +124,18 @@ class RaySearch:
         if not isinstance(found, dict):
             found = self._local[candidate] = self._get(found)
         return float(found[bits])
+
+    def _see_truth(self) -> None:
+        """Have the float outputs, once."""
+        if self._truth:
+            return
+        self._truth = self._get(self._workers[0].truth.remote(self._given))
+        parts = int(self._get(self._workers[0].part_count.remote(self._given)))
+        if parts < self.width:
+            note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
+
+    def _loss_of(self, references: list[Any]) -> float:
+        return divergence(self._truth, self._joined(references), self._measure)
 
     def _joined(self, references: Iterable[Any]) -> Outputs:
         """Outputs of all images, from those of the parts that each process has."""
