@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tables_common import day, machine_words, markdown, results
-from tables_files import MODELS, OURS, PASSED_DB, PEERS, files_at_batch
+from tables_files import BATCH, MODELS, NEAR_DB, OURS, PEERS, fastest
 
 RUNTIMES = ("ONNX Runtime", "OpenVINO")
 COMMIT_LETTERS = 7
@@ -27,16 +27,11 @@ def _files() -> Iterator[tuple[str, ...]]:
     """The fastest file of each network by runtime."""
     for said, model in MODELS.values():
         for runtime in RUNTIMES:
-            rows = {name: row for name, row in files_at_batch(model, 8).items() if runtime in name}
-            ours, peers = (
-                [row for name, row in rows.items() if name.rpartition(", ")[0] in files and row["sqnr_db"] >= least]
-                for files, least in ((OURS, PASSED_DB), (PEERS, 0))
-            )
-            if not (ours and peers):
+            best, peer = fastest(model, OURS, NEAR_DB, runtime), fastest(model, PEERS, 0, runtime)
+            if best is None or peer is None:
                 continue
-            best, peer = (max(found, key=lambda row: row["ratio"]) for found in (ours, peers))
             yield (
-                f"8 bits, {said}, batch 8, {runtime}",
+                f"8 bits, {said}, batch {BATCH}, {runtime}",
                 f"{best['ratio']:.2f} times float in ONNX Runtime, {best['sqnr_db']:.0f} dB ({best['name']})",
                 f"{peer['ratio']:.2f} times, {peer['sqnr_db']:.0f} dB ({peer['name']})",
                 f"`benchmarks/deploy.py --models {model}`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -11,6 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
+@functools.cache
 def results(name: str) -> Any:
     """The values of a results file."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))

@@ -62,11 +62,6 @@ def vit_small() -> str:
     )
 
 
-def files_at_batch(model: str, batch_size: int) -> dict[str, dict[str, Any]]:
-    """Rows of deploy.json of one batch size, by the file's name and runtime."""
-    return {name: row for (name, batch), row in _rows(model).items() if batch == batch_size}
-
-
 def _files_of(model: str) -> str:
     """All files of a network, ours and the peers', as benchmarks/deploy.py prints them."""
     rows = list(_rows(model).values())
@@ -129,28 +124,34 @@ def roofline() -> str:
     )
 
 
+BATCH = 8
 PEERS = ("ort-static", "ort-static-matmul", "ort-dynamic", "nncf")
 OURS = ("w8a8", "openvino-w8a8", "exact-w8a8")
-PASSED_DB = 20
-"""A tenth of the signal is error: a file of ours that is further from float is refused in that runtime."""
+NEAR_DB = 20
+"""A tenth of the signal is error. A file of ours that is further from float does not count: ExMobileViT's `exact` in
+OpenVINO, which the gate leaves out there."""
+
+
+def fastest(model: str, files: tuple[str, ...], least_db: float, runtime: str = "") -> dict[str, Any] | None:
+    """The row of the fastest of some files at batch 8 that is near enough to float, in any runtime or one and its bf16
+    form; None where there is none."""
+    found = [
+        row
+        for (name, batch), row in _rows(model).items()
+        if batch == BATCH and name.rpartition(", ")[0] in files and runtime in name and row["sqnr_db"] >= least_db
+    ]
+    return max(found, key=lambda row: float(row["ratio"]), default=None)
 
 
 def files_chart() -> str:
-    """Of each network our fastest 8-bit file that the gate would pass and the peers' fastest at batch 8, by ratio."""
+    """Of each network our fastest 8-bit file and the peers' fastest at batch 8, by ratio."""
     bars = []
     for said, model in MODELS.values():
-        rows = {name: row for (name, batch), row in _rows(model).items() if batch == 8}
-        for who, files, css in (("leanvit", OURS, "s1"), ("peers", PEERS, "s2")):
-            name, row = max(
-                (
-                    (name, row)
-                    for name, row in rows.items()
-                    if name.rpartition(", ")[0] in files and (row["sqnr_db"] >= PASSED_DB or files is PEERS)
-                ),
-                key=lambda found: found[1]["ratio"],
-            )
-            text = f"{row['ratio']:.2f}x at {row['sqnr_db']:.0f} dB"
-            bars.append(Row(f"{said}, {who}: {name}", row["ratio"], text, css))
+        for who, files, least_db, css in (("leanvit", OURS, NEAR_DB, "s1"), ("peers", PEERS, 0, "s2")):
+            row = fastest(model, files, least_db)
+            if row is not None:
+                text = f"{row['ratio']:.2f}x at {row['sqnr_db']:.0f} dB"
+                bars.append(Row(f"{said}, {who}: {row['name']}", row["ratio"], text, css))
     title = "The fastest 8-bit file of each network and of its peers, batch 8"
     return _standalone(str(bar_chart("files", title, bars, "times the speed of float in ONNX Runtime")))
 

@@ -62,7 +62,6 @@ def _pages_of_the_root() -> list[tuple[str, str]]:
     """Pages that lie outside of docs; their links into docs, and to each other, are then beside them."""
     found = []
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "LEADERBOARD.md", "LOG.md"):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/measured)", "](measured/README.md)")
-        text = text.replace("](docs/", "](")
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         found.append((name.lower(), re.sub(r"\]\(([A-Z]+\.md)\)", lambda link: f"]({link[1].lower()})", text)))
     return found

@@ -23,15 +23,16 @@ TRIES = 5
 def predict(address: str, name: str, image: bytes) -> Any:
     """The service's answer; waits as long as a busy one says. Raises HTTPError for any other refusal."""
     request = urllib.request.Request(f"{address}/v1/models/{name}:predict", data=image)
-    for attempt in range(TRIES):
+    tries = 0
+    while True:
+        tries += 1
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
-            if error.code not in BUSY or attempt == TRIES - 1:
+            if error.code not in BUSY or tries == TRIES:
                 raise
             time.sleep(float(error.headers.get("Retry-After", "1")))
-    raise AssertionError("the last try returns or raises")
 
 
 def main(address: str, name: str, *images: str) -> None:

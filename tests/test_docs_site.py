@@ -19,7 +19,7 @@ LOADS = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source
 
 
 class Page(HTMLParser):
-    """Addresses that a page loads, and its words."""
+    """Addresses that a page loads."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ import collections
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -135,12 +135,9 @@ class RaySearch:
             note(f"images run in {parts} parts: {self.width - parts} of {self.width} processes have none of them")
 
     def _loss_of(self, references: list[Any]) -> float:
-        return divergence(self._truth, self._joined(references), self._measure)
-
-    def _joined(self, references: Iterable[Any]) -> Outputs:
-        """Outputs of all images, from those of the parts that each process has."""
-        parts = {part: outputs for found in [*references] for part, outputs in self._get(found).items()}
-        return joined(parts[part] for part in sorted(parts))
+        """The loss of a plan from the outputs for the parts that each process has."""
+        parts = {part: outputs for found in self._get(references) for part, outputs in found.items()}
+        return divergence(self._truth, joined(parts[part] for part in sorted(parts)), self._measure)
 
     def _get(self, reference: Any) -> Any:
         try:
