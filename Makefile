@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray coverage lint format bench docs figures dist clean
+.PHONY: help setup demo test test-all test-ray coverage lint format bench docs figures dist clean
 
 help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 
 test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
 	@echo "make: running the tests, about 45 minutes on 2 cores"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not repeat" -n auto --dist loadfile --durations=30 --durations-min=5
+
+test-all: $(STAMP)  ## the same, and what repeats a path on further networks (tests/repeats.txt; about 50 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist loadfile --durations=30 --durations-min=5
 
 test-ray: $(VENV)/.ray  ## run the tests on a Ray cluster of this machine (about 6 minutes; 650 MB of disk)

@@ -22,8 +22,29 @@ hypothesis.settings.register_profile("leanvit", deadline=None)
 hypothesis.settings.load_profile("leanvit")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `cuda` where there is no GPU, and say so."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what repeats a path, and skip what is marked `cuda` where there is no GPU."""
+    mark_repeats(config, items)
+    skip_without_gpu(items)
+
+
+def mark_repeats(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark `repeat` what tests/repeats.txt names; raise where it names a test that a collected file doesn't have."""
+    lines = (Path(__file__).parent / "repeats.txt").read_text().splitlines()
+    repeats = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in repeats:
+            item.add_marker("repeat")
+    if any("::" in argument for argument in config.args):
+        return
+    found = {item.nodeid for item in items}
+    files = {nodeid.partition("::")[0] for nodeid in found}
+    if missing := sorted(line for line in repeats - found if line.partition("::")[0] in files):
+        raise pytest.UsageError(f"tests/repeats.txt names what is no test (any more): {', '.join(missing)}")
+
+
+def skip_without_gpu(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if not marked:
         return

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from leanvit.config import Preprocess
 from leanvit.export.onnx import lower as lowering
-from leanvit.export.onnx.decomposition import without_needless_decompositions
+from leanvit.export.onnx.decomposition import with_one_table, without_needless_decompositions
 from leanvit.quant.graph import trace
 
 SIDE = 8
@@ -65,6 +66,7 @@ def file_of(
         patch.setattr(ExportedProgram, "run_decompositions", counted)
         if not leave_out:
             patch.setattr(lowering, "without_needless_decompositions", contextlib.nullcontext)
+            patch.setattr(lowering, "with_one_table", contextlib.nullcontext)
         proto = lowering.lower(graph, PREPROCESS, "fp32")
     return proto.SerializeToString(), count
 
@@ -85,3 +87,14 @@ def test_torch_is_as_it_was_afterwards() -> None:
     with without_needless_decompositions():
         assert ExportedProgram.run_decompositions is not usual
     assert ExportedProgram.run_decompositions is usual
+
+
+def test_the_table_of_translations_is_read_once_and_torch_reads_its_own_again_afterwards() -> None:
+    usual = vars(ONNXRegistry)["from_torchlib"]
+    with with_one_table():
+        first, other = ONNXRegistry.from_torchlib(opset_version=23), ONNXRegistry.from_torchlib(opset_version=21)
+    with with_one_table():
+        assert ONNXRegistry.from_torchlib(opset_version=23) is first
+    assert other.opset_version == 21
+    assert vars(ONNXRegistry)["from_torchlib"] is usual
+    assert ONNXRegistry.from_torchlib(opset_version=23).functions.keys() == first.functions.keys()

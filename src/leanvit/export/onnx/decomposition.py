@@ -1,12 +1,14 @@
 """torch.onnx traces a program a second time to decompose its operations, half of the time of an export. A network that
 was traced for quantization mostly has none that would be decomposed, and the file comes out the same without it.
+It also reads its translations of all operations again at every export, a tenth of the time: once a process is enough.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +43,26 @@ def without_needless_decompositions() -> Iterator[None]:
         yield
     finally:
         ExportedProgram.run_decompositions = usual  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def with_one_table() -> Iterator[None]:
+    """While it lasts, torch.onnx.export takes the table of translations that an earlier export of this process read."""
+    # Of torch.onnx's own parts; the table changes only with `custom_translation_table`, which nobody here gives.
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    usual = vars(ONNXRegistry)["from_torchlib"]
+    once = functools.partial(_read_once, ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(once)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = usual  # type: ignore[method-assign]
+
+
+@functools.cache
+def _read_once(read: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    return read(*arguments, **keywords)
 
 
 def _decomposed_by_hand(program: ExportedProgram) -> bool:

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from leanvit.config import Opset, Preprocess
 from leanvit.errors import ExportError, require
 from leanvit.export.onnx.attention import fuse_attention
-from leanvit.export.onnx.decomposition import without_needless_decompositions
+from leanvit.export.onnx.decomposition import with_one_table, without_needless_decompositions
 from leanvit.export.onnx.fused_matmul import fuse_products
 from leanvit.export.onnx.inputs import ImageInput, PartInput
 from leanvit.export.onnx.int8_weights import add_zero_points, copy_shared_weights
@@ -104,7 +104,7 @@ def lower(
         example = torch.zeros(2, *_input_of(module).meta["val"].shape[1:])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), without_needless_decompositions():
+        with warnings.catch_warnings(), torch.no_grad(), without_needless_decompositions(), with_one_table():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
