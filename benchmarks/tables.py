@@ -1,4 +1,4 @@
-"""Tables and charts of README.md and docs from the results files, so that no number is written by hand.
+"""Tables, sentences and charts of README.md and docs from the results files, so that no number is written by hand.
 
     python benchmarks/tables.py      (writes the pages again; tests/test_readme.py compares)
 
@@ -14,9 +14,13 @@ from pathlib import Path
 import tables_bits
 import tables_claims
 import tables_files
+import tables_networks
+import tables_service
+import tables_training
 
 ROOT = Path(__file__).parents[1]
-TABLES: dict[str, Callable[[], str]] = {**tables_files.TABLES, **tables_bits.TABLES, **tables_claims.TABLES}
+MODULES = (tables_files, tables_bits, tables_claims, tables_networks, tables_training, tables_service)
+TABLES: dict[str, Callable[[], str]] = {name: made for module in MODULES for name, made in module.TABLES.items()}
 CHARTS: dict[str, Callable[[], str]] = tables_files.CHARTS
 """Drawings by their file below docs/measured."""
 

@@ -42,3 +42,10 @@ def days(texts: Iterable[str]) -> str:
     found = sorted(texts)
     first, last = day(found[0]), day(found[-1])
     return first if first == last else f"{first} to {last}"
+
+
+def span(values: Iterable[float], places: int) -> str:
+    """The least and the greatest of some values, or one where both are the same when rounded."""
+    found = sorted(values)
+    first, last = f"{found[0]:.{places}f}", f"{found[-1]:.{places}f}"
+    return first if first == last else f"{first} to {last}"

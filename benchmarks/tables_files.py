@@ -38,13 +38,14 @@ LEAST_SHARE = 0.01
 """Of the time: operations below are left out of a table."""
 
 
-def _rows(model: str) -> dict[tuple[str, int], dict[str, Any]]:
+def rows_of(model: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Rows of a network in deploy.json by file, with its runtime, and batch."""
     return {(r["name"], r["batch_size"]): r for r in results("deploy.json")["results"] if r["model"] == model}
 
 
 def vit_small() -> str:
     """A ViT-S at 224 px: our files and the peers' in the same run."""
-    rows = _rows(VIT)
+    rows = rows_of(VIT)
     lines = []
     for said, name, runtime in FILES:
         one, eight = (rows[f"{name}, {runtime}", batch] for batch in (1, 8))
@@ -64,7 +65,7 @@ def vit_small() -> str:
 
 def _files_of(model: str) -> str:
     """All files of a network, ours and the peers', as benchmarks/deploy.py prints them."""
-    rows = list(_rows(model).values())
+    rows = list(rows_of(model).values())
     facts = rows[0]["facts"]
     when = days(row["facts"]["date"] for row in rows)
     lines = deploy.speed_table(rows).splitlines()
@@ -78,7 +79,7 @@ SHIPPED = (("float", "fp32, ONNX Runtime"), ("w8a8", "w8a8, ONNX Runtime"), ("op
 
 def _family(model: str) -> str:
     """What a family's network costs as a float file and in 8 bits."""
-    rows = _rows(model)
+    rows = rows_of(model)
     lines = [
         (profile, name.rpartition(", ")[2], f"{one['bytes'] / 1e6:.1f}", *_speed(one, rows[name, 8]))
         for profile, name in SHIPPED
@@ -137,7 +138,7 @@ def fastest(model: str, files: tuple[str, ...], least_db: float, runtime: str = 
     form; None where there is none."""
     found = [
         row
-        for (name, batch), row in _rows(model).items()
+        for (name, batch), row in rows_of(model).items()
         if batch == BATCH and name.rpartition(", ")[0] in files and runtime in name and row["sqnr_db"] >= least_db
     ]
     return max(found, key=lambda row: float(row["ratio"]), default=None)

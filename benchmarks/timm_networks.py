@@ -1,7 +1,7 @@
 """Which networks of timm walk the whole line: float export, trace, W8A8, export and gate, with random weights.
 
     OMP_NUM_THREADS=1 python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json
-    python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json --table docs/timm_networks.md
+    python benchmarks/tables.py      (writes what the file has into docs/timm_networks.md)
 
 The list (timm_networks.txt) has a network a line: NAME | options that make it small | input size, where it is not the
 model's own | words, which are not read. Weights are random (seed 0), BatchNorm has the statistics of some images, and
@@ -22,7 +22,6 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -259,40 +258,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-PAGE = """# Networks of timm that walk the whole line
-
-Float export, trace, W8A8, export and gate of the {listed} networks in
-[timm_networks.txt](../benchmarks/timm_networks.txt). Passed: {passed}; refused in a sentence: {refused}; failed
-otherwise: {failed}; not measured yet: {missing}.
-
-    OMP_NUM_THREADS=1 python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json
-    python benchmarks/timm_networks.py --output benchmarks/results/timm_networks.json --table docs/timm_networks.md
-
-{date}, {machine}, seed {seed}, leanvit {commits}, {versions}.
-
-Weights are random, BatchNorm has the statistics of the calibration images, and logits are centred on them: what all
-images share would hide what differs. Integer MACs are the share of all multiply-adds that profile w8a8 runs on integer
-kernels; attention's products, and convolutions that gain nothing, run in float. SQNR is that of the ONNX file in ONNX
-Runtime against what it was written from, the worst of batch 1, 3 and 8. The gate asks for 80 dB of a float file and for
-35 dB of a quantized one, less where the network's own rounding in float32 moves its outputs further
-(`leanvit.export.gate.rounding`). Seconds are those of a busy machine.
-
-{table}
-"""
-
-
-def document(stored: dict[str, Any], networks: Collection[str]) -> str:
-    """The page of docs: what was run, where, and a line for each network."""
-    rows = stored["rows"]
-    passed, refused = sum(row["ok"] for row in rows), sum(not row["ok"] and row.get("refused", False) for row in rows)
-    return PAGE.format(
-        listed=len(networks), passed=passed, refused=refused, failed=len(rows) - passed - refused,
-        missing=len(networks) - len(rows), date=stored["date"][:10], machine=stored["machine"]["cpu"],
-        seed=stored["seed"], commits=", ".join(sorted({str(row["commit"])[:9] for row in rows})),
-        versions=", ".join(f"{name} {version}" for name, version in stored["versions"].items()), table=table(rows),
-    )  # fmt: skip
-
-
 def _ratio(row: dict[str, Any], kind: str) -> str:
     found = row.get(f"{kind}_db")
     return "" if found is None else f"{found:.1f}"
@@ -306,12 +271,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure stored rows that did not pass once more")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="for one network")
     parser.add_argument("--output", type=Path, help="JSON file; rows that it has are not measured again")
-    parser.add_argument("--table", type=Path, help="write the page of docs here, of what --output has; measure nothing")
     options = parser.parse_args()
     networks = {network.name: network for network in read_list(options.list)}
-    if options.table:
-        options.table.write_text(document(read_json(options.output), networks), encoding="utf-8")
-        return
     rows = read_json(options.output)["rows"] if options.output and options.output.is_file() else []
     known = {row["name"]: row for row in rows if row["ok"] or not options.again}
     wanted = [name for name in options.networks or networks if name not in known]
