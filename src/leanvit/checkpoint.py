@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from leanvit.config import Preprocess, from_dict, to_dict
 from leanvit.errors import CheckpointError, ConfigError, UnknownModelError, did_you_mean
 from leanvit.files import write_atomic
+from leanvit.timm_input import input_config
 
 if TYPE_CHECKING:
     from leanvit.models import Layout
@@ -260,10 +261,9 @@ def preprocess_for(model: Any, img_size: int | None = None) -> Preprocess:
     as many; else they are those of three channels, averaged.
     """
     from timm.data import resolve_model_data_config
-    from timm.models import get_model_input_config
 
     wanted = resolve_model_data_config(model)
-    channels, *size = get_model_input_config(model)["input_size"]
+    channels, *size = input_config(model)["input_size"]
     return Preprocess(
         input_size=(img_size, img_size) if img_size else (size[0], size[1]),
         mean=for_channels(wanted["mean"], channels),

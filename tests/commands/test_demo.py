@@ -9,7 +9,8 @@ import pytest
 
 from fixtures_run import FULL_RUN
 from leanvit.checkpoint import load_checkpoint
-from leanvit.commands.demo import format_rows, markdown
+from leanvit.commands import demo_speed
+from leanvit.commands.demo import _flag, format_rows, markdown
 from leanvit.files import read_json, sha256
 from leanvit.runtime.bundle import read_manifest
 
@@ -59,6 +60,35 @@ def test_bundle_hashes_are_those_of_its_files(demo_run: Path) -> None:
         assert sha256(demo_run / "bundle" / name) == digest
 
 
+def test_a_network_is_timed_against_its_own_float_file_in_each_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo_speed, "MODEL", "vit_micro")
+    monkeypatch.setattr(demo_speed, "ROUNDS", 3)
+    monkeypatch.setattr(demo_speed, "available", lambda: ("onnxruntime", "openvino", "openvino-bf16"))
+    timings = demo_speed.time_vit_small(tmp_path)
+    assert read_json(tmp_path / "speed.json") == timings
+    medians = {(r["name"], r["batch_size"]): r["median_ms"] for r in timings["results"]}
+    assert len(medians) == 2 * 2 * 2
+    for result in timings["results"]:
+        own_float = result["name"].replace("W8A8", "float32"), result["batch_size"]
+        assert result["speedup"] == medians[own_float] / result["median_ms"]
+        assert ("W8A8" in result["name"]) is (result["speedup"] != 1)
+    columns, cells = demo_speed.format_rows(timings)
+    assert [row[0] for row in cells] == [
+        "float32, ONNX Runtime", "W8A8, ONNX Runtime", "float32, OpenVINO", "W8A8, OpenVINO"
+    ]  # fmt: skip
+    assert all(len(row) == len(columns) for row in cells)
+    assert cells[1][2] == f"{medians[('ViT-S, W8A8, ONNX Runtime', 1)]:.1f} ms"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag"), [("speed", False, "--no-speed"), ("max_drop", 1.0, "--max-drop 1.0")]
+)
+def test_settings_are_told_as_flags(name: str, value: object, flag: str) -> None:
+    assert _flag(name, value) == flag
+
+
 @pytest.mark.skipif(
     not (FULL_RUN / "demo.json").exists() and "CI" not in os.environ, reason="run `make demo` first; CI always does"
 )
@@ -72,3 +102,6 @@ def test_the_full_demo_reaches_its_aims() -> None:
     checks = read_json(FULL_RUN / "bundle" / "verify.json")
     assert checks["passed"]
     assert (FULL_RUN / "report.html").stat().st_size > 10_000
+    speed = read_json(FULL_RUN / "speed.json")
+    assert {result["batch_size"] for result in speed["results"]} == {1, 8}
+    assert "A network of the size that people ship" in (FULL_RUN / "report.html").read_text()

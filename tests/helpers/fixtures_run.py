@@ -27,6 +27,6 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         # A network after a few epochs sits on many ties, so a drop of some points is no defect here.
-        run(DemoConfig(output=str(folder), epochs=3, max_drop=5.0))
+        run(DemoConfig(output=str(folder), epochs=3, max_drop=5.0, speed=False))
 
     return made_once(shared_folder(tmp_path_factory) / "demo", make)

@@ -19,6 +19,7 @@ from leanvit import errors
 from leanvit.analysis import received_attention
 from leanvit.bench import benchmark, describe, machine
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint
+from leanvit.commands import demo_speed
 from leanvit.commands.measured import quantize_and_measure, save
 from leanvit.config import DemoConfig, ExportOptions, MPTQConfig, QuantizeConfig, TrainConfig, save_yaml
 from leanvit.data.loader import to_input
@@ -49,14 +50,15 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         _export(model, info, folder)
         _attention(model, info, folder)
         timings = _benchmark(checkpoint, folder)
+        speed = _speed(config, folder)
         result = _summary(config, folder, timings, time.monotonic() - started)
         report = write_report(folder)
-    _print(result, folder, report)
+    _print(result, speed, folder, report)
     return result
 
 
 def _train(config: DemoConfig, folder: Path) -> Path:
-    note(f"1/6 train {config.model} on {DATA}")
+    note(f"1/7 train {config.model} on {DATA}")
     settings = TrainConfig(
         data=DATA,
         model=config.model,
@@ -72,7 +74,7 @@ def _train(config: DemoConfig, folder: Path) -> Path:
 
 
 def _quantize(model: nn.Module, info: CheckpointInfo, config: DemoConfig, folder: Path) -> None:
-    note("2/6 quantize with SQ-b: W8A8, and W4A4 in simulation")
+    note("2/7 quantize with SQ-b: W8A8, and W4A4 in simulation")
     for bits in (8, 4):
         output = folder / f"quantize-w{bits}a{bits}"
         scheme = MPTQConfig(weight_bits=bits, activation_bits=bits)
@@ -96,13 +98,13 @@ def _export_options(info: CheckpointInfo, float_top1: float) -> dict[str, Any]:
 
 
 def _export_quantized(quantized: Any, info: CheckpointInfo, output: Path, max_drop: float) -> None:
-    note("3/6 export W8A8 to ONNX and verify it against the model")
+    note("3/7 export W8A8 to ONNX and verify it against the model")
     options = _export_options(info, quantized.report["float_accuracy"]["top1"])
     export(quantized, output, ExportOptions(profile="w8a8", max_drop=max_drop), **options)
 
 
 def _export(model: nn.Module, info: CheckpointInfo, folder: Path) -> None:
-    note("4/6 export float32 to ONNX, to compare with")
+    note("4/7 export float32 to ONNX, to compare with")
     export(model, folder / "bundle-fp32", **_export_options(info, info.metrics["top1"]))
 
 
@@ -133,15 +135,25 @@ def _attention(model: nn.Module, info: CheckpointInfo, folder: Path) -> None:
 
 
 def _benchmark(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    note("5/6 benchmark, alternated, each runtime in a process of its own")
+    note("5/7 benchmark, alternated, each runtime in a process of its own")
     targets = [describe(path) for path in (checkpoint, folder / "bundle-fp32", folder / "bundle")]
     timings = benchmark(targets, batch_sizes=(1, 32))
     write_json(folder / "benchmark.json", timings)
     return timings
 
 
+def _speed(config: DemoConfig, folder: Path) -> dict[str, Any] | None:
+    """How fast a ViT-S is here, where it is asked for: the digits' network is too small to gain much."""
+    if not config.speed:
+        note("6/7 speed of a ViT-S: left out, as --no-speed says")
+        (folder / demo_speed.FILE).unlink(missing_ok=True)
+        return None
+    note("6/7 speed of a ViT-S at 224 px, float32 against W8A8")
+    return demo_speed.time_vit_small(folder)
+
+
 def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds: float) -> dict[str, Any]:
-    note("6/6 report")
+    note("7/7 report")
     floats = read_json(folder / "train" / "train.json")["best"]
     w8, w4 = (read_json(folder / f"quantize-w{bits}a{bits}" / "quantize.json") for bits in (8, 4))
     onnx32, onnx8 = (read_json(folder / name / "bundle.json")["accuracy"] for name in ("bundle-fp32", "bundle"))
@@ -154,7 +166,7 @@ def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds:
     ]
     changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     result = {
-        "command": " ".join(["leanvit demo", *(f"--{k.replace('_', '-')} {v}" for k, v in changed.items())]),
+        "command": " ".join(["leanvit demo", *(_flag(name, value) for name, value in changed.items())]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "seconds": seconds,
@@ -165,6 +177,14 @@ def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds:
     }
     write_json(folder / "demo.json", result)
     return result
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as it is written on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _row(name: str, accuracy: dict[str, Any], size: int, timings: dict[str, Any], index: int | None) -> dict[str, Any]:
@@ -215,9 +235,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _print(result: dict[str, Any], folder: Path, report: Path) -> None:
+def _print(result: dict[str, Any], speed: dict[str, Any] | None, folder: Path, report: Path) -> None:
     columns, cells = format_rows(result)
     print_table(f"leanvit demo, {result['seconds']:.0f} s, seed {result['seed']}", columns, cells)
+    if speed:
+        print_table(demo_speed.TITLE, *demo_speed.format_rows(speed))
     example = folder / "digit.png"
     example.write_bytes(load_golden(folder / "bundle")[0][0])
     (folder / "table.md").write_text(markdown(result), encoding="utf-8")

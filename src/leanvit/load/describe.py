@@ -9,6 +9,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.config import LoadOptions
 from leanvit.errors import ConfigError
 from leanvit.load.labels import read_labels
+from leanvit.timm_input import input_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,9 +89,7 @@ def require_size(network: nn.Module, size: tuple[int, int], spec: str) -> None:
 
 def size_of(network: nn.Module) -> tuple[int, int] | None:
     """(height, width) that a timm network is built for; None where it takes any, or is none of timm's."""
-    from timm.models import get_model_input_config
-
     if not hasattr(network, "pretrained_cfg"):
         return None
-    config = get_model_input_config(network)
+    config = input_config(network)
     return tuple(config["input_size"][-2:]) if config["fixed_input_size"] else None

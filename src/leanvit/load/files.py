@@ -20,6 +20,7 @@ from leanvit.load.source import Source, config_with
 from leanvit.load.state_dicts import fitted, in_float32, on_meta, without_prefixes
 from leanvit.load.timm_names import takes_size
 from leanvit.progress import note
+from leanvit.timm_input import first_convolutions
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt")
 
@@ -120,12 +121,7 @@ def _classes(tensors: Mapping[str, Tensor], network: nn.Module) -> int:
 
 def _channels(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, int]:
     """in_chans by the shape of the first convolution, where it is not 3."""
-    from timm.models import get_model_traits
-
-    names = (
-        get_model_traits(network).get("first_conv") or getattr(network, "pretrained_cfg", {}).get("first_conv") or ()
-    )
-    for name in (names,) if isinstance(names, str) else names:
+    for name in first_convolutions(network):
         kernel = tensors.get(f"{name}.weight")
         own = network.state_dict().get(f"{name}.weight")
         if kernel is not None and own is not None and kernel.dim() == 4 and own.shape[1] == 3 != kernel.shape[1]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from leanvit.errors import ModelError, ShapeError
 from leanvit.progress import note
+from leanvit.timm_input import input_config
 
 FIRST_KEYS = ("logits", "image_embeds", "pooler_output", "x_norm_clstoken", "output", "outputs", "out", "pred")
 """What answers are called in what a forward returns: transformers' classifiers, its towers and its backbones, DINOv2's
@@ -116,9 +117,7 @@ def _cannot_run(network: nn.Module, x: Tensor, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     built = ""
     if hasattr(network, "pretrained_cfg"):
-        from timm.models import get_model_input_config
-
-        built = f" It is built for {'x'.join(map(str, get_model_input_config(network)['input_size']))}."
+        built = f" It is built for {'x'.join(map(str, input_config(network)['input_size']))}."
     return (
         f"{type(network).__name__} can't run on images of {shape} (channels, height, width): {reason}.{built} Give "
         "images and a preprocessing of its own size and channels."

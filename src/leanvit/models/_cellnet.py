@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
-from timm.layers import calculate_drop_path_rates, global_pool_nlc, trunc_normal_
+from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._cells import Cell, Grid, ParallelConv, as_map, as_tokens
+from leanvit.models._drop_path import linear_rates
 from leanvit.models._head import LinearHead
 
 DropPathRule = Literal["linear", "official"]
@@ -30,10 +31,9 @@ def drop_path_rates(rate: float, depths: Sequence[int], rule: DropPathRule) -> l
     """
     if rule not in ("linear", "official"):
         raise ConfigError(f"drop_path_rule is {rule!r}, expected 'linear' or 'official'")
-    if rule == "linear":
-        return [list(stage) for stage in calculate_drop_path_rates(rate, list(depths), stagewise=True)]
-    flat = calculate_drop_path_rates(rate, sum(depths))
-    return [flat[before : before + depth] for before, depth in pairwise((0, *depths))]
+    flat = linear_rates(rate, sum(depths))
+    starts = accumulate(depths, initial=0) if rule == "linear" else (0, *depths)
+    return [flat[start : start + depth] for start, depth in zip(starts, depths, strict=False)]
 
 
 def check_lengths(**by_stage: Sequence[Any]) -> None:

@@ -12,22 +12,22 @@ from leanvit.report.run import Run
 from leanvit.report.words import Json, finite, fixed, megabytes, significant
 
 
-def benchmark_section(run: Run) -> Markup | None:
-    """Latency with its spread for every batch size."""
-    values = run.get("benchmark")
+def benchmark_section(run: Run, part: str = "benchmark") -> Markup | None:
+    """Latency with its spread for every batch size. part: which of the run's benchmarks."""
+    values = run.get(part)
     results = values.get("results") or []
     if not results:
         return None
     first = str(results[0]["name"])
-    return join([_figure(values, results, first), _table(results, first)])
+    return join([_figure(part, values, results, first), _table(results, first)])
 
 
-def _figure(values: Json, results: Sequence[Json], first: str) -> Markup:
+def _figure(part: str, values: Json, results: Sequence[Json], first: str) -> Markup:
     charts = []
     for batch in dict.fromkeys(result.get("batch_size") for result in results):
         title = f"Latency at batch {fixed(batch)}"
         bars = [_bar(result, first) for result in results if result.get("batch_size") == batch]
-        chart = svg.bar_chart(f"latency-{fixed(batch)}", title, bars, "milliseconds per batch")
+        chart = svg.bar_chart(f"{part}-latency-{fixed(batch)}", title, bars, "milliseconds per batch")
         charts.append(html.titled(title, chart))
     threads = finite(values.get("threads"))
     caption = (

@@ -34,6 +34,7 @@ def render(run: Run, pictures: Pictures | None = None) -> str:
         Section("bundle", "Bundle", bundle_section(run)),
         Section("gate", "Verification gate", gate_section(run)),
         Section("benchmark", "Benchmark", benchmark_section(run)),
+        Section("speed", "A network of the size that people ship", benchmark_section(run, "speed")),
         Section("origin", "How this was made", origin_section(run)),
     ]
     return document("leanvit report", _title(run), (lead(run), cards(run)), sections)

@@ -18,6 +18,7 @@ _PLACES = {
     "bundle": ("bundle/bundle.json", "bundle.json"),
     "verify": ("bundle/verify.json", "verify.json"),
     "benchmark": ("benchmark.json",),
+    "speed": ("speed.json",),
     "val": ("val.json",),
     "optimize": ("optimize.json",),
 }

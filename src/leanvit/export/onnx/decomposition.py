@@ -53,7 +53,7 @@ def with_one_table() -> Iterator[None]:
 
     usual = vars(ONNXRegistry)["from_torchlib"]
     once = functools.partial(_read_once, ONNXRegistry.from_torchlib)
-    ONNXRegistry.from_torchlib = staticmethod(once)  # type: ignore[method-assign, assignment]
+    ONNXRegistry.from_torchlib = staticmethod(once)  # type: ignore[method-assign]
     try:
         yield
     finally:
