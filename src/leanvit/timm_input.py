@@ -1,4 +1,4 @@
-"""What images a timm network is built for, by every timm from 1.0.20 on."""
+"""What images a timm network is built for, by every timm from 1.0.23 on."""
 
 from __future__ import annotations
 

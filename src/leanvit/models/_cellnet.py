@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
-from timm.layers import global_pool_nlc, trunc_normal_
+from timm.layers import calculate_drop_path_rates, global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._cells import Cell, Grid, ParallelConv, as_map, as_tokens
-from leanvit.models._drop_path import linear_rates
 from leanvit.models._head import LinearHead
 
 DropPathRule = Literal["linear", "official"]
@@ -31,9 +30,10 @@ def drop_path_rates(rate: float, depths: Sequence[int], rule: DropPathRule) -> l
     """
     if rule not in ("linear", "official"):
         raise ConfigError(f"drop_path_rule is {rule!r}, expected 'linear' or 'official'")
-    flat = linear_rates(rate, sum(depths))
-    starts = accumulate(depths, initial=0) if rule == "linear" else (0, *depths)
-    return [flat[start : start + depth] for start, depth in zip(starts, depths, strict=False)]
+    if rule == "linear":
+        return [list(stage) for stage in calculate_drop_path_rates(rate, list(depths), stagewise=True)]
+    flat = calculate_drop_path_rates(rate, sum(depths))
+    return [flat[before : before + depth] for before, depth in pairwise((0, *depths))]
 
 
 def check_lengths(**by_stage: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import DropPath, Mlp, global_pool_nlc, trunc_normal_
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
 from timm.layers.helpers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._attention import Alpha, AlphaMode, AttentionMemory, Grid, HistoryModel
-from leanvit.models._drop_path import linear_rates
 from leanvit.models._head import LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pooling_attention import Below, PoolingAttention
@@ -153,7 +152,7 @@ class ReMViT(HistoryModel, LinearHead):
             padding=(patch_padding, patch_padding),
         )
         grid = self._patch_grid(*to_2tuple(img_size))
-        rates = linear_rates(drop_path_rate, sum(depths))
+        rates = calculate_drop_path_rates(drop_path_rate, sum(depths))
         blocks: list[MultiscaleBlock] = []
         self.feature_info = []
         dim, heads, reduction = embed_dim, num_heads, patch_stride

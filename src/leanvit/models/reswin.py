@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, global_pool_nlc, trunc_normal_
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, global_pool_nlc, trunc_normal_
 from timm.layers.helpers import to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -41,7 +41,6 @@ from leanvit.models._attention import (
     match_by_index,
     match_by_pair,
 )
-from leanvit.models._drop_path import linear_rates
 from leanvit.models._head import LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
@@ -223,7 +222,7 @@ class ReSwin(ResidualModel, LinearHead):
         self.depths = tuple(depths)
         self._set_alpha(alpha, alpha_init, sum(depths))
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
-        rates = linear_rates(drop_path_rate, sum(depths))
+        rates = calculate_drop_path_rates(drop_path_rate, sum(depths))
         grid = self._patch_grid(img_size)
         layers: list[Stage] = []
         for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):

@@ -25,6 +25,7 @@ from timm.layers import (
     DropPath,
     Mlp,
     PatchEmbed,
+    calculate_drop_path_rates,
     global_pool_nlc,
     resample_abs_pos_embed,
     trunc_normal_,
@@ -46,7 +47,6 @@ from leanvit.models._attention import (
     residual_attention_,
     residual_logits,
 )
-from leanvit.models._drop_path import linear_rates
 from leanvit.models._head import POOLS, LinearHead, residual_cfg
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
@@ -224,7 +224,7 @@ class ReViT(HistoryModel, LinearHead):
                 proj_drop=proj_drop_rate,
                 drop_path=rate,
             )
-            for rate in linear_rates(drop_path_rate, depth)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)
         )
         reduction = max(self.patch_embed.patch_size)
         self.feature_info = [
