@@ -39,11 +39,10 @@ def _of_modules(network: nn.Module) -> dict[str, Any]:
     patches = getattr(network, "patch_embed", None)
     parameters = network.state_dict()
     kernels = [parameters[f"{name}.weight"] for name in first_convolutions(network) if f"{name}.weight" in parameters]
+    if kernels and kernels[0].dim() == 4:
+        channels = kernels[0].shape[1]
     fixed = getattr(patches, "strict_img_size", wanted.get("fixed_input_size", False))
     return {
-        "input_size": (
-            kernels[0].shape[1] if kernels and kernels[0].dim() == 4 else channels,
-            *(getattr(patches, "img_size", None) or size),
-        ),
+        "input_size": (getattr(network, "in_chans", channels), *(getattr(patches, "img_size", None) or size)),
         "fixed_input_size": bool(fixed and not getattr(network, "dynamic_img_size", False)),
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import timm
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
+
+OLDER_TIMM = Version(timm.__version__) < Version("1.0.31")
+"""What timm itself does otherwise there is told where tests ask for this."""
 
 
 def images(batch: int = 2, height: int = 32, width: int = 32) -> Tensor:

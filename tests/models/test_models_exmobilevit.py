@@ -13,7 +13,7 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
 import leanvit.models.exmobilevit
-from batches import images
+from batches import OLDER_TIMM, images
 from common import GOLDEN_FOLDER
 from leanvit.errors import CheckpointError, ConfigError, ShapeError
 from leanvit.models import count_macs
@@ -318,7 +318,9 @@ def test_exshortcut_on_another_family_trains_every_parameter_in_order(name: str)
     with torch.device("meta"):
         model = add_exshortcut(timm.create_model(name, **kwargs), (8, 16, 32), num_classes=5)
         model(torch.empty(2, 3, size, size)).sum().backward()
-    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    # timm before 1.0.31 leaves the norm of a head that it takes away.
+    left = {key for key, p in model.named_parameters() if p.grad is None}
+    assert left <= ({"backbone.head.norm.weight", "backbone.head.norm.bias"} if OLDER_TIMM else set())
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     backbone = [group for key, group in groups.items() if key.startswith("backbone.")]
     head = {group for key, group in groups.items() if not key.startswith("backbone.")}

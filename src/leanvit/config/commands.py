@@ -213,9 +213,7 @@ class DemoConfig:
     epochs: int = option(10, "Training epochs.")
     model: str = option("revit_micro.fmnist", "Architecture; with a tag (NAME.TAG) fine-tuned from those weights.")
     max_drop: float = option(0.5, "Largest accuracy drop of W8A8 that the gate lets pass, in points.")
-    speed: bool = option(
-        True, "Time a ViT-S at 224 px as well: float32 against W8A8 in every installed runtime."
-    )
+    speed: bool = option(True, "Time a ViT-S at 224 px as well: float32 against W8A8 in every installed runtime.")
     seed: int = option(0, "Seed of split, weights, order and augmentation.")
     version: int = option(1, "Version of this configuration's format.")
 

@@ -37,6 +37,7 @@ from leanvit.errors import ConfigError, ShapeError
 from leanvit.models._mobilevit import MobileViT, init_weights
 from leanvit.models._paper import PaperResult
 from leanvit.models._pretrained import fashion_mnist_cfg
+from leanvit.timm_input import input_config
 
 OFFICIAL_SIZE = 256
 OFFICIAL_WINDOWS = ((25, 32), (9, 16))
@@ -125,7 +126,7 @@ class ExShortcutNet(nn.Module):
         used = {first + i: count for i, count in enumerate(channels) if count > 0}
         self.taps = list(used)
         self.feature_info = [{**info, "module": f"backbone.{info['module']}"} for info in infos]
-        self.in_chans: int = getattr(backbone, "in_chans", 3)
+        self.in_chans: int = input_config(backbone)["input_size"][0]
         self.num_features = self.head_hidden_size = sum(channels)
         self.drop_rate = drop_rate
         self.head_bias = head_bias
