@@ -14,12 +14,15 @@ from pathlib import Path
 import tables_bits
 import tables_claims
 import tables_files
+import tables_insight
 import tables_networks
 import tables_service
 import tables_training
 
 ROOT = Path(__file__).parents[1]
-MODULES = (tables_files, tables_bits, tables_claims, tables_networks, tables_training, tables_service)
+MODULES = (
+    tables_files, tables_bits, tables_claims, tables_networks, tables_training, tables_service, tables_insight,
+)  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {name: made for module in MODULES for name, made in module.TABLES.items()}
 CHARTS: dict[str, Callable[[], str]] = tables_files.CHARTS
 """Drawings by their file below docs/measured."""
