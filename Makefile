@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-ray coverage lint format bench docs figures dist clean
+.PHONY: help setup demo test test-all test-oldest test-ray coverage lint format bench docs figures dist clean
 
 help:  ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install leanvit with all that demo and tests need (2 to 5 minutes, 6 GB)
 
@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[onnx,openvino,dev]"
 	@touch $@
 
-demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (1 to 3 minutes on 2 cores)
-	@echo "make: running leanvit demo, 1 to 3 minutes on 2 cores; results in runs/demo"
+demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html out (2 to 5 minutes on 2 cores)
+	@echo "make: running leanvit demo, 2 to 5 minutes on 2 cores; results in runs/demo"
 	$(BIN)/leanvit demo
 
 test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
@@ -31,6 +31,9 @@ test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
 
 test-all: $(STAMP)  ## the same, and what repeats a path on further networks (tests/repeats.txt; about 50 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist loadfile --durations=30 --durations-min=5
+
+test-oldest: $(STAMP)  ## the core of the tests with the oldest libraries that pyproject.toml allows (about 40 minutes; 7 GB of disk)
+	$(BIN)/python benchmarks/versions.py oldest
 
 test-ray: $(VENV)/.ray  ## run the tests on a Ray cluster of this machine (about 6 minutes; 650 MB of disk)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/scale --durations=10

@@ -18,7 +18,7 @@ from leanvit.report import write_report
 
 SCRIPT = "<script>alert(1)</script>"
 MACHINE = {"cpu": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "features": ["avx2", "avx512_vnni", "amx_int8"]}
-VERSIONS = {"leanvit": "0.1.0", "python": "3.11.2", "torch": "2.14.1", "onnxruntime": "1.32.0"}
+VERSIONS = {"leanvit": "0.2.0", "python": "3.11.2", "torch": "2.14.1", "onnxruntime": "1.32.0"}
 
 
 def make_run(folder: Path, files: dict[str, Any]) -> Path:
