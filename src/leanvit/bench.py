@@ -344,28 +344,37 @@ def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
+    runtime, images = cast("Runtime", target.runtime), images_of(target)
+    run: Callable[[Any], Any] = (
+        Predictor(target.path, threads=threads, runtime=runtime).logits
+        if target.path.suffix not in MODEL_FILES and task_of(target.path) == CLASSIFY
+        else open_engine(model_file(target), runtime, threads)
+    )
+    return lambda batch_size: run(take_images(images, batch_size))
+
+
+def model_file(target: Target) -> Path:
+    """The file that a target's runtime opens."""
+    return target.path if target.path.suffix in MODEL_FILES else target.path / MODEL_NAME
+
+
+def images_of(target: Target) -> Any:
+    """Images (N, H, W, C) uint8 to time a target with: noise, and of a task's bundle its golden pictures.
+
+    In noise a detector finds nothing, and is done too soon.
+    """
     generator = np.random.default_rng(0)
     if target.path.suffix in MODEL_FILES:
-        engine = open_engine(target.path, cast("Runtime", target.runtime), threads)
-        images = generator.integers(0, 256, (64, *engine.input_size, 3), dtype=np.uint8)
-        return lambda batch_size: engine(_take(images, batch_size))
-    if task_of(target.path) != CLASSIFY:
-        return _load_task(target, threads)
-    predictor = Predictor(target.path, threads=threads, runtime=cast("Runtime", target.runtime))
-    height, width = predictor.manifest.preprocess.input_size
-    images = generator.integers(0, 256, (256, height, width, 3), dtype=np.uint8)
-    return lambda batch_size: predictor.logits(_take(images, batch_size))
-
-
-def _load_task(target: Target, threads: int) -> Callable[[int], Any]:
-    """A bundle of another task on its golden pictures: in noise a detector finds nothing, and is done too soon."""
-    engine = open_engine(target.path / MODEL_NAME, cast("Runtime", target.runtime), threads)
+        size = open_engine(target.path, cast("Runtime", target.runtime)).input_size
+        return generator.integers(0, 256, (64, *size, 3), dtype=np.uint8)
     preprocess = read_manifest(target.path).preprocess
-    images = np.stack([imaging.load(image, preprocess, "golden picture") for image in load_golden(target.path)[0]])
-    return lambda batch_size: engine(_take(images, batch_size))
+    if task_of(target.path) == CLASSIFY:
+        return generator.integers(0, 256, (256, *preprocess.input_size, preprocess.channels), dtype=np.uint8)
+    return np.stack([imaging.load(image, preprocess, "golden picture") for image in load_golden(target.path)[0]])
 
 
-def _take(images: Any, batch_size: int) -> Any:
+def take_images(images: Any, batch_size: int) -> Any:
+    """So many of the images, again from the first where there are too few."""
     return images[:batch_size] if batch_size <= len(images) else np.resize(images, (batch_size, *images.shape[1:]))
 
 

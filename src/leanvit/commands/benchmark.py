@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanvit import errors
 from leanvit.commands.inputs import load_model
-from leanvit.progress import print_table
+from leanvit.progress import note, print_table
 
 if TYPE_CHECKING:
     from leanvit import config as configs
+    from leanvit.bench import Target
 
 
 def _latency_table(config: configs.BenchmarkConfig, path: str) -> int:
@@ -34,6 +35,52 @@ def _latency_table(config: configs.BenchmarkConfig, path: str) -> int:
     print_table(f"{table['machine']['cpu']}, {table['threads']} threads, {table['date']}", columns, rows)
     print(f"next: leanvit quantize {config.targets[0]} --latency-table {path} --latency-ms MILLISECONDS")
     return errors.EXIT_OK
+
+
+def _by_operation(targets: list[Target], config: configs.BenchmarkConfig) -> list[dict[str, Any]]:
+    """Profile every file at every batch size, and say what runs on integers."""
+    from leanvit import kernels
+    from leanvit.bench import images_of, model_file, take_images
+
+    found: list[dict[str, Any]] = []
+    for target in targets:
+        if target.runtime == "torch":
+            note(f"{target.path}: a network in PyTorch has no int8 kernels, so it is not told by operation")
+            continue
+        images = images_of(target)
+        for size in config.batch_sizes:
+            profile = kernels.profile(model_file(target), target.runtime, take_images(images, size), config.threads)
+            machine = kernels.machine_rate(config.threads) if profile.rate() else None
+            found.append({"name": target.name, "path": str(target.path), "runtime": target.runtime,
+                          "batch_size": size, "machine_rate": machine, **profile.to_json()})  # fmt: skip
+            print_table(f"{target.name}, batch {size}: {_coverage(found[-1])}", *_operations(found[-1]))
+    return found
+
+
+def _coverage(row: dict[str, Any]) -> str:
+    """How much runs on int8 kernels, in words."""
+    text = f"{row['int8_share_of_time']:.0%} of the time is on int8 kernels"
+    if row["int8_share_of_multiply_adds"] is not None:
+        text += f", {row['int8_share_of_multiply_adds']:.0%} of the multiply-adds"
+    if row["machine_rate"]:
+        share = row["int8_rate"] / row["machine_rate"]
+        text += f", whose products run at {share:.0%} of this machine's {row['machine_rate']:.0f} billion a second"
+    return text
+
+
+def _operations(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells: operations of 1% of the time and more, then the rest."""
+    whole = row["milliseconds"]
+    shown = [entry for entry in row["operations"] if entry["milliseconds"] >= whole / 100]
+    cells = [
+        [entry["operation"], "int8" if entry["int8"] else "float", f"{entry['milliseconds']:.2f}",
+         f"{entry['milliseconds'] / whole:.0%}",
+         f"{entry['multiply_adds'] / 1e6:.0f}" if entry["multiply_adds"] else ""]
+        for entry in shown
+    ]  # fmt: skip
+    rest = whole - sum(entry["milliseconds"] for entry in shown)
+    cells.append(["the rest", "", f"{rest:.2f}", f"{rest / whole:.0%}", ""])
+    return ["operation", "kernels", "ms", "share", "million multiply-adds"], cells
 
 
 def run(config: configs.BenchmarkConfig) -> int:
@@ -65,6 +112,8 @@ def run(config: configs.BenchmarkConfig) -> int:
     ]
     columns = ["target", "batch", "median ms", "p10 to p90 ms", "images/s", "speed ratio", "MB", "peak MiB", "load s"]
     print_table(f"{result['machine']['cpu']}, {result['threads']} threads, {result['date']}", columns, rows)
+    if config.by_operation:
+        result["by_operation"] = _by_operation(targets, config)
     if config.output:
         from leanvit.config import save_yaml
 

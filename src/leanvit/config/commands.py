@@ -159,6 +159,9 @@ class BenchmarkConfig(LoadOptions):
     batch_sizes: tuple[int, ...] = option((1, 32), "Batch sizes to time.")
     threads: int = option(0, "Threads; 0: all cores.")
     rounds: int = option(15, "How often each target takes its turn.")
+    by_operation: bool = option(
+        False, "Then tell where each file's time goes by operation, and how much of it runs on int8 kernels."
+    )
     output: str | None = option(None, "JSON file for the result.")
     table: str | None = option(None, "Measure one model's products instead, for quantize --latency-table; JSON file.")
     version: int = option(1, "Version of this configuration's format.")

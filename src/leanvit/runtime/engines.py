@@ -97,14 +97,12 @@ class _InEachProcess:
         return {**self.__dict__, "_opened": (0, None)}
 
 
-def open_session(model: Path, threads: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU, telemetry off; 0 threads means all cores.
+def session_options(threads: int = 0) -> Any:
+    """How ONNX Runtime is to run a file: its SessionOptions. 0 threads means all cores.
 
-    Raises MissingDependencyError without onnxruntime, BundleError where the file can't be loaded.
+    Raises MissingDependencyError without onnxruntime.
     """
-    ort = require("onnxruntime")
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
+    options = require("onnxruntime").SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Idle threads that spin would take the cores from whatever runs beside this session.
@@ -112,6 +110,22 @@ def open_session(model: Path, threads: int = 0) -> Any:
     # Where kernels of uint8 x int8 saturate, 15 dB are left where there should be 44 (vit_micro, AVX2). ONNX Runtime
     # then takes uint8 weights, on which a CPU with VNNI takes 2.5 times as long (197 x 1024 x 1024, 1.32.0).
     options.add_session_config_entry("session.x64quantprecision", "1" if saturates() else "0")
+    return options
+
+
+def open_session(model: Path, threads: int = 0, *, profile_to: Path | None = None, graph_to: Path | None = None) -> Any:
+    """An ONNX Runtime session on the CPU, telemetry off; 0 threads means all cores.
+
+    profile_to: beginning of the name of a file for the time of every kernel. graph_to: file for the graph as it is run.
+    Raises MissingDependencyError without onnxruntime, BundleError where the file can't be loaded.
+    """
+    ort = require("onnxruntime")
+    ort.disable_telemetry_events()
+    options = session_options(threads)
+    if profile_to:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
+    if graph_to:
+        options.optimized_model_filepath = str(graph_to)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -143,7 +157,7 @@ def open_engine(model: Path, runtime: Runtime, threads: int = 0) -> Engine:
     model = model.absolute()  # a spawned process may stand in another folder
     open_file = partial(_open_onnxruntime, model, threads)
     if runtime != "onnxruntime":
-        open_file = partial(_open_openvino, model, threads, "bf16" if runtime == "openvino-bf16" else "f32")
+        open_file = partial(_open_openvino, model, threads, runtime)
     opened = open_file()
     return replace(opened, run=_InEachProcess(opened.run, open_file, model))
 
@@ -155,16 +169,25 @@ def _open_onnxruntime(model: Path, threads: int) -> Engine:
     return Engine(lambda images: session.run(None, {"images": images}), (height, width), names)
 
 
-def _open_openvino(model: Path, threads: int, precision: str) -> Engine:
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+def compile_openvino(model: Path, threads: int, runtime: str, *, profiled: bool = False) -> Any:
+    """A model file compiled by OpenVINO. runtime: "openvino" or "openvino-bf16". profiled: it counts kernels' time.
+
+    Raises MissingDependencyError, BundleError where the file can't be loaded.
+    """
+    precision = "bf16" if runtime == "openvino-bf16" else "f32"
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERF_COUNT": profiled}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     core = openvino_core()
     try:
-        compiled = core.compile_model(str(model), "CPU", options)
+        return core.compile_model(str(model), "CPU", options)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(f"{model}: OpenVINO can't load it ({reason}). Use --runtime onnxruntime.") from error
+
+
+def _open_openvino(model: Path, threads: int, runtime: str) -> Engine:
+    compiled = compile_openvino(model, threads, runtime)
     requests = threading.local()
     height, width = (compiled.inputs[0].partial_shape[axis].get_length() for axis in (1, 2))
     names = tuple(output.get_any_name() for output in compiled.outputs)
