@@ -69,6 +69,15 @@ def test_the_reference_has_all_names_and_flags(site: Path) -> None:
     assert "--keep-tokens" in verbs
 
 
+def test_notebooks_are_shown_with_what_they_draw(site: Path) -> None:
+    links = re.findall(r'href="(examples/notebooks/\w+\.html)"', (site / "notebooks.html").read_text(encoding="utf-8"))
+    assert len(links) == len(list((ROOT / "examples" / "notebooks").glob("*.ipynb")))
+    for link in links:
+        page = (site / link).read_text(encoding="utf-8")
+        assert 'src="data:image/png;base64,' in page
+        assert "The notebook itself" in page
+
+
 def test_a_link_to_nothing_fails_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("[no page](nowhere.md)\n", encoding="utf-8")
