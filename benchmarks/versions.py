@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -95,17 +94,18 @@ def main() -> int:
     started = time.monotonic()
     interpreter = make_environment(args.name, args.python)
     python = subprocess.run([interpreter, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    # The versions of facts() are this environment's.
     row: dict[str, Any] = {
+        **facts(),
         "name": args.name,
         "python": python,
         "versions": installed(interpreter),
         **run_tests(interpreter, interpreter.parents[1]),
         "bundle": verify_bundle(interpreter, interpreter.parents[1]),
         "seconds": round(time.monotonic() - started),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     kept = read_json(RESULTS)["rows"] if RESULTS.is_file() else []
-    write_json(RESULTS, {**facts(), "rows": [r for r in kept if r["name"] != args.name] + [row]})
+    write_json(RESULTS, {"version": 1, "rows": [r for r in kept if r["name"] != args.name] + [row]})
     print(f"{row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped; bundle proved: {row['bundle']}")
     return 0 if row["failed"] == 0 and row["bundle"] else 1
 

@@ -51,9 +51,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         _attention(model, info, folder)
         timings = _benchmark(checkpoint, folder)
         speed = _speed(config, folder)
-        result = _summary(config, folder, timings, time.monotonic() - started)
+        result = _summary(config, folder, timings, speed, time.monotonic() - started)
         report = write_report(folder)
-    _print(result, speed, folder, report)
+    _print(result, folder, report)
     return result
 
 
@@ -152,7 +152,9 @@ def _speed(config: DemoConfig, folder: Path) -> dict[str, Any] | None:
     return demo_speed.time_vit_small(folder)
 
 
-def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _summary(
+    config: DemoConfig, folder: Path, timings: dict[str, Any], speed: dict[str, Any] | None, seconds: float
+) -> dict[str, Any]:
     note("7/7 report")
     floats = read_json(folder / "train" / "train.json")["best"]
     w8, w4 = (read_json(folder / f"quantize-w{bits}a{bits}" / "quantize.json") for bits in (8, 4))
@@ -174,6 +176,7 @@ def _summary(config: DemoConfig, folder: Path, timings: dict[str, Any], seconds:
         "versions": versions(),
         "config": asdict(config),
         "table": rows,
+        "speed": speed,
     }
     write_json(folder / "demo.json", result)
     return result
@@ -227,19 +230,24 @@ def format_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result table as Markdown, with what makes it reproducible below it."""
-    columns, cells = format_rows(result)
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' + '---:|' * (len(columns) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in cells]
+    lines = _markdown_table(*format_rows(result))
+    if result["speed"]:
+        lines += ["", f"{demo_speed.TITLE}:", "", *_markdown_table(*demo_speed.format_rows(result["speed"]))]
     where = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
     lines += ["", f"{result['date'][:10]}, {where}, seed {result['seed']}, {result['seconds']:.0f} s in all."]
     return "\n".join(lines) + "\n"
 
 
-def _print(result: dict[str, Any], speed: dict[str, Any] | None, folder: Path, report: Path) -> None:
+def _markdown_table(columns: list[str], cells: list[list[str]]) -> list[str]:
+    rule = f"|{'---|' + '---:|' * (len(columns) - 1)}"
+    return [f"| {' | '.join(columns)} |", rule, *(f"| {' | '.join(row)} |" for row in cells)]
+
+
+def _print(result: dict[str, Any], folder: Path, report: Path) -> None:
     columns, cells = format_rows(result)
     print_table(f"leanvit demo, {result['seconds']:.0f} s, seed {result['seed']}", columns, cells)
-    if speed:
-        print_table(demo_speed.TITLE, *demo_speed.format_rows(speed))
+    if result["speed"]:
+        print_table(demo_speed.TITLE, *demo_speed.format_rows(result["speed"]))
     example = folder / "digit.png"
     example.write_bytes(load_golden(folder / "bundle")[0][0])
     (folder / "table.md").write_text(markdown(result), encoding="utf-8")

@@ -23,7 +23,7 @@ from leanvit.runtime.engines import available
 
 FILE = "speed.json"
 MODEL = "vit_small_patch16_224"
-TITLE = "a ViT-S at 224 px on this machine (random weights: speed only)"
+TITLE = "A ViT-S at 224 px on this machine (random weights, so speed only)"
 BATCH_SIZES = (1, 8)
 PROFILES = {"onnxruntime": "w8a8", "openvino": "openvino"}
 """Runtimes that are timed where they are installed, and the profile that is meant for each."""

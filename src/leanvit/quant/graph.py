@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -237,7 +237,7 @@ def _write_attention_out(module: GraphModule, node: Node) -> None:
     def call(target: Callable[..., Any], *args: Any) -> Node:
         created = graph.call_function(target, args)
         values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-        created.meta = {"val": target(*values), "nn_module_stack": node.meta.get("nn_module_stack", {})}
+        created.meta = {"val": _result(target, values), "nn_module_stack": node.meta.get("nn_module_stack", {})}
         return created
 
     with graph.inserting_before(node):
@@ -253,6 +253,15 @@ def _write_attention_out(module: GraphModule, node: Node) -> None:
         output = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
     node.replace_all_uses_with(output)
     graph.erase_node(node)
+
+
+def _result(target: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """The example value of a call, from those of its arguments."""
+    if target is aten.matmul.default:
+        # PyTorch before 2.14 takes a free batch for the example's when it multiplies (a guard that the batch is 2).
+        left, right = values
+        return left.new_empty((*left.shape[:-1], right.shape[-1]))
+    return target(*values)
 
 
 def module_path(node: Node) -> str:

@@ -13,7 +13,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from leanvit.config import Preprocess
 from leanvit.export.onnx import lower as lowering
-from leanvit.export.onnx.decomposition import with_one_table, without_needless_decompositions
+from leanvit.export.onnx.decomposition import SAME_FILES, with_one_table, without_needless_decompositions
 from leanvit.quant.graph import trace
 
 SIDE = 8
@@ -78,7 +78,7 @@ def test_a_file_is_the_same_with_and_without(
     usual, often = file_of(middle, monkeypatch, leave_out=False)
     found, seldom = file_of(middle, monkeypatch, leave_out=True)
     assert often >= 1
-    assert (seldom >= 1) is decomposed
+    assert (seldom >= 1) is (decomposed or not SAME_FILES)
     assert found == usual
 
 

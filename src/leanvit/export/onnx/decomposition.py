@@ -30,13 +30,18 @@ KEPT = frozenset(
 """Operations that torch.onnx translates as they are, or as the same shape operations that it makes of them."""
 
 
+SAME_FILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+"""PyTorch 2.12 writes another file without its second tracing."""
+
+
 @contextlib.contextmanager
 def without_needless_decompositions() -> Iterator[None]:
     """While it lasts, programs of which decomposition would change nothing that a file says are not decomposed."""
     usual = ExportedProgram.run_decompositions
 
     def run(program: ExportedProgram, *arguments: Any, **keywords: Any) -> ExportedProgram:
-        return program if _decomposed_by_hand(program) else usual(program, *arguments, **keywords)
+        needless = SAME_FILES and _decomposed_by_hand(program)
+        return program if needless else usual(program, *arguments, **keywords)
 
     ExportedProgram.run_decompositions = run  # type: ignore[method-assign]
     try:
