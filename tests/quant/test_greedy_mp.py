@@ -364,6 +364,17 @@ def test_an_edited_plan_is_applied_again_and_its_mistakes_are_named(model: nn.Mo
         quantize(model, x, scheme(average_bits=5), plan=edited)
 
 
+def test_a_plan_that_was_found_gives_the_network_that_was_searched(model: nn.Module) -> None:
+    x, other = images(8), images(4, seed=1)
+    found = quantize(model, x, MPTQConfig(budget=Budget(average_bits=5), range_search=False))
+    again = quantize(model, x, MPTQConfig(range_search=False), plan=found.plan)
+    assert again.plan == found.plan
+    assert torch.equal(again.graph.module(other), found.graph.module(other))
+    uniform = quantize(model, x, MPTQConfig(weight_bits=4, activation_bits=8, range_search=False))
+    again = quantize(model, x, MPTQConfig(range_search=False), plan=uniform.plan)
+    assert torch.equal(again.graph.module(other), uniform.graph.module(other))
+
+
 def test_the_report_of_a_search_can_be_drawn(model: nn.Module) -> None:
     config = MPTQConfig(budget=Budget(average_bits=5.5), smoothing="none", range_search=False)
     search = quantize(model, images(32), config).report["search"]

@@ -84,8 +84,9 @@ def test_a_run_goes_on_with_the_parts_that_are_not_there(
     assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == whole
     assert {name: (tmp_path / "parts" / name).stat().st_mtime_ns for name in kept} == kept
     again = leanvit(*command, "--part-images", 4, "--resume")
-    assert again.code == 0
+    assert again.code == 6
     assert "nothing to go on with" in again.err
+    assert "1 of 11 images could not be read" in again.err
 
 
 def test_other_images_are_not_gone_on_with(shared_bundle: Path, photos: Path, tmp_path: Path, leanvit: Run) -> None:

@@ -39,7 +39,7 @@ from leanvit.quant.graph import Measure, QuantGraph, trace
 from leanvit.quant.greedy_mp import highest_plan
 from leanvit.quant.losses import measure_sites, network_divergence
 from leanvit.quant.passes import run_passes
-from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes
+from leanvit.quant.plan import Plan, checked_plan, make_plan, sizes, with_bits_of
 from leanvit.quant.sinks import find_sinks
 from leanvit.quant.sq_b import readers_noise
 from leanvit.quant.streams import find_streams
@@ -144,6 +144,8 @@ def quantize_part(
     if searching is not None:
         searching.begin(model, batches, config, measure)
     traced, batches = _traced(model, batches, config, measure)
+    if plan is not None:
+        config = with_bits_of(config, traced, checked_plan(traced, plan))
 
     work = turned_where_it_pays(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
     work.elsewhere = searching

@@ -55,6 +55,23 @@ def with_likely_bits(config: MPTQConfig) -> MPTQConfig:
     return replace(config, weight_bits=bits, activation_bits=bits, budget=None)
 
 
+def with_bits_of(config: MPTQConfig, graph: QuantGraph, plan: Plan) -> MPTQConfig:
+    """The configuration with the bits that stand for a given plan where one number is needed, as SQ-b's exponents do.
+
+    They are those of all sites that are free, where these are equal, else the plan's average, which is what a search
+    with that average took: the plan that it found is quantized to the same network again.
+    """
+    ends = end_sites(graph)
+    pairs = {bits for name, bits in plan.items() if name not in ends and graph.sites[name].weight}
+    if not pairs:
+        return config
+    if len(pairs) == 1:
+        weight_bits, activation_bits = pairs.pop()
+    else:
+        weight_bits = activation_bits = round(average_bits(graph, plan))
+    return replace(config, weight_bits=weight_bits, activation_bits=activation_bits)
+
+
 def checked_plan(graph: QuantGraph, values: dict[str, Iterable[int]]) -> Plan:
     """A plan that somebody edited, its bits as tuples.
 

@@ -94,7 +94,8 @@ def run(config: PredictConfig, work: Work | None = None) -> int:
     folder = Folder(str(config.output))
     there = _begin(folder, config, predictor.manifest.sha256)
     if there is None:
-        return 0
+        found = json.loads(folder.read(MANIFEST))
+        return _told(folder, found["images"], found["skipped"])
     tally = _Tally(folder, there, config)
     todo = tally.missing(enumerate(pieces_of(config.images, config.part_images)))
     with Bar("predicting", None) as bar:
@@ -260,14 +261,17 @@ class _Tally:
         parts = [self.parts[number] for number in sorted(self.parts)]
         found = {"images": self.images, "skipped": self.skipped, "parts": parts, "settings": _plain(self.config)}
         self.folder.write(MANIFEST, (json.dumps(found, indent=2) + "\n").encode())
-        where = f"{self.folder.place}/part-*"
-        if self.images and self.skipped == self.images:
-            raise DataError(f"none of {self.images} images could be read: see `error` in {where}.")
-        if self.skipped:
-            raise PartialError(
-                f"{self.skipped} of {self.images} images could not be read: see `error` of their rows in {where}."
-            )
-        return self.images
+        return _told(self.folder, self.images, self.skipped)
+
+
+def _told(folder: Folder, images: int, skipped: int) -> int:
+    """How many images a whole run has. Raises PartialError where some could not be read, DataError where none could."""
+    where = f"{folder.place}/part-*"
+    if images and skipped == images:
+        raise DataError(f"none of {images} images could be read: see `error` in {where}.")
+    if skipped:
+        raise PartialError(f"{skipped} of {images} images could not be read: see `error` of their rows in {where}.")
+    return images
 
 
 def _plain(config: PredictConfig) -> dict[str, Any]:
