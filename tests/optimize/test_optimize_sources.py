@@ -194,3 +194,4 @@ def test_one_and_four_channels_go_from_a_file_to_a_bundle(
     assert [found[name] for name in LABELS] == pytest.approx(wanted.tolist(), abs=0.05)
     assert leanvit("verify", tmp_path / "b").code == 0
     assert leanvit("val", tmp_path / "b", *data).code == 0
+    assert leanvit("benchmark", tmp_path / "b", "--batch-sizes", 1, "--rounds", 3, "--threads", 1).code == 0
