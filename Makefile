@@ -36,7 +36,7 @@ test-oldest: $(STAMP)  ## the core of the tests with the oldest libraries that p
 	$(BIN)/python benchmarks/versions.py oldest
 
 test-ray: $(VENV)/.ray  ## run the tests on a Ray cluster of this machine (about 6 minutes; 650 MB of disk)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/scale --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ray and not repeat" tests/scale --durations=10
 
 $(VENV)/.ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[ray,s3]" "moto[server]>=5,<6"
