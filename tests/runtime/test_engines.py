@@ -18,7 +18,7 @@ from leanvit.checkpoint import load_checkpoint
 from leanvit.config import ExportOptions
 from leanvit.data.loader import Loader
 from leanvit.data.sets import load_split
-from leanvit.errors import ConfigError, VerificationError
+from leanvit.errors import BundleError, ConfigError, VerificationError
 from leanvit.export import api
 from leanvit.export.api import export
 from leanvit.export.gate.verify import verify_bundle
@@ -27,7 +27,7 @@ from leanvit.quant.store import load_quantized
 from leanvit.runtime import engines
 from leanvit.runtime import predictor as runtime
 from leanvit.runtime.bundle import read_manifest, sqnr_db
-from leanvit.runtime.engines import INTEGER_PRODUCT, saturates
+from leanvit.runtime.engines import INTEGER_PRODUCT, open_session, saturates
 from leanvit.runtime.predictor import Predictor
 from sessions import CPU, SATURATES
 
@@ -65,6 +65,16 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(engine, run=lambda images: [engine(images) * np.linspace(0.5, 2, 10, dtype=np.float32)])
 
     monkeypatch.setattr(runtime, "open_engine", open_engine)
+
+
+def test_a_file_for_a_newer_onnxruntime_says_what_to_do(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["x2"])], "g", [value],
+                                   [onnx.helper.make_tensor_value_info("x2", onnx.TensorProto.FLOAT, [1])])  # fmt: skip
+    newer = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 99)], ir_version=10)
+    (tmp_path / "newer.onnx").write_bytes(newer.SerializeToString())
+    with pytest.raises(BundleError, match=r"too old for the file\..*or export with --opset 21"):
+        open_session(tmp_path / "newer.onnx")
 
 
 def test_bundle_names_the_runtimes_that_were_proved(proved: Path) -> None:
