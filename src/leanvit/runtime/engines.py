@@ -132,8 +132,8 @@ def open_session(model: Path, threads: int = 0, *, profile_to: Path | None = Non
         reason = " ".join(str(error).split())
         if "opset" in reason.lower():
             raise BundleError(
-                f"{model}: ONNX Runtime {ort.__version__} is too old for the file. Run: pip install --upgrade onnxruntime, "
-                "or export with --opset 21, which 1.22 reads."
+                f"{model}: ONNX Runtime {ort.__version__} is too old for the file. Run: pip install --upgrade "
+                "onnxruntime, or export with --opset 21, which 1.22 reads."
             ) from error
         raise BundleError(f"{model}: ONNX Runtime can't load it ({reason[:200]}). Export the model again.") from error
 
