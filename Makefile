@@ -25,8 +25,8 @@ demo: $(STAMP)  ## digits in, a proven 8-bit bundle and runs/demo/report.html ou
 	@echo "make: running leanvit demo, 2 to 5 minutes on 2 cores; results in runs/demo"
 	$(BIN)/leanvit demo
 
-test: $(STAMP)  ## run the tests (about 45 minutes on 2 cores)
-	@echo "make: running the tests, about 45 minutes on 2 cores"
+test: $(STAMP)  ## run the tests (about 30 minutes on 2 cores)
+	@echo "make: running the tests, about 30 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not repeat" -n auto --dist loadfile --durations=30 --durations-min=5
 
 test-all: $(STAMP)  ## the same, and what repeats a path on further networks (tests/repeats.txt; about 50 minutes)
