@@ -17,12 +17,9 @@ from PIL import Image
 import leanvit.models  # noqa: F401 - registers our architectures
 import tables
 from common import ROOT
-from leanvit.checkpoint import preprocess_for
 from leanvit.cli import VERBS, main, parse
 from leanvit.commands.demo import next_commands
 from leanvit.config import TrainConfig
-from leanvit.data.loader import to_input
-from leanvit.export.gate.golden import synthetic_images
 from leanvit.runtime.bundle import load_golden
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,20 +101,11 @@ def test_commands_for_own_images_run_in_order(
 
 def test_python_blocks_run(demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = timm.create_model("revit_micro", num_classes=10)
-    preprocess = preprocess_for(model)
-    pixels = np.stack(synthetic_images(32, preprocess.input_size))
     draw_pictures(tmp_path / "photos", 120, 40)
     (tmp_path / "photo.jpg").write_bytes(load_golden(demo_run / "bundle")[0][0])
-    names = {
-        "model": model,
-        "preprocess": preprocess,
-        "calibration_images": to_input(torch.from_numpy(pixels), preprocess),
-    }
+    names: dict[str, object] = {}
     for block in blocks("python"):
         exec(block, names)
-    assert (tmp_path / "out" / "bundle.json").is_file()
     assert (tmp_path / "runs" / "found" / "bundle" / "bundle.json").is_file()
 
 
@@ -165,11 +153,12 @@ def test_readme_flags_are_flags() -> None:
 
 
 def test_table_has_the_form_that_the_demo_writes(demo_run: Path) -> None:
-    table = re.search(r"<!-- table.*?-->\n(.*?)<!-- end of table -->", README, re.DOTALL)
+    table = re.search(r"<!-- made by benchmarks/tables.py: demo -->\n(.*?)<!-- end of demo -->", README, re.DOTALL)
     assert table is not None
     ours, printed = table.group(1).strip().splitlines(), (demo_run / "table.md").read_text().strip().splitlines()
-    assert len(ours) == len(printed)
-    assert ours[:2] == printed[:2]
+    # A shortened run leaves the ViT-S out.
+    assert [line for line in ours if line in printed][:2] == printed[:2]
+    assert "W8A8, ONNX Runtime" in table.group(1)
     for mine, theirs in zip(ours[2:6], printed[2:6], strict=True):
         assert mine.split("|")[1] == theirs.split("|")[1]
         assert mine.split("|")[3].strip().endswith("/359")
