@@ -7,7 +7,6 @@ from importlib import resources
 from typing import Any
 
 import deploy
-from leanvit.commands.demo import markdown as demo_markdown
 from leanvit.report.svg import Row, bar_chart
 from tables_common import day, days, machine_words, markdown, results
 
@@ -112,11 +111,6 @@ def file_accuracy() -> str:
     return deploy.accuracy_table(rows) + f"\n\n{when}, {machine_words(facts['machine'])}, {rows[0]['images']:,} images."
 
 
-def demo() -> str:
-    """What `make demo` prints: the run with seed 0."""
-    return demo_markdown(next(run for run in results("demo.json")["runs"] if run["seed"] == 0)).strip()
-
-
 def roofline() -> str:
     """Where the time of a w8a8 file goes, from ONNX Runtime's own profile."""
     (row,) = results("roofline.json")["results"]
@@ -192,7 +186,6 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"family_{name}": (lambda name=name: _family(MODELS[f"files_{name}"][1])) for name in FAMILIES},
     "file_accuracy": file_accuracy,
     "roofline": roofline,
-    "demo": demo,
     "fewer_tokens": fewer_tokens,
 }
 CHARTS: dict[str, Callable[[], str]] = {"files.svg": files_chart}
