@@ -38,7 +38,10 @@ __all__ = [
     "to_input",
 ]
 
-TO_SKIP = "To leave such images out: --bad-images skip (train, val, optimize)."
+TO_SKIP = (
+    "To leave such images out: --bad-images skip (train, val, optimize). To find all of them, so that they can be "
+    "removed: leanvit data inspect DATA."
+)
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
 
