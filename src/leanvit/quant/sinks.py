@@ -74,8 +74,8 @@ def _summary(rows: list[dict[str, Any]]) -> str | None:
     worst = max(rows, key=lambda row: float(row["largest"] / row["median"]))
     return (
         f"tokens far above the others (attention sinks) before {len(rows)} of the norms, most before {worst['layer']}: "
-        f"{worst['sinks']:.1f} an image of more than {SINK_TIMES:g} times the median norm, the largest "
-        f"{worst['largest'] / worst['median']:.1f} times"
+        f"on average {worst['sinks']:.1f} an image of more than {SINK_TIMES:g} times the median norm, and an image's "
+        f"largest {worst['largest'] / worst['median']:.1f} times"
     )
 
 
