@@ -15,9 +15,7 @@ COMMIT_LETTERS = 7
 def leaderboard() -> str:
     """All claims, a line each."""
     header = ("claim", "figure", "peer in the same run", "command", "date", "commit", "machine")
-    return markdown(
-        header, [*_files(), *_tokens(), *_quantization(), *_service(), *_many(), *_browser(), *_versions()], len(header)
-    )
+    return markdown(header, [*_files(), *_tokens(), *_quantization(), *_service(), *_many(), *_browser()], len(header))
 
 
 def _where(facts: dict[str, Any]) -> tuple[str, str, str]:
@@ -92,18 +90,6 @@ def _browser() -> Iterator[tuple[str, ...]]:
         f"w8a8 {found['times'][0]['faster']} the speed of float there", "",
         "`benchmarks/web.py`", *_where(found["facts"]),
     )  # fmt: skip
-
-
-def _versions() -> Iterator[tuple[str, ...]]:
-    """The core of the tests in other environments."""
-    for row in results("versions.json")["rows"]:
-        libraries = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "timm", "numpy", "onnxruntime"))
-        bundle = "proved there as well" if row["bundle"] else "NOT proved there"
-        yield (
-            f"the {row['name']} libraries: Python {row['python']}, {libraries}",
-            f"{row['passed']} tests passed, {row['failed']} failed; a bundle of the newest is {bundle}", "",
-            f"`benchmarks/versions.py {row['name']}`", *_where(row),
-        )  # fmt: skip
 
 
 TABLES: dict[str, Callable[[], str]] = {"leaderboard": leaderboard}

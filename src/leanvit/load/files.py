@@ -96,7 +96,8 @@ def architecture_of(weights: Weights, options: LoadOptions) -> str:
     if name is None:
         raise CheckpointError(
             f"{weights.path} does not say which architecture its weights are of. Give it: --model NAME, in Python "
-            f"leanvit.LoadOptions(model_name=NAME) (timm's name; its tensors are {', '.join(list(weights.tensors)[:3])}, ...)"
+            "leanvit.LoadOptions(model_name=NAME) (timm's name; its tensors are "
+            f"{', '.join(list(weights.tensors)[:3])}, ...)"
         )
     name = name.partition(".")[0]
     if not timm.is_model(name) and not options.model_name:
