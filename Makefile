@@ -29,10 +29,10 @@ test: $(STAMP)  ## run the tests (about 30 minutes on 2 cores)
 	@echo "make: running the tests, about 30 minutes on 2 cores"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not repeat" -n auto --dist loadfile --durations=30 --durations-min=5
 
-test-all: $(STAMP)  ## the same, and what repeats a path on further networks (tests/repeats.txt; about 50 minutes)
+test-all: $(STAMP)  ## the same, and what repeats a path on further networks (tests/repeats.txt)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist loadfile --durations=30 --durations-min=5
 
-test-oldest: $(STAMP)  ## the core of the tests with the oldest libraries that pyproject.toml allows (about 40 minutes; 7 GB of disk)
+test-oldest: $(STAMP)  ## the core of the tests with the oldest libraries that pyproject.toml allows (5 GB of disk; not part of CI)
 	$(BIN)/python benchmarks/versions.py oldest
 
 test-ray: $(VENV)/.ray  ## run the tests on a Ray cluster of this machine (about 6 minutes; 650 MB of disk)

@@ -44,6 +44,12 @@ def days(texts: Iterable[str]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def where(facts: dict[str, Any], *, threads: bool = False) -> str:
+    """When and on what something was measured. threads: with how many, too."""
+    on = machine_words(facts["machine"])
+    return f"{day(facts['date'])}, {facts['threads']} thread of {on}" if threads else f"{day(facts['date'])}, {on}"
+
+
 def span(values: Iterable[float], places: int) -> str:
     """The least and the greatest of some values, or one where both are the same when rounded."""
     found = sorted(values)

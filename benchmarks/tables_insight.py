@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tables_common import day, machine_words, markdown, results
+from tables_common import markdown, results, where
 
 
 def _row(case: str) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def _row(case: str) -> dict[str, Any]:
 
 def _where(case: str) -> str:
     facts = _row(case)["facts"]
-    return f"{day(facts['date'])}, {facts['threads']} thread of {machine_words(facts['machine'])}, seed {facts['seed']}"
+    return f"{where(facts, threads=True)}, seed {facts['seed']}"
 
 
 def insight_layers() -> str:

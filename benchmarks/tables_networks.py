@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
@@ -10,7 +11,7 @@ import architectures
 import timm_networks as timm_lines
 from leanvit.checkpoint import load_checkpoint
 from leanvit.models._pretrained import weights_file
-from tables_common import RESULTS, day, days, machine_words, markdown, results, span
+from tables_common import RESULTS, days, machine_words, markdown, results, span, where
 
 SHARES = (0.01, 0.1, 1.0)
 """Of the labels, in architectures.json."""
@@ -35,6 +36,7 @@ def structures() -> str:
     )
 
 
+@functools.cache
 def _means(key: str) -> dict[tuple[str, float], float]:
     rows = results("architectures.json")["rows"]
     names = {(row["model"], row["fraction"]) for row in rows}
@@ -250,8 +252,8 @@ def timm_networks() -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name != "leanvit")
     return timm_lines.table(rows) + (
         f"\n\nPassed: {passed} of the {listed} listed; refused in a sentence: {refused}; failed otherwise: "
-        f"{len(rows) - passed - refused}; not measured yet: {listed - len(rows)}. {day(found['date'])}, "
-        f"{machine_words(found['machine'])}, seed {found['seed']}, leanvit {commits}, {versions}."
+        f"{len(rows) - passed - refused}; not measured yet: {listed - len(rows)}. {where(found)}, "
+        f"seed {found['seed']}, leanvit {commits}, {versions}."
     )
 
 

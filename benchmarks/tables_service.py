@@ -7,13 +7,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from tables_common import day, machine_words, markdown, results, span
+from tables_common import markdown, results, span, where
 
 SERVED = {"ReViT micro, 32 px": "serve.json", "ViT-S, 224 px": "serve_vit_small.json"}
-
-
-def _where(facts: dict[str, Any]) -> str:
-    return f"{day(facts['date'])}, {machine_words(facts['machine'])}"
 
 
 def _pace(a_second: float) -> str:
@@ -33,7 +29,7 @@ def service() -> str:
             lines.append((name, clients, *cells, alone))
     header = ("requests a second", "clients", "`leanvit serve`", "LitServe", "ratio", "the network alone")
     facts = results("serve.json")["facts"]
-    return markdown(header, lines) + f"\n\n{_where(facts)}, seed {facts['seed']}, medians of three rounds."
+    return markdown(header, lines) + f"\n\n{where(facts)}, seed {facts['seed']}, medians of three rounds."
 
 
 def service_bound() -> str:
@@ -87,7 +83,7 @@ def service_ray() -> str:
     )
     return (
         markdown(header, lines)
-        + f"\n\n{_where(found['facts'])}, **other work beside**: compare rows, read no absolutes."
+        + f"\n\n{where(found['facts'])}, **other work beside**: compare rows, read no absolutes."
     )
 
 
@@ -132,7 +128,7 @@ def many_images() -> str:
     assert found["killed"]["file_equals_uninterrupted"], "the sentence no longer holds"
     header = (f"images, of which 1 in {share} is corrupt", "images/s", "processor seconds", "peak memory")
     return markdown(header, lines, 0) + (
-        f"\n\n`vit_micro.fmnist`, fp32, images of 28 to 64 pixels, {_where(found)}, seed {found['seed']}, other work "
+        f"\n\n`vit_micro.fmnist`, fp32, images of 28 to 64 pixels, {where(found)}, seed {found['seed']}, other work "
         f"beside (load {found['results'][0]['load_average_before']:.1f}): the speed is a lower limit, the processor "
         "time is what to go by. Both outputs are complete and in order, exit code 6. The same "
         f"{found['results'][-1]['images']:,} images with kill -9 at {kills} random moments and `--resume` after each: "
@@ -155,7 +151,7 @@ def browser() -> str:
     facts = found["facts"]
     version = found["browser"].partition(".")[0]
     return markdown(("what", "found"), lines, 2) + (
-        f"\n\n{_where(facts)}, seed {facts['seed']}, {found['threads'].replace('@', ' ')}, Chromium {version}."
+        f"\n\n{where(facts)}, seed {facts['seed']}, {found['threads'].replace('@', ' ')}, Chromium {version}."
     )
 
 
@@ -186,7 +182,7 @@ def ray_measured() -> str:
             f"({plan['part_bytes'] / 1000:.0f} kB) in {plan['seconds_a_part_written'] * 1000:.1f} ms.",
         )
     )
-    return f"{lines}\n\n{_where(lost)}, seed {results('scale_plan.json')['seed']}."
+    return f"{lines}\n\n{where(lost)}, seed {results('scale_plan.json')['seed']}."
 
 
 def _search() -> str:

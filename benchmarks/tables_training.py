@@ -8,7 +8,7 @@ from typing import Any
 
 from leanvit.checkpoint import load_checkpoint
 from leanvit.models._pretrained import weights_file
-from tables_common import day, machine_words, markdown, results
+from tables_common import markdown, results, where
 from tables_files import VIT, rows_of
 
 WAYS = {"scratch": "fresh weights"} | {way: way for way in ("fine-tuned", "fine-tuned, layer decay", "linear probe")}
@@ -17,11 +17,6 @@ WAYS = {"scratch": "fresh weights"} | {way: way for way in ("fine-tuned", "fine-
 
 def _spread(values: list[float], places: int) -> str:
     return f"{mean(values):.{places}f} ± {stdev(values):.{places}f}"
-
-
-def _where(found: dict[str, Any]) -> str:
-    """When and on what a file was measured."""
-    return f"{day(found['date'])}, {found['threads']} thread of {machine_words(found['machine'])}"
 
 
 def _seeds(found: dict[str, Any]) -> str:
@@ -39,7 +34,7 @@ def finetune() -> str:
     models = list(dict.fromkeys(row["model"] for row in found["rows"]))
     lines = [(f"`{model}`", *(_spread(_finetuned(model, way), 1) for way in WAYS)) for model in models]
     return markdown(("model", *WAYS.values()), lines) + (
-        f"\n\nMean and standard deviation of top-1 in %; {_where(found)}, {_seeds(found)}."
+        f"\n\nMean and standard deviation of top-1 in %; {where(found, threads=True)}, {_seeds(found)}."
     )
 
 
@@ -55,7 +50,7 @@ def distilled() -> str:
         right = ", ".join(f"{row['correct']:,}" for row in rows)
         lines.append((said, _spread([row["top1"] for row in rows], 2), right))
     header = ("teacher", "top-1, %", f"correct of {found['rows'][0]['images']:,}, by seed")
-    return markdown(header, lines, 3) + f"\n\n{_where(found)}, {_seeds(found)}."
+    return markdown(header, lines, 3) + f"\n\n{where(found, threads=True)}, {_seeds(found)}."
 
 
 def resumed() -> str:
@@ -66,10 +61,7 @@ def resumed() -> str:
         (row["mode"], *(row.get(key, "") for key in keys)) for row in (*found["rows"], found["total"] | {"mode": "all"})
     ]
     header = ("mode", "kills", "inside a write", "resumed inside an epoch", "runs", "identical to the bit")
-    return markdown(header, lines) + (
-        f"\n\n{day(found['date'])}, {machine_words(found['machine'])}, one thread a process, seed {found['seed']} (of "
-        "the kills)."
-    )
+    return markdown(header, lines) + (f"\n\n{where(found)}, one thread a process, seed {found['seed']} (of the kills).")
 
 
 def pipeline() -> str:
@@ -84,7 +76,7 @@ def pipeline() -> str:
     row = found["rows"][0]
     return markdown(header, lines) + (
         f"\n\nCPU seconds of {row['steps']} steps of {row['images'] // row['steps']} images, medians of 3; "
-        f"{_where(found)}, beside other work."
+        f"{where(found, threads=True)}, beside other work."
     )
 
 
@@ -110,8 +102,8 @@ def reading() -> str:
     header = ("", "reader", "images/s", "processor ms/image", "ratio by processor time",
               "ratio by the clock (lowest to highest)")  # fmt: skip
     return markdown(header, lines, 2) + (
-        f"\n\n{found['files']:,} files of {found['bytes_per_file'] / 1000:.0f} kB, {day(found['date'])}, "
-        f"{machine_words(found['machine'])}, seed {found['seed']}, medians of {found['rounds']} rounds in turns: "
+        f"\n\n{found['files']:,} files of {found['bytes_per_file'] / 1000:.0f} kB, {where(found)}, "
+        f"seed {found['seed']}, medians of {found['rounds']} rounds in turns: "
         "`python benchmarks/data.py`."
     )
 
@@ -125,7 +117,7 @@ def convolutions() -> str:
         lines.append((row["case"]["name"], f"{row['milliseconds']['float']:.3f}", *ratios))
     header = ("convolution", "float, ms", "int8, float output: ratio", "int8, int8 output: ratio")
     return markdown(header, lines) + (
-        f"\n\nRatio of float over int8 in processor time, {_where(found['facts'])}, beside other work: "
+        f"\n\nRatio of float over int8 in processor time, {where(found['facts'], threads=True)}, beside other work: "
         "`python benchmarks/convolutions.py`."
     )
 

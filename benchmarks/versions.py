@@ -40,8 +40,9 @@ REPORTED = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "safeten
             "onnxruntime", "openvino")  # fmt: skip
 
 
-def lower_bounds(project: dict[str, Any]) -> list[str]:
+def lower_bounds() -> list[str]:
     """Every requirement of the package and of the extras PINNED, at its lower bound: `numpy==2.1`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *(r for extra in PINNED for r in project["optional-dependencies"][extra])]
     return [re.sub(r">=([^,]+).*", r"==\1", requirement) for requirement in wanted]
 
@@ -52,8 +53,7 @@ def make_environment(name: str, python: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", folder], check=True)
     interpreter = folder / "bin" / "python"
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = [OPSET_23 if bound.startswith("onnxruntime") else bound for bound in lower_bounds(project)]
+    bounds = [OPSET_23 if bound.startswith("onnxruntime") else bound for bound in lower_bounds()]
     packages = ["--editable", f"{ROOT}[{','.join(EXTRAS)}]", *TOOLS, *(bounds if name == "oldest" else ())]
     subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
     return interpreter
@@ -73,8 +73,7 @@ def run_tests(interpreter: Path, folder: Path) -> dict[str, int]:
 
 def use_the_lower_bound(interpreter: Path) -> None:
     """Put ONNX Runtime back to what pyproject.toml allows."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bound = next(bound for bound in lower_bounds(project) if bound.startswith("onnxruntime"))
+    bound = next(bound for bound in lower_bounds() if bound.startswith("onnxruntime"))
     subprocess.run([interpreter, "-m", "pip", "install", "--quiet", "--no-deps", bound], check=True)
 
 
@@ -103,12 +102,11 @@ def main() -> int:
     started = time.monotonic()
     interpreter = make_environment(args.name, args.python)
     python = subprocess.run([interpreter, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
-    # The versions of facts() are this environment's.
     counts = run_tests(interpreter, interpreter.parents[1])
     if args.name == "oldest":
         use_the_lower_bound(interpreter)
     row: dict[str, Any] = {
-        **facts(),
+        **facts(),  # whose versions are those of this environment, so that the next take their place
         "name": args.name,
         "python": python,
         "versions": installed(interpreter),

@@ -344,13 +344,13 @@ def _seconds(run: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def _load_runtime(target: Target, threads: int) -> Callable[[int], Any]:
-    runtime, images = cast("Runtime", target.runtime), images_of(target)
-    run: Callable[[Any], Any] = (
-        Predictor(target.path, threads=threads, runtime=runtime).logits
-        if target.path.suffix not in MODEL_FILES and task_of(target.path) == CLASSIFY
-        else open_engine(model_file(target), runtime, threads)
-    )
-    return lambda batch_size: run(take_images(images, batch_size))
+    runtime = cast("Runtime", target.runtime)
+    if target.path.suffix not in MODEL_FILES and task_of(target.path) == CLASSIFY:
+        predictor, images = Predictor(target.path, threads=threads, runtime=runtime), images_of(target)
+        return lambda batch_size: predictor.logits(take_images(images, batch_size))
+    engine = open_engine(model_file(target), runtime, threads)
+    pictures = images_of(target, engine.input_size)
+    return lambda batch_size: engine(take_images(pictures, batch_size))
 
 
 def model_file(target: Target) -> Path:
@@ -358,14 +358,15 @@ def model_file(target: Target) -> Path:
     return target.path if target.path.suffix in MODEL_FILES else target.path / MODEL_NAME
 
 
-def images_of(target: Target) -> Any:
+def images_of(target: Target, size: tuple[int, int] | None = None) -> Any:
     """Images (N, H, W, C) uint8 to time a target with: noise, and of a task's bundle its golden pictures.
 
-    In noise a detector finds nothing, and is done too soon.
+    In noise a detector finds nothing, and is done too soon. size: (height, width) that a model file takes; None opens
+    the file to ask it.
     """
     generator = np.random.default_rng(0)
     if target.path.suffix in MODEL_FILES:
-        size = open_engine(target.path, cast("Runtime", target.runtime)).input_size
+        size = size or open_engine(target.path, cast("Runtime", target.runtime)).input_size
         return generator.integers(0, 256, (64, *size, 3), dtype=np.uint8)
     preprocess = read_manifest(target.path).preprocess
     if task_of(target.path) == CLASSIFY:

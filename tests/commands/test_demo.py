@@ -10,7 +10,8 @@ import pytest
 from fixtures_run import FULL_RUN
 from leanvit.checkpoint import load_checkpoint
 from leanvit.commands import demo_speed
-from leanvit.commands.demo import _flag, format_rows, markdown
+from leanvit.commands.demo import format_rows, markdown
+from leanvit.config import DemoConfig, command_line
 from leanvit.files import read_json, sha256
 from leanvit.runtime.bundle import read_manifest
 
@@ -86,7 +87,7 @@ def test_a_network_is_timed_against_its_own_float_file_in_each_runtime(
     ("name", "value", "flag"), [("speed", False, "--no-speed"), ("max_drop", 1.0, "--max-drop 1.0")]
 )
 def test_settings_are_told_as_flags(name: str, value: object, flag: str) -> None:
-    assert _flag(name, value) == flag
+    assert command_line("demo", DemoConfig(**{name: value})) == f"leanvit demo {flag}"
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,12 @@ GOLDEN_FOLDER = ROOT / "tests" / "golden"
 """Outputs of the authors' programs."""
 
 LABELS = tuple(f"label {i}" for i in range(10))
+
+
+def main_of(name: str) -> Callable[..., None]:
+    """The function `main` of a program in examples/."""
+    main: Callable[..., None] = runpy.run_path(str(ROOT / "examples" / name))["main"]
+    return main
 
 
 @dataclass(frozen=True)

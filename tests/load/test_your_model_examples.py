@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import runpy
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from common import ROOT, save_image, smooth
+from common import ROOT, main_of, save_image, smooth
 from hf_vit import depth_one, save_transformers
 from leanvit.files import read_json
 from small_vit import clock
 
 PAGE = (ROOT / "docs" / "load.md").read_text(encoding="utf-8")
 LABELS = ("day", "night")
-
-
-def main_of(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = runpy.run_path(str(ROOT / "examples" / name))["main"]
-    return main
 
 
 def form(line: str) -> str:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import runpy
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from common import ROOT
+from common import main_of
 from leanvit.runtime.bundle import read_manifest
 from leanvit.web import site
 from small_vit import classes
 from toy_tasks import HEADS, SIZE, ToyTasks
 
 pytest_plugins = ("toy_tasks",)
-
-
-def main_of(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = runpy.run_path(str(ROOT / "examples" / name))["main"]
-    return main
 
 
 def test_photos_become_a_page(

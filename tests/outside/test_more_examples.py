@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import runpy
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from common import ROOT
+from common import ROOT, main_of
 from leanvit.checkpoint import save_checkpoint
 from serving import serving
 from small_vit import classes, small_info, small_vit
 
 EXAMPLES = ROOT / "examples"
-
-
-def main_of(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = runpy.run_path(str(EXAMPLES / name))["main"]
-    return main
 
 
 @pytest.fixture(scope="module")

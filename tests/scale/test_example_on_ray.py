@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from common import ROOT, save_image, smooth
+from common import main_of, save_image, smooth
 from leanvit import Predictor
 
 IMAGES = 12
@@ -23,7 +22,7 @@ def test_a_folder_is_predicted_on_ray(
     folder.mkdir()
     paths = [save_image(folder / f"{number:02d}.png", smooth(24, 24, seed=number)) for number in range(IMAGES)]
     paths.pop().write_bytes(b"no picture")
-    main = runpy.run_path(str(ROOT / "examples" / "on_ray.py"))["main"]
+    main = main_of("on_ray.py")
     arguments = str(shared_bundle), str(folder), str(tmp_path / "found")
     main(*arguments, part_images=5)
     first, *told = capsys.readouterr().out.splitlines()

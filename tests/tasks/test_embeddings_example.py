@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 
-from common import ROOT, save_image
+from common import main_of, save_image
 from leanvit.data.sets import load_split
 from leanvit.runtime.bundle import read_manifest
 
@@ -18,7 +17,7 @@ def test_the_example_finds_the_image_itself_first(tmp_path: Path, capsys: pytest
         folder = tmp_path / "photos" / str(images.labels[number] % 2)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(folder / f"{number:02}.png", images.sources[number])
-    main = runpy.run_path(str(ROOT / "examples" / "embeddings.py"))["main"]
+    main = main_of("embeddings.py")
     main("vit_micro.fmnist", str(tmp_path / "photos"), str(tmp_path / "bundle"))
     lines = capsys.readouterr().out.splitlines()
     assert "the neighbours of an image call it by its label in" in lines[0]

@@ -50,10 +50,11 @@ def _by_operation(targets: list[Target], config: configs.BenchmarkConfig) -> lis
         images = images_of(target)
         for size in config.batch_sizes:
             profile = kernels.profile(model_file(target), target.runtime, take_images(images, size), config.threads)
-            machine = kernels.machine_rate(config.threads) if profile.rate() else None
-            found.append({"name": target.name, "path": str(target.path), "runtime": target.runtime,
-                          "batch_size": size, "machine_rate": machine, **profile.to_json()})  # fmt: skip
-            print_table(f"{target.name}, batch {size}: {_coverage(found[-1])}", *_operations(found[-1]))
+            row = {"name": target.name, "path": str(target.path), "runtime": target.runtime, "batch_size": size,
+                   **profile.to_json()}  # fmt: skip
+            row["machine_rate"] = kernels.machine_rate(config.threads) if row["int8_rate"] else None
+            print_table(f"{target.name}, batch {size}: {_coverage(row)}", *_operations(row))
+            found.append(row)
     return found
 
 

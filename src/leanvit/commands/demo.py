@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from leanvit.bench import benchmark, describe, machine
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint
 from leanvit.commands import demo_speed
 from leanvit.commands.measured import quantize_and_measure, save
-from leanvit.config import DemoConfig, ExportOptions, MPTQConfig, QuantizeConfig, TrainConfig, save_yaml
+from leanvit.config import DemoConfig, ExportOptions, MPTQConfig, QuantizeConfig, TrainConfig, command_line, save_yaml
 from leanvit.data.loader import to_input
 from leanvit.data.sets import load_split
 from leanvit.errors import ModelError
@@ -166,9 +166,8 @@ def _summary(
         _row("ONNX Runtime, W8A8 (SQ-b)", onnx8, size["bundle"], timings, 2),
         _row("W4A4 (SQ-b), simulated", w4["accuracy"], w4["quantized_bytes"], timings, None),
     ]
-    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     result = {
-        "command": " ".join(["leanvit demo", *(_flag(name, value) for name, value in changed.items())]),
+        "command": command_line("demo", config),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "seconds": seconds,
@@ -180,14 +179,6 @@ def _summary(
     }
     write_json(folder / "demo.json", result)
     return result
-
-
-def _flag(name: str, value: Any) -> str:
-    """A setting as it is written on the command line."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
 
 
 def _row(name: str, accuracy: dict[str, Any], size: int, timings: dict[str, Any], index: int | None) -> dict[str, Any]:

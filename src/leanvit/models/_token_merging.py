@@ -154,7 +154,7 @@ def _mergeable_blocks(model: nn.Module) -> list[Block]:
         # By exact type: a subclass computes something else.
         kinds = type(block).__name__, type(getattr(block, "attn", None)).__name__
         plain = type(block) is Block and type(block.attn) is Attention
-        # timm has gates from 1.0.27 on.
+        # timm has gates from 1.0.28 on.
         gated = plain and getattr(block.attn, "gate", None) is not None
         if not plain or gated or not isinstance(block.attn.norm, nn.Identity):
             raise ConfigError(

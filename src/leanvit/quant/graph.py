@@ -258,7 +258,7 @@ def _write_attention_out(module: GraphModule, node: Node) -> None:
 def _result(target: Callable[..., Any], values: Sequence[Any]) -> Any:
     """The example value of a call, from those of its arguments."""
     if target is aten.matmul.default:
-        # PyTorch before 2.14 takes a free batch for the example's when it multiplies (a guard that the batch is 2).
+        # PyTorch 2.12 takes a free batch for the example's when it multiplies (a guard that the batch is 2).
         left, right = values
         return left.new_empty((*left.shape[:-1], right.shape[-1]))
     return target(*values)

@@ -144,12 +144,13 @@ def quantize_part(
     if searching is not None:
         searching.begin(model, batches, config, measure)
     traced, batches = _traced(model, batches, config, measure)
-    if plan is not None:
-        config = with_bits_of(config, traced, checked_plan(traced, plan))
+    given = None if plan is None else checked_plan(traced, plan)
+    if given is not None:
+        config = with_bits_of(config, traced, given)
 
     work = turned_where_it_pays(traced, batches, config, journal)  # SQ-b, and the choice of OPT-m
     work.elsewhere = searching
-    done = set_quantizers(work, choose_plan(work, plan))  # uniform, or Greedy MP; OPT-m
+    done = set_quantizers(work, choose_plan(work, given))  # uniform, or Greedy MP; OPT-m
     done = after_passes(done)
     losses = None
     if config.active_passes:
@@ -217,10 +218,10 @@ def prepare(traced: QuantGraph, batches: list[Tensor], config: MPTQConfig, journ
     return work
 
 
-def choose_plan(work: Work, given: dict[str, Iterable[int]] | None = None) -> Plan:
+def choose_plan(work: Work, given: Plan | None = None) -> Plan:
     """The bits of every site: those that are given, those that a pass finds within a budget, or uniform ones."""
     if given is not None:
-        return checked_plan(work.graph, given)
+        return given
     run_passes(work, "bits")
     return make_plan(work.graph, work.config) if work.plan is None else work.plan
 

@@ -98,11 +98,13 @@ class _InEachProcess:
 
 
 def session_options(threads: int = 0) -> Any:
-    """How ONNX Runtime is to run a file: its SessionOptions. 0 threads means all cores.
+    """How ONNX Runtime is to run a file: its SessionOptions, telemetry off. 0 threads means all cores.
 
     Raises MissingDependencyError without onnxruntime.
     """
-    options = require("onnxruntime").SessionOptions()
+    ort = require("onnxruntime")
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Idle threads that spin would take the cores from whatever runs beside this session.
@@ -119,9 +121,7 @@ def open_session(model: Path, threads: int = 0, *, profile_to: Path | None = Non
     profile_to: beginning of the name of a file for the time of every kernel. graph_to: file for the graph as it is run.
     Raises MissingDependencyError without onnxruntime, BundleError where the file can't be loaded.
     """
-    ort = require("onnxruntime")
-    ort.disable_telemetry_events()
-    options = session_options(threads)
+    ort, options = require("onnxruntime"), session_options(threads)
     if profile_to:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if graph_to:
