@@ -74,8 +74,9 @@ def test_a_part_whose_process_is_killed_is_made_again(
 
     def kill_one(job: parts.Job, todo: Iterator[parts.Numbered]) -> Iterator[tuple[int, Piece, parts.Part]]:
         for found in on_ray.parts_of(cluster, job, todo):
-            if not killed:
-                workers = [pid for pid, line in commands() if "ray::make_part" in line]
+            # Between two parts a process is idle: then the next look finds one at work.
+            workers = [pid for pid, line in commands() if "ray::make_part" in line]
+            if workers and not killed:
                 os.kill(workers[0], signal.SIGKILL)
                 killed.append(workers[0])
             yield found
