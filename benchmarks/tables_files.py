@@ -7,6 +7,8 @@ from importlib import resources
 from typing import Any
 
 import deploy
+import leanvit.commands.demo as demo_command
+from leanvit.bench import RUNTIME_LABELS
 from leanvit.report.svg import Row, bar_chart
 from tables_common import day, days, machine_words, markdown, results
 
@@ -60,6 +62,20 @@ def vit_small() -> str:
         f"\n\n`{VIT}` with random weights, {machine_words(facts['machine'])}, {facts['threads']} threads, "
         f"in turns in one run, {day(facts['date'])}, seed {facts['seed']}: `python benchmarks/deploy.py`. "
         "Speed is against float in ONNX Runtime at the same batch size."
+    )
+
+
+def demo() -> str:
+    """What `leanvit demo` prints: the first seed of benchmarks/demo.py."""
+    first = results("demo.json")["runs"][0]
+    ratios: dict[str, list[str]] = {}
+    for row in first["speed"]["results"]:
+        if row["speedup"] != 1:
+            ratios.setdefault(RUNTIME_LABELS[row["runtime"]], []).append(f"{row['speedup']:.2f}")
+    vit = ", ".join(f"{runtime} {' and '.join(found)} times" for runtime, found in ratios.items())
+    return (
+        f"{demo_command.markdown({**first, 'speed': None})}The ViT-S there ({machine_words(first['machine'])}), W8A8 "
+        f"against float32 at batch 1 and 8: {vit}."
     )
 
 
@@ -182,6 +198,7 @@ def fewer_tokens() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "vit_small": vit_small,
+    "demo": demo,
     **{name: (lambda model=model: _files_of(model)) for name, (_, model) in MODELS.items()},
     **{f"family_{name}": (lambda name=name: _family(MODELS[f"files_{name}"][1])) for name in FAMILIES},
     "file_accuracy": file_accuracy,

@@ -59,8 +59,8 @@ def make_environment(name: str, python: str) -> Path:
     return interpreter
 
 
-def run_tests(interpreter: Path, folder: Path) -> dict[str, int]:
-    """How many tests passed, failed and were skipped."""
+def run_tests(interpreter: Path, folder: Path) -> dict[str, Any]:
+    """How many tests passed, failed and were skipped, and which failed."""
     report = folder / "junit.xml"
     tests = [str(ROOT / "tests" / name) for name in CORE]
     options = ["-m", "not repeat and not ray", "-n", "auto", "--dist", "loadfile", f"--junitxml={report}"]
@@ -68,7 +68,10 @@ def run_tests(interpreter: Path, folder: Path) -> dict[str, int]:
     suite = next(ElementTree.parse(report).iter("testsuite"))
     count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
     failed = count["failures"] + count["errors"]
-    return {"passed": count["tests"] - failed - count["skipped"], "failed": failed, "skipped": count["skipped"]}
+    passed = count["tests"] - failed - count["skipped"]
+    cases = [case for case in suite.iter("testcase") if {"failure", "error"} & {part.tag for part in case}]
+    names = [f"{case.get('classname')}::{case.get('name')}" for case in cases]
+    return {"passed": passed, "failed": failed, "skipped": count["skipped"], "failures": names}
 
 
 def use_the_lower_bound(interpreter: Path) -> None:

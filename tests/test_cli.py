@@ -25,6 +25,7 @@ from leanvit import cli
 from leanvit.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from leanvit.cli import VERBS, main, parse
 from leanvit.config import Preprocess, load_yaml
+from leanvit.data.loader import load_split
 from leanvit.errors import ConfigError
 
 Run = Callable[..., Outcome]
@@ -144,6 +145,33 @@ def test_a_bad_image_is_left_out_of_training_and_listed_where_asked(
     left_out = json.loads((tmp_path / "run" / "train.json").read_text())["left_out"]
     assert [*left_out["train"], *left_out["val"]] == [str(victim)]
     assert str(victim) in done.err
+
+
+def test_quantize_export_and_verify_leave_bad_images_out_where_asked(
+    short_training: list[str], image_folder: Callable[..., Path], tmp_path: Path, leanvit: Run
+) -> None:
+    folder = image_folder("more", cat=24, dog=24)  # more than the 32 that the gate asks to calibrate on
+    assert leanvit(*short_training, "--data", str(folder)).code == 0
+    run, quantized, bundle = (tmp_path / name for name in ("run", "w8a8", "bundle"))
+    info = load_checkpoint(run / "model.safetensors")[1]
+    how = {"val_fraction": info.val_fraction, "seed": info.seed}
+    victims = [load_split(str(folder), split, **how).name_of(0) for split in ("train", "val")]
+    for victim in victims:
+        damage(Path(victim), "cut")
+    verbs = {
+        "quantize": ["quantize", str(run), "--data", str(folder), "--output", str(quantized)],
+        "export": ["export", str(quantized), "--data", str(folder), "--output", str(bundle), "--max-drop", "100"],
+        "verify": ["verify", str(bundle), "--data", str(folder)],
+    }
+    read = {"quantize": victims, "export": victims[1:], "verify": victims[1:]}
+    for verb, arguments in verbs.items():
+        failed = leanvit(*arguments)
+        assert failed.code == 3
+        assert "--bad-images skip" in failed.error
+        done = leanvit(*arguments, "--bad-images", "skip")
+        assert done.code == 6, done.err
+        assert all(victim in done.err for victim in read[verb])
+    assert json.loads((bundle / "verify.json").read_text())["images"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

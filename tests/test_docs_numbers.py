@@ -21,7 +21,6 @@ MEASURED = re.compile(
 NOT_PROSE = (
     r"<!-- made by benchmarks/tables.py: (\w+) -->.*?<!-- end of \1 -->",  # tests/test_readme.py compares
     r"<!-- variants: .*?<!-- end of variants -->",  # tests/test_docs.py compares
-    r"<!-- table: made by `make demo`.*?<!-- end of table -->",  # what a command printed
     r"^( *)```.*?^\1```",
     r"^\| corruption \|.*?\n\n",  # tests/evaluation/test_evaluation.py compares
     r"(?<=\n\n)(?: {4}[^\n]*\n)+",

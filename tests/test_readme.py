@@ -153,16 +153,13 @@ def test_readme_flags_are_flags() -> None:
 
 
 def test_table_has_the_form_that_the_demo_writes(demo_run: Path) -> None:
-    table = re.search(r"<!-- table.*?-->\n(.*?)<!-- end of table -->", README, re.DOTALL)
+    table = re.search(r"<!-- made by benchmarks/tables.py: demo -->\n(.*?)\n<!-- end of demo -->", README, re.DOTALL)
     assert table is not None
-    ours, printed = table.group(1).strip().splitlines(), (demo_run / "table.md").read_text().strip().splitlines()
-    # A shortened run leaves the ViT-S out.
-    assert [line for line in ours if line in printed][:2] == printed[:2]
-    assert "W8A8, ONNX Runtime" in table.group(1)
+    ours, printed = table.group(1).splitlines(), (demo_run / "table.md").read_text().strip().splitlines()
+    assert ours[:2] == printed[:2]
     for mine, theirs in zip(ours[2:6], printed[2:6], strict=True):
         assert mine.split("|")[1] == theirs.split("|")[1]
         assert mine.split("|")[3].strip().endswith("/359")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d, .+, \d+ cores, seed \d+, \d+ s in all\.", ours[-1])
 
 
 def test_links_lead_somewhere() -> None:

@@ -40,6 +40,7 @@ class Bar:
         self.description = description
         self.total = total
         self.done = self._before = 0
+        self._printed: int | None = None
         self._detail = ""
         self._started = self._reported = time.monotonic()
         self._rich: Any = None
@@ -84,7 +85,7 @@ class Bar:
             _displays.pop().stop()
         elif self._rich is not None:
             self._rich.remove_task(self._task)
-        elif self._reported != self._started and kind is None:
+        elif self._printed not in (None, self.done) and kind is None:
             self._print()
 
     def go_on_from(self, steps: int) -> None:
@@ -111,6 +112,7 @@ class Bar:
             self._print()
 
     def _print(self) -> None:
+        self._printed = self.done
         elapsed = time.monotonic() - self._started
         detail = f"  {self._detail}" if self._detail else ""
         if self.total is None:

@@ -18,6 +18,7 @@ def run(config: configs.ExportConfig) -> int:
     from leanvit.commands.measured import float_metric
     from leanvit.config import save_yaml
     from leanvit.export.api import export as run_it
+    from leanvit.export.data import readable
     from leanvit.export.onnx.profiles import require_known
     from leanvit.quant.parts import load_any
     from leanvit.runtime.bundle import is_bundle, read_manifest
@@ -31,6 +32,8 @@ def run(config: configs.ExportConfig) -> int:
     data, before = None, None
     if config.data:
         info, data = read_own_data(info, config.data, "val")
+        if config.bad_images == "skip":
+            data = readable(info.task, data, info.preprocess)
         before = float_metric(model, info, data, str(config.data), config.batch_size)
     bundle = run_it(
         model, config.output, config.options(), info=info, images=data, float_metric=before,

@@ -13,7 +13,7 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.commands.inputs import measured_before, read_own_data
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader
-from leanvit.export.data import Data, calibration_inputs, differ_in_kind
+from leanvit.export.data import Data, calibration_inputs, differ_in_kind, readable
 from leanvit.export.explain import explain
 from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses
@@ -52,11 +52,14 @@ def quantize_and_measure(
     A search of bits keeps its journals in `config.output`, so that a killed one goes on where it was; `elsewhere`
     computes its losses in other processes.
     The report holds both measurements, under float_metrics and metrics (and for a classifier under float_accuracy and
-    accuracy, as 0.1 had them). Raises DataError, ConfigError, CalibrationError.
+    accuracy, as 0.1 had them). Raises DataError, ConfigError, CalibrationError, ImageError.
     """
     scheme = scheme_for(scheme or config.scheme(), config.profile)
     train, val = (read_own_data(info, config.data, split)[1] for split in ("train", "val"))
-    x = calibration_inputs(info, train, config.calibration_images, config.seed, min(config.batch_size, 64))
+    if config.bad_images == "skip":
+        val = readable(info.task, val, info.preprocess)
+    step = min(config.batch_size, 64)
+    x = calibration_inputs(info, train, config.calibration_images, config.seed, step, config.bad_images)
     unlike = differ_in_kind(info, x, val, config.seed)
     plan = load_plan(config.plan) if config.plan else None
     task = task_named(info.task)

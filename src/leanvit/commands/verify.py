@@ -31,13 +31,15 @@ def _evaluation(config: configs.VerifyConfig) -> Evaluation | None:
 
     if not config.data and not config.model:
         return None
-    from leanvit.export.data import agreed_classes, evaluation_of, read_data, synthetic_evaluation
+    from leanvit.export.data import agreed_classes, evaluation_of, read_data, readable, synthetic_evaluation
 
     manifest = read_manifest(config.bundle)
     evaluation = None
     if config.data:
         data = read_data(manifest.task, config.data, "val", **manifest.data)
         _, data = agreed_classes(manifest.labels, data, config.data)
+        if config.bad_images == "skip":
+            data = readable(manifest.task, data, manifest.preprocess)
         evaluation = evaluation_of(manifest.task, data, manifest.preprocess)
     if not config.model:
         return evaluation

@@ -23,7 +23,7 @@ from leanvit.config.commands import (
     VerifyConfig,
 )
 from leanvit.config.compose import DataComposeConfig
-from leanvit.config.datasets import DataInspectConfig
+from leanvit.config.datasets import BadImages, DataInspectConfig
 from leanvit.config.evaluation import Corruption, Padding, ValConfig
 from leanvit.config.image import FASHION_MNIST_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from leanvit.config.load import LoadOptions
@@ -51,6 +51,7 @@ __all__ = [
     "LEARNED_PASSES",
     "NAMED_PASSES",
     "AnalyzeConfig",
+    "BadImages",
     "BenchmarkConfig",
     "Budget",
     "ConvertConfig",

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.datasets import BAD_IMAGES, DATA_KINDS, OR_ANNOTATED, BadImages
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError
@@ -74,6 +74,7 @@ class ExportConfig(ExportOptions, LoadOptions):
     batch_size: int | None = option(
         None, "Images a step when accuracy is measured; default: 128 (classify), 8 (other tasks)."
     )
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     explain: bool = option(False, "Say what runs on integer kernels and what does not, and which sites cost most.")
     version: int = option(1, "Version of this configuration's format.")
 
@@ -94,6 +95,7 @@ class VerifyConfig:
     bundle: str = option(MISSING, "Bundle folder.", positional=True)
     model: str | None = option(None, "Checkpoint or quantized model to compare with.")
     data: str | None = option(None, f"Labelled images, to measure accuracy again: {DATA_KINDS}; {OR_ANNOTATED}.")
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     json: bool = option(False, "Print the checks as JSON.")
     version: int = option(1, "Version of this configuration's format.")
 

@@ -18,6 +18,9 @@ DATA_KINDS = (
 OR_ANNOTATED = "for the network of a task: annotated pictures, as `train --task` takes them"
 """What else names data where a checkpoint or bundle may be of a task."""
 
+BadImages = Literal["fail", "skip"]
+BAD_IMAGES = "What a corrupt image does; skipped ones are named, and then the exit code is 6."
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataInspectConfig:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from leanvit.config.base import option, require_at_least
 from leanvit.config.commands import RuntimeChoice
-from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.datasets import BAD_IMAGES, DATA_KINDS, OR_ANNOTATED, BadImages
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
@@ -34,7 +34,7 @@ class ValConfig(LoadOptions):
         "auto", "What a quantized model is simulated as; auto: as quantize measured it, which a bundle of it runs."
     )
     threads: int = option(0, "Threads of the prediction on a CPU; 0: all cores.")
-    bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are counted.")
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     score_threshold: float | None = option(
         None, "Least probability of a label, where f1 is measured; default: the model's own, else 0.5 (multilabel)."
     )

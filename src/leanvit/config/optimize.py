@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.datasets import BAD_IMAGES, DATA_KINDS, OR_ANNOTATED, BadImages
 from leanvit.config.load import NETWORK_KINDS, LoadOptions
 from leanvit.errors import ConfigError
 
@@ -32,7 +32,7 @@ class OptimizeOptions:
     )
     calibration_images: int = option(128, "How many training images calibrate the ranges.")
     val_images: int = option(500, "How many validation images, at most, every file is measured on; 0: all.")
-    bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt image does; skipped ones are named.")
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     threads: int = option(0, "Threads when files are timed; 0: all cores.")
     seed: int = option(0, "Seed of the choice of images.")
 

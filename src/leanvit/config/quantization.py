@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.datasets import DATA_KINDS, OR_ANNOTATED
+from leanvit.config.datasets import BAD_IMAGES, DATA_KINDS, OR_ANNOTATED, BadImages
 from leanvit.config.load import NETWORK_KINDS, LoadOptions, require_keep_tokens
 from leanvit.config.scale import RayOptions
 from leanvit.errors import ConfigError, did_you_mean
@@ -158,6 +158,7 @@ class QuantizeConfig(Scheme, LoadOptions, RayOptions):
         "digits", f"Images to calibrate on (train split) and to evaluate (val split): {DATA_KINDS}; {OR_ANNOTATED}."
     )
     calibration_images: int = option(128, "How many training images calibrate the ranges.")
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     profile: str = option("auto", "Measure what a bundle of this profile runs; auto: the one that export takes.")
     output: str = option("runs/quantize", "Folder for the quantized model, its plan and its report.")
     batch_size: int = option(64, "Images a step.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from leanvit.config.base import option, require_at_least
-from leanvit.config.datasets import DATA_KINDS
+from leanvit.config.datasets import BAD_IMAGES, DATA_KINDS, BadImages
 from leanvit.config.load import NETWORK_KINDS
 from leanvit.config.scale import RayOptions
 from leanvit.config.tasks import (
@@ -164,7 +164,7 @@ class TrainConfig(RayOptions):
         tasks=_IMAGES,
     )  # fmt: skip
     workers: int = option(0, "Processes that load images; 0: this one, with threads.")
-    bad_images: Literal["fail", "skip"] = option("fail", "What a corrupt training image does.")
+    bad_images: BadImages = option("fail", BAD_IMAGES)
     amp: Literal["auto", "bfloat16", "float16", "none"] = option(
         "auto", "Autocast; auto: bfloat16 where the chip has it."
     )

@@ -9,6 +9,7 @@ import numpy as np
 from leanvit.data.loader import check_classes
 from leanvit.data.sets import ImageSet
 from leanvit.load.labels import are_numbered, imagenet_synsets
+from leanvit.passed_over import few
 from leanvit.progress import note
 
 
@@ -32,8 +33,7 @@ def agreed(labels: tuple[str, ...], images: ImageSet, name: str) -> tuple[tuple[
         places = np.asarray([synsets.index(found) for found in images.classes], np.int64)
         return labels, replace(images, classes=labels, labels=places[images.labels])
     if are_numbered(labels) and len(labels) == len(images.classes):
-        first = ", ".join(images.classes[:3])
-        note(f"{name}: the network's classes have no names, so they are taken in the order of the data: {first}, ...")
+        note(f"{name} names the network's {len(labels)} classes, in the order of the data: {few(images.classes)}")
         return images.classes, images
     check_classes(images.classes, labels, name)
     return labels, images

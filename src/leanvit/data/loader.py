@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leanvit import imaging
-from leanvit.config import FASHION_MNIST_CLASSES, Preprocess
+from leanvit.config import FASHION_MNIST_CLASSES, BadImages, Preprocess
 from leanvit.data.sets import FASHION_MNIST_FOLDER, ImageSet, Split, load_split
 from leanvit.errors import DataError, ImageError, ShapeError
 from leanvit.passed_over import few, left_out
@@ -39,8 +38,8 @@ __all__ = [
 ]
 
 TO_SKIP = (
-    "To leave such images out: --bad-images skip (train, val, optimize). To find all of them, so that they can be "
-    "removed: leanvit data inspect DATA."
+    "To leave such images out: --bad-images skip. To find all of them, so that they can be removed: "
+    "leanvit data inspect DATA."
 )
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
@@ -66,7 +65,7 @@ class Loader:
     images: ImageSet
     preprocess: Preprocess
     batch_size: int
-    bad_images: Literal["fail", "skip"] = "fail"
+    bad_images: BadImages = "fail"
     memory: NDArray[np.uint8] | None = None
     in_memory: bool | None = None
 

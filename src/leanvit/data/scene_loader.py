@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.annotations import SceneSet
+from leanvit.config import BadImages
 from leanvit.data.loader import TO_SKIP, epoch_order
 from leanvit.data.scene_augment import Augmentation
 from leanvit.data.scene_samples import Pictures, Sample, SampleKind, Size, read_sample
@@ -160,7 +161,7 @@ class SceneLoader:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         workers: int = 0,
-        on_bad: Literal["fail", "skip"] = "fail",
+        on_bad: BadImages = "fail",
     ) -> None:
         """Decode all pictures where they need no more than 2 GiB.
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from leanvit.annotations import Outputs, SceneSet
 from leanvit.annotations.load import note_problems, require_classes
 from leanvit.checkpoint import CheckpointInfo
-from leanvit.config import Preprocess
+from leanvit.config import BadImages, Preprocess
 from leanvit.data.classes import agreed
 from leanvit.data.loader import Loader, to_input
 from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.data.sets.multi_label import load_multi_label
 from leanvit.errors import ConfigError
+from leanvit.evaluation.scenes import SceneReader
 from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
 from leanvit.export.gate.golden import synthetic_images
 from leanvit.export.gate.limits import COMPARED_PICTURES
@@ -63,14 +64,27 @@ def agreed_classes(labels: tuple[str, ...], data: Data, name: str) -> tuple[tupl
     return labels, data
 
 
-def calibration_inputs(info: CheckpointInfo, data: Data, count: int, seed: int, batch_size: int = 16) -> Tensor:
-    """Prepared training images (or crops of objects) without augmentation: (count, 3, H, W) float32 normalised."""
+def readable(task: str, data: Data, preprocess: Preprocess) -> Data:
+    """Those images of a set that can be read; the others are named. Raises DataError where a class has none left."""
+    if isinstance(data, SceneSet):
+        return SceneReader(data, task_named(task), preprocess, 1, skip=True).scenes
+    return Loader(data, preprocess, 64, "skip", in_memory=True).images
+
+
+def calibration_inputs(
+    info: CheckpointInfo, data: Data, count: int, seed: int, batch_size: int = 16, bad_images: BadImages = "fail"
+) -> Tensor:
+    """Prepared training images (or crops of objects) without augmentation: (count, 3, H, W) float32 normalised.
+
+    bad_images: what a corrupt image does; skipped ones are named and leave fewer; annotated pictures always skip.
+    Raises ConfigError for no image, ImageError for a corrupt one, DataError where a class has none left.
+    """
     if count < 1:
         raise ConfigError(f"calibration_images is {count}, expected at least 1")
     generator = np.random.default_rng(seed)
     if isinstance(data, ImageSet):
         chosen = data.subset(generator.permutation(len(data))[:count])
-        loader = Loader(chosen, info.preprocess, batch_size)
+        loader = Loader(chosen, info.preprocess, batch_size, bad_images)
         return torch.cat([to_input(pixels, info.preprocess) for pixels, _ in loader])
     picks = np.sort(generator.permutation(len(data.scenes))[:count])
     scenes = replace(data, scenes=tuple(data.scenes[i] for i in picks))

@@ -69,16 +69,16 @@ def write_within_drop(job: Job, bar: Bar) -> tuple[Manifest, Evaluation | None]:
     order, lifted = worst_first(job), list[str]()
     subject, preprocess = job.subject, job.subject.info.preprocess
     count = GOLDEN_IMAGES if job.task.data == "images" else GOLDEN_PICTURES
+    evaluation: Evaluation | None = None
+    if job.images is not None:  # first, as it names an image that can't be read
+        evaluation = evaluation_of(job.task.name, job.images, preprocess, job.before, job.batch_size)
     golden = golden_images(job.images, preprocess, count)
     pixels = np.stack([imaging.load(image, preprocess, "golden image") for image in golden])
-    evaluation: Evaluation | None = None
     while True:
         network = subject.in_torch(lifted)
         manifest = _write(job, network, lifted, golden, pixels)
         if not lifted:
             bar.advance(detail="lowered")
-            if job.images is not None:
-                evaluation = evaluation_of(job.task.name, job.images, preprocess, job.before, job.batch_size)
         if evaluation is None:
             return manifest, None
         manifest, evaluation = _measure(job, network, manifest, evaluation)

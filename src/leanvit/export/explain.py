@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from leanvit.export.onnx.profiles import Profile
 from leanvit.export.onnx.quantizers import FloatQuantizer, branches_of
 from leanvit.export.onnx.simulation import executed_form
+from leanvit.progress import track
 from leanvit.quant import QuantizedModel
 from leanvit.quant.costs import site_key
 from leanvit.quant.graph import OPERANDS, Site, node_argument, quantizer_of
@@ -146,7 +147,8 @@ def _costs_of(
     if not now or not math.isfinite(now):
         return []
     found = []
-    for name in _suspects(quantized, sites, macs * len(x)):
+    suspects = _suspects(quantized, sites, macs * len(x))
+    for name in track(suspects, "ranking sites", len(suspects)):
         if name in graph.outputs:  # which of its neighbours write integers changes with it
             outputs = run(executed_form(graph, profile, [*own, name]), x)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from leanvit.errors import ConfigError
 from leanvit.export.onnx.profiles import AUTO, PROFILES, Profile, pick
 from leanvit.export.onnx.simulation import executed_form
-from leanvit.progress import note
+from leanvit.progress import note, track
 from leanvit.quant import QuantizedModel
 from leanvit.quant.graph import end_sites
 from leanvit.quant.losses import divergence, outputs_from
@@ -80,9 +80,8 @@ def profile_losses(
     inputs = part_inputs(network.eval(), x[:count], seed)
     truth = {name: outputs_from(part(inputs[name])) for name, part in parts_of(network).items()}
     models, found = models_of(model), dict[str, float]()
-    for row in PROFILES.values():
-        if not row.fast:
-            continue
+    fast = [row for row in PROFILES.values() if row.fast]
+    for row in track(fast, "comparing profiles", len(fast)):
         try:
             forms = {name: executed_form(part.graph, row) for name, part in models.items()}
         except ConfigError:

@@ -42,7 +42,7 @@ def labels_for(count: int, named: Sequence[str] | None, spec: str, *, sure: bool
     if subset:
         return imagenet_labels(subset)
     if count:
-        note(f"{spec}: {count} classes without names, numbered from 0. To name them: --labels FILE")
+        note(f"{spec}: {count} classes without names, numbered from 0. Names: --labels FILE, or --data of as many")
     return numbered(count)
 
 

@@ -19,8 +19,7 @@ from leanvit.data.loader import Loader
 from leanvit.data.sets import ImageSet
 from leanvit.data.sets.local import SPLIT_NAMES
 from leanvit.errors import DataError
-from leanvit.evaluation.scenes import SceneReader
-from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data
+from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data, readable
 from leanvit.export.gate.evaluation import Evaluation
 from leanvit.export.network import network_outputs
 from leanvit.files import fingerprint
@@ -97,10 +96,7 @@ def _splits(info: CheckpointInfo, data: str) -> tuple[Data, Data]:
 
 
 def _calibration(info: CheckpointInfo, train: Data, options: OptimizeOptions) -> Tensor:
-    if options.bad_images == "skip" and isinstance(train, ImageSet):
-        # Of annotated pictures the loader of `calibration_inputs` leaves bad ones out.
-        train = _readable(_drawn(train, options.calibration_images, options.seed), info)
-    return calibration_inputs(info, train, options.calibration_images, options.seed)
+    return calibration_inputs(info, train, options.calibration_images, options.seed, bad_images=options.bad_images)
 
 
 def _some(val: Data, info: CheckpointInfo, options: OptimizeOptions) -> Data:
@@ -109,7 +105,7 @@ def _some(val: Data, info: CheckpointInfo, options: OptimizeOptions) -> Data:
     if options.val_images and count > options.val_images:
         note(f"measured on {options.val_images} of {count} validation images; all of them: --val-images 0")
         val = _drawn(val, options.val_images, options.seed)
-    return _readable(val, info) if options.bad_images == "skip" else val
+    return readable(info.task, val, info.preprocess) if options.bad_images == "skip" else val
 
 
 def _drawn(data: Data, count: int, seed: int) -> Data:
@@ -119,14 +115,6 @@ def _drawn(data: Data, count: int, seed: int) -> Data:
     if isinstance(data, SceneSet):
         return replace(data, scenes=tuple(data.scenes[i] for i in picks))
     return data.subset(picks)
-
-
-def _readable(data: Data, info: CheckpointInfo) -> Data:
-    """Those images of a set that can be read; the others are named. Raises DataError where a class has none left."""
-    if isinstance(data, SceneSet):
-        reader = SceneReader(data, task_named(info.task), info.preprocess, 1, skip=True)
-        return reader.scenes
-    return Loader(data, info.preprocess, 64, "skip", in_memory=True).images
 
 
 # --- labels ---

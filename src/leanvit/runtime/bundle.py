@@ -92,6 +92,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST_NAME, text.replace(_UNSIGNED, digest).encode())
 
 
+def _bundle_to_take(folder: Path) -> str:
+    """What to give in the place of a folder that is no bundle: the one inside it, as `optimize` leaves it."""
+    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    return f"Give {inside[0]}" if inside else "Make one: leanvit export CHECKPOINT --output FOLDER"
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """Read a bundle's manifest and check every file against its SHA-256.
 
@@ -103,9 +109,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise BundleError(
-            f"{path}: {error.strerror}, expected a bundle folder. Make one: leanvit export CHECKPOINT --output FOLDER"
-        ) from error
+        raise BundleError(f"{path}: {error.strerror}, expected a bundle folder. {_bundle_to_take(folder)}") from error
     _check_own_digest(path, raw)
     values = json.loads(raw)
     if values.get("schema_version") != SCHEMA_VERSION:
