@@ -92,6 +92,8 @@ def test_commands_for_own_images_run_in_order(
             arguments += ["--epochs", "2", "--batch-size", "8"]
         if arguments[0] in ("optimize", "quantize"):
             arguments += ["--calibration-images", "32"]
+        if arguments[0] == "optimize":
+            arguments += ["--minutes", "0.2"]  # as the README says; test_python_blocks_run tries all
         if arguments[0] == "export":
             arguments += ["--max-drop", "100"]
         assert main(arguments) == 0, capsys.readouterr().err
