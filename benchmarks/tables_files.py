@@ -73,9 +73,10 @@ def demo() -> str:
         if row["speedup"] != 1:
             ratios.setdefault(RUNTIME_LABELS[row["runtime"]], []).append(f"{row['speedup']:.2f}")
     vit = ", ".join(f"{runtime} {' and '.join(found)} times" for runtime, found in ratios.items())
+    cpu = f"CPU {'with' if 'avx512_vnni' in first['machine']['features'] else 'without'} VNNI"
     return (
-        f"{demo_command.markdown({**first, 'speed': None})}The ViT-S there ({machine_words(first['machine'])}), W8A8 "
-        f"against float32 at batch 1 and 8: {vit}."
+        f"{demo_command.markdown({**first, 'speed': None})}The ViT-S on that {cpu}, W8A8 against float32 at batch 1 "
+        f"and 8: {vit}."
     )
 
 
