@@ -125,6 +125,7 @@ def test_two_processes_do_not_share_a_folder_with_another_run(tmp_path: Path) ->
         done = launch(TrainConfig(**COMMON, output=str(tmp_path / "run")), tmp_path)
     assert done.returncode != 0
     assert f"process {os.getpid()} is writing here" in done.stderr
+    assert "forcefully exiting" not in done.stderr  # the other one does not wait for torchrun to kill it
 
 
 def test_one_process_needs_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from leanvit import errors
@@ -22,6 +23,10 @@ def run(config: configs.TrainConfig) -> int:
     from leanvit.passed_over import forget
     from leanvit.train.processes import from_environment
 
+    if not from_environment().first:
+        # It writes nothing. Python's handler would wait for the first process, which may have ended, until torchrun
+        # kills this one half a minute later.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     result = _train(config)
     if from_environment().world > 1:
         forget()  # torchrun takes exit code 6 for a crash, and may start again
