@@ -17,8 +17,8 @@ def run(config: configs.ExportConfig) -> int:
     """Write a bundle."""
     from leanvit.commands.measured import float_metric
     from leanvit.config import save_yaml
+    from leanvit.evaluation.readable import readable
     from leanvit.export.api import export as run_it
-    from leanvit.export.data import readable
     from leanvit.export.onnx.profiles import require_known
     from leanvit.quant.parts import load_any
     from leanvit.runtime.bundle import is_bundle, read_manifest

@@ -13,7 +13,8 @@ from leanvit.checkpoint import CheckpointInfo
 from leanvit.commands.inputs import measured_before, read_own_data
 from leanvit.config import MPTQConfig, QuantizeConfig
 from leanvit.data.loader import Loader
-from leanvit.export.data import Data, calibration_inputs, differ_in_kind, readable
+from leanvit.evaluation.readable import readable
+from leanvit.export.data import Data, calibration_inputs, differ_in_kind
 from leanvit.export.explain import explain
 from leanvit.export.onnx.profiles import find, scheme_for
 from leanvit.export.simulated import PROFILE_KEY, PROFILE_LOSSES_KEY, measured_form, profile_losses

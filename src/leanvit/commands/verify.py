@@ -31,7 +31,8 @@ def _evaluation(config: configs.VerifyConfig) -> Evaluation | None:
 
     if not config.data and not config.model:
         return None
-    from leanvit.export.data import agreed_classes, evaluation_of, read_data, readable, synthetic_evaluation
+    from leanvit.evaluation.readable import readable
+    from leanvit.export.data import agreed_classes, evaluation_of, read_data, synthetic_evaluation
 
     manifest = read_manifest(config.bundle)
     evaluation = None

@@ -21,7 +21,6 @@ from leanvit.data.scene_loader import SceneLoader
 from leanvit.data.sets import ImageSet, load_split
 from leanvit.data.sets.multi_label import load_multi_label
 from leanvit.errors import ConfigError
-from leanvit.evaluation.scenes import SceneReader
 from leanvit.export.gate.evaluation import Evaluation, Metrics, Run
 from leanvit.export.gate.golden import synthetic_images
 from leanvit.export.gate.limits import COMPARED_PICTURES
@@ -62,13 +61,6 @@ def agreed_classes(labels: tuple[str, ...], data: Data, name: str) -> tuple[tupl
         return agreed(labels, data, name)
     require_classes(labels, data)
     return labels, data
-
-
-def readable(task: str, data: Data, preprocess: Preprocess) -> Data:
-    """Those images of a set that can be read; the others are named. Raises DataError where a class has none left."""
-    if isinstance(data, SceneSet):
-        return SceneReader(data, task_named(task), preprocess, 1, skip=True).scenes
-    return Loader(data, preprocess, 64, "skip", in_memory=True).images
 
 
 def calibration_inputs(

@@ -19,7 +19,8 @@ from leanvit.data.loader import Loader
 from leanvit.data.sets import ImageSet
 from leanvit.data.sets.local import SPLIT_NAMES
 from leanvit.errors import DataError
-from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data, readable
+from leanvit.evaluation.readable import readable
+from leanvit.export.data import Data, agreed_classes, calibration_inputs, evaluation_of, read_data
 from leanvit.export.gate.evaluation import Evaluation
 from leanvit.export.network import network_outputs
 from leanvit.files import fingerprint
