@@ -126,6 +126,14 @@ def test_bars_inside_a_bar_share_its_display(monkeypatch: pytest.MonkeyPatch) ->
     assert "another" in terminal.getvalue()
 
 
+def test_the_end_is_told_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar("exporting", 2) as bar:
+        bar.advance()
+        clock.now += 6
+        bar.advance()
+    assert capsys.readouterr().err == "exporting 2/2, 6 s\n"
+
+
 def test_a_terminal_without_rich_gets_plain_lines(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,12 +80,12 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the bar; the last plain line is written if any was."""
+        """Close the bar; the last plain line is written if any was, and that did not tell the end."""
         if self._outermost:
             _displays.pop().stop()
         elif self._rich is not None:
             self._rich.remove_task(self._task)
-        elif self._printed not in (None, self.done) and kind is None:
+        elif self._printed is not None and kind is None and (self.total is None or self._printed < self.done):
             self._print()
 
     def go_on_from(self, steps: int) -> None:
