@@ -31,6 +31,18 @@ def add_zero_points(proto: Any) -> Any:
     return proto
 
 
+def name_left_out_inputs(proto: Any) -> Any:
+    """Give every MatMulIntegerToFloat of five inputs a sixth without a name, the weight's zero point; returns proto.
+
+    ONNX means the same, 0. But where a CPU has no VNNI, ONNX Runtime before 1.30 reads that input unasked and ends the
+    whole process where there is none. onnx_ir leaves it out again: after it.
+    """
+    for node in proto.graph.node:
+        if node.op_type == "MatMulIntegerToFloat" and len(node.input) == 5:
+            node.input.append("")
+    return proto
+
+
 def copy_shared_weights(proto: Any) -> Any:
     """Give every MatMulIntegerToFloat a weight of its own, where a network has one layer at two places; returns proto.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.bench import table_of_times
 from leanvit.errors import require
 from leanvit.export.onnx.fused_matmul import fuse_products
-from leanvit.export.onnx.int8_weights import add_zero_points
+from leanvit.export.onnx.int8_weights import add_zero_points, name_left_out_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,7 +97,8 @@ def site_model(graph: QuantGraph, site: Site, shapes: list[tuple[int, ...]], *, 
     body = helper.make_graph(nodes, "site", inputs, [output], initializers)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     # As in `lower`: zero points come after, for what stays in integers and is no operation of ONNX Runtime's own.
-    return add_zero_points(ir.to_proto(fuse_products(ir.from_proto(model), transpose_quantized=False)))
+    proto = ir.to_proto(fuse_products(ir.from_proto(model), transpose_quantized=False))
+    return name_left_out_inputs(add_zero_points(proto))
 
 
 def _through_pair(nodes: list[Any], name: str, quantized: bool) -> str:

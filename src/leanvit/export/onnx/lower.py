@@ -24,7 +24,7 @@ from leanvit.export.onnx.attention import fuse_attention
 from leanvit.export.onnx.decomposition import with_one_table, without_needless_decompositions
 from leanvit.export.onnx.fused_matmul import fuse_products
 from leanvit.export.onnx.inputs import ImageInput, PartInput
-from leanvit.export.onnx.int8_weights import add_zero_points, copy_shared_weights
+from leanvit.export.onnx.int8_weights import add_zero_points, copy_shared_weights, name_left_out_inputs
 from leanvit.export.onnx.names import PATH, mark_paths, name_by_path, paths_of_values, with_scopes
 from leanvit.export.onnx.profiles import Profile, find
 from leanvit.export.onnx.quantizers import (
@@ -127,7 +127,7 @@ def lower(
         fuse_products(program.model, transpose_quantized=row.attention == "integer around zero")
     proto = without_metadata(program.model_proto)
     proto = pack_four_bits(compute_at_load(short_names(proto) if smallest else proto), cast=not row.four_bit_types)
-    proto = copy_shared_weights(add_zero_points(proto))
+    proto = name_left_out_inputs(copy_shared_weights(add_zero_points(proto)))
     if row.compact:
         proto = without_defaults(half_constants(proto))
     if not smallest:
