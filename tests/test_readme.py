@@ -162,6 +162,8 @@ def test_table_has_the_form_that_the_demo_writes(demo_run: Path) -> None:
     for mine, theirs in zip(ours[2:6], printed[2:6], strict=True):
         assert mine.split("|")[1] == theirs.split("|")[1]
         assert mine.split("|")[3].strip().endswith("/359")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d, .+, \d+ cores, seed \d+, \d+ s in all\.", ours[-2])
+    assert "ONNX Runtime" in ours[-1]
 
 
 def test_links_lead_somewhere() -> None:
